@@ -1,0 +1,112 @@
+"""Bring a graph into the form the other passes expect: layers as modules, no layer without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.nn import functional as F
+
+from sparsefx.passes.layers import layer_of
+from sparsefx.passes.pipeline import Outcome
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class RemoveIdentities:
+    """Take out ``nn.Identity`` and dropout layers: in evaluation they hand their input on."""
+
+    name = "remove_identities"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Remove them from the graph, in place."""
+        removed = 0
+        for node in list(graph_module.graph.nodes):
+            layer = layer_of(graph_module, node)
+            if isinstance(layer, (nn.Identity, *_DROPOUTS)) and not layer.training and len(node.args) == 1:
+                node.replace_all_uses_with(node.args[0])
+                graph_module.graph.erase_node(node)
+                removed += 1
+        return Outcome(removed > 0, f"{removed} removed")
+
+
+@dataclass(frozen=True)
+class FunctionalToModules:
+    """Turn ``F.linear`` and ``F.convNd`` on parameters into layers that hold the same parameters."""
+
+    name = "functional_to_modules"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Rewrite the calls in place; every other argument must be a literal."""
+        converted = 0
+        for node in list(graph_module.graph.nodes):
+            layer = _as_layer(graph_module, node)
+            if layer is None:
+                continue
+            name = f"{node.name}_layer"
+            graph_module.add_submodule(name, layer)
+            with graph_module.graph.inserting_before(node):
+                source = node.args[0] if node.args else node.kwargs["input"]
+                call = graph_module.graph.call_module(name, (source,))
+            node.replace_all_uses_with(call)
+            graph_module.graph.erase_node(node)
+            converted += 1
+        return Outcome(converted > 0, f"{converted} converted")
+
+
+_CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    **{
+        getattr(F, f"conv{n}d"): (getattr(nn, f"Conv{n}d"), ("stride", "padding", "dilation", "groups"))
+        for n in (1, 2, 3)
+    },
+    **{
+        getattr(F, f"conv_transpose{n}d"): (
+            getattr(nn, f"ConvTranspose{n}d"),
+            ("stride", "padding", "output_padding", "groups", "dilation"),
+        )
+        for n in (1, 2, 3)
+    },
+}
+
+
+def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The layer that computes what a functional call does; None where there is none."""
+    if node.op != "call_function" or node.target not in (F.linear, *_CONVOLUTIONS):
+        return None
+    names = ("input", "weight", "bias", *(_CONVOLUTIONS.get(node.target, (None, ()))[1]))
+    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    arguments.pop("input", None)
+    weight = _parameter(graph_module, arguments.pop("weight", None))
+    bias_argument = arguments.pop("bias", None)
+    bias = _parameter(graph_module, bias_argument)
+    if weight is None or (bias is None) != (bias_argument is None):
+        return None
+    if any(isinstance(value, fx.Node) for value in fx.node.map_arg(arguments, lambda n: n).values()):
+        return None
+    layer: nn.Module = _empty_layer(node.target, weight, arguments)
+    layer._parameters.update(weight=weight, bias=bias)
+    layer.train(graph_module.training)
+    return layer
+
+
+def _empty_layer(target: Any, weight: nn.Parameter, arguments: dict[str, Any]) -> Any:
+    """A layer of the right kind and sizes, without storage: its parameters are replaced."""
+    if target is F.linear:
+        return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    kind, _ = _CONVOLUTIONS[target]
+    groups = arguments.get("groups", 1)
+    channels = (weight.shape[1] * groups, weight.shape[0])
+    if target.__name__.startswith("conv_transpose"):
+        channels = (weight.shape[0], weight.shape[1] * groups)
+    return kind(*channels, tuple(weight.shape[2:]), bias=False, device="meta", **arguments)
+
+
+def _parameter(graph_module: fx.GraphModule, node: Any) -> nn.Parameter | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    path, _, name = str(node.target).rpartition(".")
+    found = graph_module.get_submodule(path)._parameters.get(name)
+    return found if isinstance(found, nn.Parameter) else None

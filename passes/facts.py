@@ -1,0 +1,116 @@
+"""What is known of a program's values: which elements vary with the input, and what the others are.
+
+A fact is kept in two tensors that broadcast to the value's shape: a dimension of size 1 says that
+all its indices are alike. Convolutions, poolings and norms leave facts that are uniform over batch
+and space, so a fact holds for any batch and image size, and is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.program import Program, Value
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one value.
+
+    Attributes:
+        varies: bool, broadcastable to the value's shape and of its rank: True where the element may
+            depend on the model's input (or is not known).
+        value: the element where it does not vary; 0 elsewhere. Broadcastable likewise.
+        fixed: the value is a parameter, or made of parameters element by element. Its zeros then
+            stay zeros whatever is removed from the graph; those of a sum may not.
+    """
+
+    varies: Tensor
+    value: Tensor
+    fixed: bool = False
+
+    @property
+    def matters(self) -> Tensor:
+        """False where the element is a zero that a product can rely on."""
+        if not self.fixed:
+            return torch.ones_like(self.varies)
+        return self.value != 0
+
+    def over(self, dim: int, size: int) -> Fact:
+        """The fact over one dimension alone: two vectors of ``size``.
+
+        An index whose elements are not all the same constant varies.
+        """
+        rank = self.varies.dim()
+        others = [d for d in range(rank) if d != dim % rank]
+        moved = self.varies.movedim(dim, 0).flatten(1), self.value.movedim(dim, 0).flatten(1)
+        if not others:
+            return fact(self.varies.expand(size), self.value.expand(size))
+        varies, value = moved
+        first = value[:, 0]
+        mixed = varies.any(1) | (value != first[:, None]).any(1)
+        return fact(mixed.expand(size), first.expand(size))
+
+
+def fact(varies: Tensor, value: Tensor, fixed: bool = False) -> Fact:
+    """A fact, with what is not finite counted as varying and 0 where it varies."""
+    varies = varies | ~torch.isfinite(value)
+    if not bool(varies.any()):
+        return Fact(torch.zeros((1,) * value.dim(), dtype=torch.bool), value, fixed)
+    return Fact(varies, torch.where(varies, 0, value))
+
+
+def unknown(value: Value) -> Fact:
+    """Nothing is known: every element may vary."""
+    shape = (1,) * len(value.shape)
+    return Fact(torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=value.dtype))
+
+
+def constant(tensor: Tensor) -> Fact:
+    """A parameter, a buffer or another constant: nothing varies. Facts live on the CPU."""
+    return Fact(torch.zeros((1,) * tensor.dim(), dtype=torch.bool), tensor.cpu(), fixed=True)
+
+
+def forward_facts(program: Program) -> dict[Value, Fact]:
+    """Run the program on what is known instead of on numbers.
+
+    Each operation's own rule (:mod:`sparsefx.passes.ops`) carries its operands' facts to its results.
+    """
+    from sparsefx.passes.ops import operation_of
+
+    facts: dict[Value, Fact] = {}
+    for value in program.constants:
+        assert value.constant is not None
+        facts[value] = constant(value.constant)
+    for value in program.inputs:
+        facts[value] = unknown(value)
+    for call in program.calls:
+        results = operation_of(call).forward(call, facts)
+        for output, result in zip(call.outputs, results, strict=True):
+            facts[output] = result
+    return facts
+
+
+def live_elements(program: Program, facts: Mapping[Value, Fact]) -> dict[Value, Tensor]:
+    """For each value, which elements some output of the graph reads, directly or through others.
+
+    Computed backwards, each operation's rule transposed. A factor is not read where the other one
+    is a zero of the parameters.
+
+    Returns:
+        Bool tensors, broadcastable to the values' shapes.
+    """
+    from sparsefx.passes.ops import operation_of
+
+    live = {value: torch.zeros_like(facts[value].varies) for value in facts}
+    for value in program.outputs:
+        live[value] = torch.ones_like(live[value])
+    for call in reversed(program.calls):
+        wanted = [live[output] for output in call.outputs]
+        reads = operation_of(call).backward(call, facts, wanted)
+        for value, read in zip(call.inputs, reads, strict=True):
+            live[value] = live[value] | read
+    return live

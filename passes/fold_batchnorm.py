@@ -1,0 +1,64 @@
+"""Fold batch normalisation into the layer before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from sparsefx.passes.layers import double, layer_of, per_output, set_bias, sole_contractions
+from sparsefx.passes.pipeline import Outcome
+from sparsefx.passes.program import record
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Multiply a layer's weight by the scale of the BatchNorm that alone reads it, and shift its bias.
+
+    Evaluation semantics: the running statistics. Zeros of the weight stay exactly zero. A layer
+    called twice or with shared parameters, and a BatchNorm without running statistics, are left alone.
+    """
+
+    name = "fold_batchnorm"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Fold every pair that can be; the graph is edited in place."""
+        folded = 0
+        program = record(graph_module, example_inputs)
+        for node, layer in sole_contractions(graph_module).items():
+            norm = _sole_norm(graph_module, node)
+            # the channels of a Linear are the last dimension, those of a BatchNorm the second
+            aligned = isinstance(layer, _ConvNd) or len(program.node_values[node][0].shape) == 2
+            if norm is not None and aligned:
+                _fold(layer, norm)
+                (user,) = node.users
+                user.replace_all_uses_with(node)
+                graph_module.graph.erase_node(user)
+                folded += 1
+        return Outcome(folded > 0, f"{folded} folded")
+
+
+def _sole_norm(graph_module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
+    """The BatchNorm with running statistics that alone reads a node."""
+    readers = [layer_of(graph_module, user) for user in node.users]
+    if len(readers) != 1 or not isinstance(readers[0], _BatchNorm):
+        return None
+    return readers[0] if readers[0].running_mean is not None and not readers[0].training else None
+
+
+@torch.no_grad()
+def _fold(layer: nn.Linear | _ConvNd, norm: _BatchNorm) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = (double(layer.bias, norm.running_mean) - norm.running_mean.double()) * scale
+    bias = bias + double(norm.bias, bias)
+    layer.weight.copy_(layer.weight.double() * per_output(layer, scale))
+    set_bias(layer, bias)

@@ -1,0 +1,92 @@
+"""Fold channels that do not vary into the layers that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from sparsefx.passes.facts import forward_facts
+from sparsefx.passes.layers import double, is_evenly_padded, set_bias, sole_contractions
+from sparsefx.passes.pipeline import Outcome
+from sparsefx.passes.program import record
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Stop layers from reading input channels that are constant.
+
+    An empty channel is not zero: it is its bias, then what normalisation and activation make of it.
+    A layer that reads such a channel of value c takes ``W[:, i] * c`` into its bias, and its column
+    becomes zero. **Into zero padding a constant is no longer constant after the convolution** (its
+    border differs), so there all constant channels of a group merge into one *carrier* k, whose
+    column becomes ``sum_i (c_i / c_k) W[:, i]``: exact at every image size. k is the largest in
+    magnitude, so the factors are at most 1.
+    """
+
+    name = "fold_constants"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Fold wherever a layer reads a constant channel; the layers are edited in place."""
+        program = record(graph_module, example_inputs)
+        facts = forward_facts(program)
+        folded = 0
+        for node, layer in sole_contractions(graph_module).items():
+            (source,) = program.node_values[node.all_input_nodes[0]]
+            dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+            known = facts[source].over(dim, source.shape[dim])
+            device = layer.weight.device
+            folded += _fold(layer, known.varies.to(device), known.value.to(device))
+        return Outcome(folded > 0, f"{folded} input channels folded")
+
+
+@torch.no_grad()
+def _fold(layer: nn.Linear | _ConvNd, varies: Tensor, value: Tensor) -> int:
+    """Fold one layer's constant input channels; returns how many columns changed."""
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    constant, values = ~varies.view(groups, -1), value.view(groups, -1).double()
+    changed, added = 0, []
+    for group, columns in enumerate(_columns(layer, groups)):
+        read = constant[group].nonzero().flatten()
+        read = read[_is_read(columns, read)]
+        if is_evenly_padded(layer):
+            added.append(columns[read].double().sum(2).mT @ values[group, read])
+        else:
+            read = _merge(columns, read, torch.where(constant[group], values[group], 0))
+        columns[read] = 0
+        changed += len(read)
+    moved = torch.cat(added) if added else torch.zeros(1)
+    if bool(moved.any()):
+        set_bias(layer, double(layer.bias, moved) + moved)
+    return changed
+
+
+def _merge(columns: Tensor, read: Tensor, values: Tensor) -> Tensor:
+    """Merge a group's constant columns into its carrier's; returns those that are no longer needed.
+
+    The carrier is chosen by the constants alone, so that all readers of a value agree on it.
+    """
+    carrier = int(values.abs().argmax())
+    merging = read[(values[read] != 0) & (read != carrier)]
+    if len(merging):
+        factors = values[merging] / values[carrier]
+        merged = columns[carrier].double() + torch.einsum("i,iot->ot", factors, columns[merging].double())
+        columns[carrier] = merged.to(columns.dtype)
+    return read[(read != carrier) | (values[carrier] == 0)]
+
+
+def _is_read(columns: Tensor, channels: Tensor) -> Tensor:
+    """Which of some input channels have a weight other than 0."""
+    return columns[channels].ne(0).flatten(1).any(1)
+
+
+def _columns(layer: nn.Linear | _ConvNd, groups: int) -> Tensor:
+    """A view of a layer's weight as (groups, inputs, outputs, taps)."""
+    weight = layer.weight.data
+    taps = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+    by_group = taps.view(groups, -1, *taps.shape[1:])
+    return by_group if isinstance(layer, _ConvTransposeNd) else by_group.transpose(1, 2)

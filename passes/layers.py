@@ -1,0 +1,92 @@
+"""The layers that the rewriting passes know how to edit, and how a layer's attributes follow its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+CONTRACTIONS = (nn.Linear, _ConvNd)
+
+
+def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module a ``call_module`` node calls; None for any other node."""
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def sole_contractions(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Linear | _ConvNd]:
+    """The nodes whose Linear or Conv layer is called nowhere else and shares no parameter.
+
+    Only these may have their weights rewritten: what one call needs would be wrong for the other.
+    """
+    nodes = graph_module.graph.nodes
+    calls = Counter(str(node.target) for node in nodes if node.op in ("call_module", "get_attr"))
+    holders = Counter(id(p) for _, p in graph_module.named_parameters(remove_duplicate=False))
+    found = {}
+    for node in nodes:
+        layer = layer_of(graph_module, node)
+        if not isinstance(layer, CONTRACTIONS) or calls[str(node.target)] > 1:
+            continue
+        names = [f"{node.target}.{name}" for name in layer._parameters]
+        if all(holders[id(p)] == 1 for p in layer.parameters()) and not any(calls[name] for name in names):
+            found[node] = layer
+    return found
+
+
+def set_bias(layer: nn.Linear | _ConvNd, bias: Tensor) -> None:
+    """Give a layer a bias, in the type, place and trainability of its weight."""
+    weight = layer.weight
+    layer.bias = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
+
+
+def follow_weight(layer: nn.Module, in_channels: int) -> None:
+    """Set the size attributes of a layer to what its tensors say.
+
+    Args:
+        layer: a Linear, Conv or BatchNorm layer whose tensors were cut.
+        in_channels: the channels that its input has now.
+    """
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, _ConvTransposeNd):
+        layer.groups = layer.groups * layer.weight.shape[0] // layer.in_channels
+        layer.in_channels, layer.out_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, _ConvNd):
+        layer.groups = in_channels // layer.weight.shape[1]
+        layer.in_channels, layer.out_channels = in_channels, layer.weight.shape[0]
+    elif isinstance(layer, _BatchNorm):
+        layer.num_features = in_channels
+
+
+def per_output(layer: nn.Linear | _ConvNd, vector: Tensor) -> Tensor:
+    """A vector over a layer's output channels, shaped to multiply its weight."""
+    if not isinstance(layer, _ConvTransposeNd):
+        return vector.view(-1, *(1,) * (layer.weight.dim() - 1))
+    # the weight of a transposed convolution is (groups * inputs, outputs / groups, taps...)
+    rows = vector.view(layer.groups, 1, -1).expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)
+    return rows.view(*rows.shape, *(1,) * (layer.weight.dim() - 2))
+
+
+def is_evenly_padded(layer: nn.Linear | _ConvNd) -> bool:
+    """Whether a constant input channel adds the same to every output position.
+
+    Zero padding breaks that at the border; a transposed convolution reaches different positions by
+    different taps.
+    """
+    if isinstance(layer, nn.Linear):
+        return True
+    if isinstance(layer, _ConvTransposeNd):
+        return False
+    if layer.padding_mode != "zeros" or layer.padding == "valid":
+        return True
+    if layer.padding == "same":
+        return all(size == 1 for size in layer.kernel_size)
+    return not any(int(p) for p in layer.padding)
+
+
+def double(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """A tensor in float64 (zeros like ``like`` for None), so that folding rounds once."""
+    return torch.zeros_like(like, dtype=torch.float64) if tensor is None else tensor.detach().double()

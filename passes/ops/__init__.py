@@ -1,0 +1,78 @@
+"""The operation table: what the passes know of each ATen operation, one entry each.
+
+An operation that is not here, and is not elementwise by torch's own tag, keeps every channel it
+touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sparsefx.passes.ops.base import Operation, Unknown
+from sparsefx.passes.ops.batch_norm import BatchNorm
+from sparsefx.passes.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
+from sparsefx.passes.ops.elementwise import Elementwise, Multiply
+from sparsefx.passes.ops.movement import Concatenate, Movement, Permute, dim_argument, padded_dims
+from sparsefx.passes.ops.reduction import (
+    Mix,
+    all_but_batch,
+    always,
+    dims_argument,
+    last_dims,
+    normalized_dims,
+    pads_nothing,
+)
+from sparsefx.passes.program import Call
+
+__all__ = ["OPERATIONS", "ConvolutionCall", "Operation", "is_known", "operation_of"]
+
+_UNKNOWN = Unknown()
+_ELEMENTWISE = Elementwise()
+
+OPERATIONS: dict[str, Operation] = {
+    # elementwise, but not tagged so
+    **dict.fromkeys(["hardswish", "_prelu_kernel", "_to_copy"], _ELEMENTWISE),
+    **dict.fromkeys(["alias", "detach", "lift_fresh"], _ELEMENTWISE),
+    "mul": Multiply(),
+    # data movement
+    **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
+    **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "unbind"], Movement(dim_argument)),
+    "constant_pad_nd": Movement(padded_dims),
+    **{f"{kind}_pad{n}d": Movement(padded_dims) for kind in ("reflection", "replication") for n in (1, 2, 3)},
+    **dict.fromkeys(["t", "transpose", "permute"], Permute()),
+    "cat": Concatenate(),
+    # contractions
+    "convolution": Convolution(),
+    **dict.fromkeys(["mm", "addmm", "bmm", "baddbmm"], MatrixProduct()),
+    # normalisation
+    **dict.fromkeys(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"], BatchNorm()),
+    "native_layer_norm": Mix(normalized_dims),
+    "native_group_norm": Mix(all_but_batch),
+    **dict.fromkeys(["_softmax", "_log_softmax"], Mix(dims_argument)),
+    # reductions and pooling
+    **dict.fromkeys(["mean", "amax", "amin"], Mix(dims_argument, always)),
+    "sum": Mix(dims_argument),
+    **{f"max_pool{n}d_with_indices": Mix(last_dims(n), always) for n in (2, 3)},
+    **{f"avg_pool{n}d": Mix(last_dims(n), pads_nothing) for n in (2, 3)},
+    **{f"_adaptive_avg_pool{n}d": Mix(last_dims(n), always) for n in (2, 3)},
+    **{f"adaptive_max_pool{n}d": Mix(last_dims(n), always) for n in (2, 3)},
+    **{f"upsample_nearest{n}d": Mix(last_dims(n), always) for n in (1, 2, 3)},
+    **{
+        f"upsample_{kind}{n}d": Mix(last_dims(n), always)
+        for n, kind in enumerate(("linear", "bilinear", "trilinear"), 1)
+    },
+}
+
+
+def is_known(call: Call) -> bool:
+    """Whether the table describes an operation; if not, it keeps every channel that it touches."""
+    return operation_of(call) is not _UNKNOWN
+
+
+def operation_of(call: Call) -> Operation:
+    """The rules of a recorded operation."""
+    if call.aliases or not call.outputs:
+        return _UNKNOWN
+    if call.name in OPERATIONS and call.op.namespace == "aten":
+        return OPERATIONS[call.name]
+    return _ELEMENTWISE if torch.Tag.pointwise in call.op.tags and len(call.outputs) == 1 else _UNKNOWN

@@ -1,0 +1,60 @@
+"""Elementwise operations, with broadcasting: activations, arithmetic, comparisons, casts, copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.ops.base import Facts, reduce_to
+from sparsefx.passes.program import Call, Value
+from sparsefx.passes.slices import Kept
+
+
+class Elementwise:
+    """Each element of the result reads the operands' elements at its place."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        operands = [facts[value] for value in call.inputs]
+        (value,) = call.run([operand.value for operand in operands])
+        varies = torch.zeros((), dtype=torch.bool)
+        for operand in operands:
+            varies = varies | operand.varies
+        return [fact(varies.expand(value.shape), value, all(operand.fixed for operand in operands))]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        return [reduce_to(wanted[0], value) for value in call.inputs]
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        (output,) = call.outputs
+        for value in call.inputs:
+            tie_broadcast(kept, value, output)
+
+
+class Multiply(Elementwise):
+    """A product: constantly 0 where either factor is, and a factor is not read where the other is 0."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (product,) = super().forward(call, facts)
+        zero = torch.zeros((), dtype=torch.bool)
+        for value in call.inputs:
+            zero = zero | (~facts[value].varies & (facts[value].value == 0))
+        return [fact(product.varies & ~zero, product.value.where(~zero, 0), product.fixed)]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        if len(call.inputs) != 2:
+            return super().backward(call, facts, wanted)
+        one, other = call.inputs
+        return [
+            reduce_to(wanted[0] & facts[other].matters, one),
+            reduce_to(wanted[0] & facts[one].matters, other),
+        ]
+
+
+def tie_broadcast(kept: Kept, operand: Value, result: Value) -> None:
+    """Tie an operand's dimensions to the result's, aligned on the right; broadcast ones stay whole."""
+    for back in range(1, len(operand.shape) + 1):
+        if operand.shape[-back] == result.shape[-back]:
+            kept.tie((operand, -back), (result, -back))
+        else:
+            kept.keep_all(operand, [-back])

@@ -1,0 +1,184 @@
+"""Data movement: views, permutations, concatenations, slices, padding.
+
+Such an operation only says where each element of its result comes from. It is asked by running it
+on integer labels, so one rule serves them all; concatenation and permutation, the frequent ones
+over large maps, also have the short form in which dimensions stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.ops.base import Facts
+from sparsefx.passes.program import Call, Value
+from sparsefx.passes.slices import Kept
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Each element of a result is an element of an operand, or a constant put in by padding.
+
+    Attributes:
+        literal_dims: the dimensions along which the call names positions (a slice's start, a split's
+            sizes); they stay whole, so that the positions stay right.
+    """
+
+    literal_dims: Callable[[Call], list[int]] = lambda call: []
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        operands = [facts[value] for value in call.inputs]
+        pairs = list(zip(operands, call.inputs, strict=True))
+        values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
+        marks = [f.varies.to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
+        varies = [mark != 0 for mark in call.run(marks)]
+        fixed = all(operand.fixed for operand in operands)
+        return [fact(mark, value, fixed) for mark, value in zip(varies, values, strict=True)]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        read = _Elements(call.inputs)
+        for labels, elements in zip(_labels(call), wanted, strict=True):
+            read.mark(labels[elements.expand(labels.shape)])
+        return read.each()
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        for value in (*call.inputs, *call.outputs):
+            if len(value.shape) == len(call.inputs[0].shape):
+                kept.keep_all(value, self.literal_dims(call))
+        sources = torch.cat([_product(kept, value).flatten() for value in call.inputs])
+        moved = _Elements(call.inputs)
+        for labels, output in zip(_labels(call), call.outputs, strict=True):
+            placed = labels >= 0
+            _keep_product(kept, output, placed & sources[labels.clamp_min(0)])
+            moved.mark(labels[placed & _product(kept, output)])
+        for value, elements in zip(call.inputs, moved.each(), strict=True):
+            _keep_product(kept, value, elements)
+
+
+class Permute(Movement):
+    """A permutation of dimensions: each ties to the one it becomes, and a fact keeps its uniformity."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (value,) = call.inputs
+        (moved,), (varies,) = call.run([facts[value].value]), call.run([facts[value].varies])
+        return [fact(varies, moved, facts[value].fixed)]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        origin = self._origin(call)
+        inverse = sorted(range(len(origin)), key=origin.__getitem__)
+        return [wanted[0].permute(inverse)]
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        for dim, source in enumerate(self._origin(call)):
+            kept.tie((call.inputs[0], source), (call.outputs[0], dim))
+
+    def _origin(self, call: Call) -> list[int]:
+        """For each dimension of the result, the dimension of the operand that it is."""
+        rank = len(call.inputs[0].shape)
+        (probe,) = call.run([torch.empty(tuple(range(2, rank + 2)), device="meta")])
+        return [size - 2 for size in probe.shape]
+
+
+class Concatenate(Movement):
+    """Operands side by side along one dimension; along the others they tie."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        dim, operands = _cat_dim(call), [facts[value] for value in call.inputs]
+        reps = [rep for operand in operands for rep in (operand.varies, operand.value)]
+        common = torch.broadcast_shapes(*(_resized(rep.shape, dim, 1) for rep in reps))
+        shapes = [_resized(common, dim, value.shape[dim]) for value in call.inputs]
+        varies = [f.varies.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
+        values = [f.value.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
+        return [fact(torch.cat(varies, dim), torch.cat(values, dim), all(f.fixed for f in operands))]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        dim = _cat_dim(call)
+        sizes = [value.shape[dim] for value in call.inputs]
+        return list(wanted[0].expand(_resized(wanted[0].shape, dim, sum(sizes))).split(sizes, dim))
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        dim, (output,) = _cat_dim(call), call.outputs
+        start = 0
+        for value in call.inputs:
+            stop = start + value.shape[dim]
+            for other in range(len(output.shape)):
+                if other != dim:
+                    kept.tie((value, other), (output, other))
+            kept.keep(value, dim, kept.of(output, dim)[start:stop])
+            own = torch.zeros(output.shape[dim], dtype=torch.bool)
+            own[start:stop] = kept.of(value, dim)
+            kept.keep(output, dim, own)
+            start = stop
+
+
+def dim_argument(call: Call) -> list[int]:
+    """The dimension that a slice, selection or split works along."""
+    named = {argument.name: position for position, argument in enumerate(call.op._schema.arguments)}
+    position = named["dim"]
+    dim = call.args[position] if position < len(call.args) else call.kwargs.get("dim", 0)
+    return [int(dim) % len(call.inputs[0].shape)]
+
+
+def padded_dims(call: Call) -> list[int]:
+    """The dimensions that a padding really pads."""
+    padding = call.args[1]
+    rank = len(call.inputs[0].shape)
+    return [rank - 1 - pair for pair in range(len(padding) // 2) if any(padding[2 * pair : 2 * pair + 2])]
+
+
+def _cat_dim(call: Call) -> int:
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    return int(dim) % len(call.outputs[0].shape)
+
+
+def _resized(shape: torch.Size, dim: int, size: int) -> torch.Size:
+    """A shape with one dimension of another size."""
+    return torch.Size((*shape[:dim], size, *shape[dim + 1 :]))
+
+
+def _labels(call: Call) -> list[Tensor]:
+    """For each element of each result, the number of the operand element it is; -1 for none."""
+    sources, start = [], 1
+    for value in call.inputs:
+        # float64 holds every count exactly, and every movement supports it
+        sources.append(
+            torch.arange(start, start + value.shape.numel(), dtype=torch.float64).view(value.shape)
+        )
+        start += value.shape.numel()
+    return [labels.long() - 1 for labels in call.run(sources)]
+
+
+class _Elements:
+    """Marked elements of several values that are numbered through."""
+
+    def __init__(self, values: list[Value]) -> None:
+        self._values = values
+        self._marked = torch.zeros(sum(value.shape.numel() for value in values), dtype=torch.bool)
+
+    def mark(self, labels: Tensor) -> None:
+        self._marked[labels[labels >= 0]] = True
+
+    def each(self) -> list[Tensor]:
+        parts = self._marked.split([value.shape.numel() for value in self._values])
+        return [part.view(value.shape) for part, value in zip(parts, self._values, strict=True)]
+
+
+def _product(kept: Kept, value: Value) -> Tensor:
+    """The elements all of whose indices are kept."""
+    elements = torch.ones(value.shape, dtype=torch.bool)
+    for dim, indices in enumerate(kept[value]):
+        shape = [1] * len(value.shape)
+        shape[dim] = -1
+        elements &= indices.view(shape)
+    return elements
+
+
+def _keep_product(kept: Kept, value: Value, elements: Tensor) -> None:
+    """Keep every index that one of the elements has."""
+    for dim in range(len(value.shape)):
+        others = [d for d in range(len(value.shape)) if d != dim]
+        kept.keep(value, dim, elements.any(others) if others else elements)

@@ -1,0 +1,118 @@
+"""Operations that mix elements along some dimensions: reductions, poolings, softmax and norms.
+
+What they mix must stay whole (a mean or a statistic reads all of it); along the other dimensions
+they are elementwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.ops.base import Facts, any_over
+from sparsefx.passes.program import Call
+from sparsefx.passes.slices import Kept
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One rule for all operations that mix whole dimensions of their first operand.
+
+    Attributes:
+        dims: the dimensions of the first operand that are mixed.
+        keeps_constant: whether mixing equal constants gives that constant.
+    """
+
+    dims: Callable[[Call], list[int]]
+    keeps_constant: Callable[[Call], bool] = lambda call: False
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        known, mixed = facts[call.inputs[0]], self._mixed(call)
+        varies, value = any_over(known.varies, mixed), known.value
+        if not self.keeps_constant(call):
+            varies = torch.ones_like(varies)
+        for dim in mixed:
+            first = value.narrow(dim, 0, 1)
+            varies = varies | (value != first).any(dim, keepdim=True)
+            value = first
+        result = fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value)
+        return [self._reshaped(call, result, index) for index in range(len(call.outputs))]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        source = call.inputs[0]
+        read = wanted[0]
+        if len(call.outputs[0].shape) < len(source.shape):
+            for dim in self._mixed(call):
+                read = read.unsqueeze(dim)
+        else:
+            read = any_over(read, self._mixed(call))
+        parameters = [torch.ones((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs[1:]]
+        return [read, *parameters]
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        source, mixed = call.inputs[0], self._mixed(call)
+        kept.keep_all(source, mixed)
+        for parameter in call.inputs[1:]:
+            kept.keep_all(parameter)
+        for output in call.outputs:
+            if len(output.shape) == len(source.shape):
+                kept.keep_all(output, mixed)
+                pairs = [(dim, dim) for dim in range(len(source.shape)) if dim not in mixed]
+            else:
+                left = [dim for dim in range(len(source.shape)) if dim not in mixed]
+                pairs = list(zip(left, range(len(output.shape)), strict=False))
+            for dim, result in pairs:
+                kept.tie((source, dim), (output, result))
+
+    def _mixed(self, call: Call) -> list[int]:
+        rank = len(call.inputs[0].shape)
+        return sorted({dim % rank for dim in self.dims(call)})
+
+    def _reshaped(self, call: Call, result: Fact, index: int) -> Fact:
+        """The result for one output: without the mixed dimensions where they are dropped."""
+        varies = result.varies
+        if index:  # indices of maxima, saved statistics: nothing is said of them
+            varies = torch.ones_like(varies)
+        if len(call.outputs[index].shape) == result.value.dim():
+            return fact(varies, result.value)
+        mixed = self._mixed(call)
+        return fact(varies.squeeze(mixed), result.value.squeeze(mixed))
+
+
+def last_dims(count: int) -> Callable[[Call], list[int]]:
+    """The last ``count`` dimensions: the positions of an image."""
+    return lambda call: list(range(-count, 0))
+
+
+def dims_argument(call: Call) -> list[int]:
+    """The dimensions named by the second argument; all where there is none."""
+    dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+    if dims is None or dims == []:
+        return list(range(len(call.inputs[0].shape)))
+    return [dims] if isinstance(dims, int) else list(dims)
+
+
+def normalized_dims(call: Call) -> list[int]:
+    """The last dimensions, as many as ``normalized_shape`` has."""
+    return list(range(-len(call.args[1]), 0))
+
+
+def all_but_batch(call: Call) -> list[int]:
+    """Every dimension but the first."""
+    return list(range(1, len(call.inputs[0].shape)))
+
+
+def pads_nothing(call: Call) -> bool:
+    """Whether an average pooling leaves a constant as it is at the border too."""
+    padding = call.args[3] if len(call.args) > 3 else [0]
+    count_include_pad = call.args[5] if len(call.args) > 5 else True
+    return not any(padding) or not count_include_pad
+
+
+def always(call: Call) -> bool:
+    """Mixing a constant with itself gives it back, as in a mean or a maximum."""
+    return True

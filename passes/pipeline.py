@@ -1,0 +1,81 @@
+"""Passes in a row: each takes a valid graph and leaves a valid graph, and says what it did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did.
+
+    Attributes:
+        modified: whether it changed anything; run again at once, it changes nothing.
+        detail: one line for the report.
+    """
+
+    modified: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One row of a pipeline's report: a pass, what it did, and the seconds it took."""
+
+    name: str
+    modified: bool
+    seconds: float
+    detail: str
+
+
+class Pass(Protocol):
+    """A graph rewrite: a frozen dataclass whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """The name it is reported under."""
+        ...
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Rewrite the module in place; its function on every input stays the same."""
+        ...
+
+
+Check = Callable[[str, fx.GraphModule], None]
+
+
+def run_pipeline(
+    passes: Sequence[Pass],
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    check: Check | None = None,
+) -> list[PassReport]:
+    """Run passes in order on one module, in place.
+
+    Args:
+        passes: the passes.
+        graph_module: the module to rewrite, in evaluation mode.
+        example_inputs: positional arguments that its forward accepts.
+        check: called after each pass with its name and the module, to verify or to print.
+
+    Returns:
+        One report per pass.
+    """
+    reports = []
+    for step in passes:
+        start = time.perf_counter()
+        outcome = step.run(graph_module, example_inputs)
+        if outcome.modified:
+            graph_module.graph.eliminate_dead_code()
+            graph_module.graph.lint()
+            graph_module.delete_all_unused_submodules()
+            graph_module.recompile()
+        reports.append(PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail))
+        if check is not None:
+            check(step.name, graph_module)
+    return reports

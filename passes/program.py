@@ -1,0 +1,230 @@
+"""The ATen program of a graph: what each node really computes, recorded by running it once.
+
+Modules, functionals, methods and operators all bottom out in a few ATen operations, so the analyses
+look at these; each recorded call knows the graph node it came from. Tensors become values in single
+assignment form: an operation that writes in place makes a new value of the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of the program.
+
+    Attributes:
+        shape: its shape in the recorded run.
+        dtype: its data type.
+        constant: the parameter, buffer or constant itself; None for what is computed.
+        names: the attributes under which the model holds the constant, several where it is tied.
+        readers: how many calls read it.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    constant: Tensor | None = None
+    names: tuple[str, ...] = ()
+    readers: int = 0
+
+
+@dataclass(eq=False)
+class Call:
+    """One ATen operation.
+
+    Attributes:
+        op: the operator, in its functional form (``relu`` for ``relu_``).
+        args: its arguments, with each tensor replaced by its :class:`Value`.
+        kwargs: its keyword arguments, likewise.
+        outputs: the values it makes.
+        node: the graph node that it belongs to.
+        aliases: values that look into memory it writes; nothing can be said of any of them.
+    """
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value]
+    node: fx.Node
+    aliases: tuple[Value, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The operator's name without its namespace and overload: ``convolution``."""
+        return str(self.op.overloadpacket.__name__)
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The values it reads, in the order of its arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [*(leaf for leaf in leaves if isinstance(leaf, Value)), *self.aliases]
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Run the operator with other tensors in the places of :attr:`inputs`."""
+        replacement = iter(tensors)
+        args, kwargs = pytree.tree_map(
+            lambda leaf: next(replacement) if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
+        )
+        return [leaf for leaf in pytree.tree_leaves(self.op(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+@dataclass
+class Program:
+    """A recorded graph.
+
+    Attributes:
+        calls: the operations in the order they ran.
+        inputs: the values of the graph's inputs.
+        outputs: the values that the graph returns.
+        node_values: for each node, the tensors of its result.
+        constants: the parameters, buffers and other tensors that the graph holds.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    node_values: dict[fx.Node, list[Value]] = field(default_factory=dict)
+    constants: list[Value] = field(default_factory=list)
+
+    def calls_of(self, node: fx.Node) -> list[Call]:
+        """The operations that one graph node ran."""
+        return [call for call in self.calls if call.node is node]
+
+    def values(self) -> Iterator[Value]:
+        """Every value: inputs, constants, and what the calls make."""
+        yield from self.inputs
+        yield from self.constants
+        for call in self.calls:
+            yield from call.outputs
+
+
+def record(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
+    """Run a graph once, in its present mode and without gradients, and write down what it does.
+
+    Args:
+        graph_module: the graph.
+        example_inputs: the positional arguments of its forward.
+    """
+    recorder = _Recorder(graph_module)
+    with torch.no_grad():
+        _RecordingInterpreter(graph_module, recorder).run(*example_inputs)
+    return recorder.program
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.program = Program()
+        self.node: fx.Node | None = None
+        self._model = model
+        self._names = _tensor_names(model)
+        self._values: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
+        self._sharing: dict[int, dict[int, Tensor]] = {}  # storage -> the tensors that look into it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        recorded_args, recorded_kwargs = pytree.tree_map(self._value_or_leaf, (args, kwargs))
+        result = func(*args, **kwargs)
+        written = {id(tensor) for tensor in _written_tensors(func, args, kwargs)}
+        shared = [tensor for key in written for tensor in self._others_sharing(key)]
+        aliases = tuple(self.value(tensor) for tensor in shared)
+        outputs = [self._output(t, written) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        outputs += [self._new_value(tensor) for tensor in shared]
+        assert self.node is not None
+        call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases)
+        for value in call.inputs:
+            value.readers += 1
+        self.program.calls.append(call)
+        return result
+
+    def value(self, tensor: Tensor) -> Value:
+        """The value a tensor stands for; one that was never seen is a constant of the model."""
+        if id(tensor) not in self._values:
+            value = Value(tensor.shape, tensor.dtype, tensor.detach(), self._names.get(id(tensor), ()))
+            self.program.constants.append(value)
+            self._remember(tensor, value)
+        return self._values[id(tensor)]
+
+    def graph_input(self, tensor: Tensor) -> None:
+        """Note that a tensor is an input of the graph."""
+        self.program.inputs.append(self._new_value(tensor))
+
+    def _value_or_leaf(self, leaf: Any) -> Any:
+        return self.value(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _output(self, tensor: Tensor, written: set[int]) -> Value:
+        if id(tensor) in self._values and id(tensor) not in written:
+            return self._values[id(tensor)]  # the operation handed an argument back
+        return self._new_value(tensor)
+
+    def _new_value(self, tensor: Tensor) -> Value:
+        value = Value(tensor.shape, tensor.dtype)
+        self._remember(tensor, value)
+        return value
+
+    def _remember(self, tensor: Tensor, value: Value) -> None:
+        self._values[id(tensor)] = value
+        self._alive.append(tensor)
+        if tensor.layout is torch.strided:
+            self._sharing.setdefault(tensor.untyped_storage().data_ptr(), {})[id(tensor)] = tensor
+
+    def _others_sharing(self, key: int) -> list[Tensor]:
+        """The other tensor objects of the program that look into the memory of one that was written."""
+        sharing = next((tensors for tensors in self._sharing.values() if key in tensors), {})
+        return [tensor for other, tensor in sharing.items() if other != key]
+
+
+class _RecordingInterpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.recorder = recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.recorder.node = n
+        with self.recorder:
+            result = super().run_node(n)
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if n.op == "placeholder":
+            for tensor in tensors:
+                self.recorder.graph_input(tensor)
+        values = [self.recorder.value(tensor) for tensor in tensors]
+        self.recorder.program.node_values[n] = values
+        if n.op == "output":
+            self.recorder.program.outputs = values
+        return result
+
+
+def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    names: dict[int, tuple[str, ...]] = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names[id(tensor)] = (*names.get(id(tensor), ()), name)
+    return names
+
+
+def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that the operator writes, by its schema."""
+    written = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return written
+
+
+def _functional(func: Any) -> Any:
+    """``relu`` for ``relu_``: the analyses see values, not memory."""
+    name = func.overloadpacket.__name__
+    if func.namespace != "aten" or not name.endswith("_") or name.endswith("__"):
+        return func
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, func._overloadname, func) if packet is not None else func

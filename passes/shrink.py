@@ -1,0 +1,161 @@
+"""Remove dead slices: cut parameters and buffers, and rewrite the sizes that depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.layers import follow_weight, layer_of
+from sparsefx.passes.ops import is_known
+from sparsefx.passes.pipeline import Outcome
+from sparsefx.passes.program import Program, Value, record
+from sparsefx.passes.sizes import Pin, find_pins, is_reshape, rewrite_reshape
+from sparsefx.passes.slices import Kept, find_kept
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Physically remove every slice that no output reads and that all its ties let go.
+
+    Attributes:
+        align: round the widths of layers up to a multiple of this, with removable channels.
+    """
+
+    align: int = 1
+    name = "shrink"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+        """Cut the module in place.
+
+        The cut graph is run once on the example inputs: a node whose result has not the shape that
+        the analysis expects (its sizes come from somewhere it cannot see) keeps all its channels,
+        and the cut is made again.
+        """
+        program = record(graph_module, example_inputs)
+        live = live_elements(program, forward_facts(program))
+        pins = find_pins(graph_module, program)
+        while True:
+            kept = find_kept(program, live, pinned=_flat(pins), align=self.align)
+            undo = _cut(graph_module, program, kept)
+            failed = _first_misfit(graph_module, example_inputs, program, kept)
+            if failed is None:
+                break
+            undo.close()
+            pins.setdefault(failed, []).extend(_everything_at(program, failed))
+        removed = sum(value.shape.numel() - kept.shape(value).numel() for value in program.constants)
+        lines = [f"{removed} elements of parameters and buffers removed", *_blockers(program, pins, live)]
+        return Outcome(removed > 0, "; ".join(lines))
+
+
+def _flat(pins: dict[fx.Node, list[Pin]]) -> list[Pin]:
+    return [pin for found in pins.values() for pin in found]
+
+
+def _everything_at(program: Program, node: fx.Node) -> list[Pin]:
+    """Every value that a node reads or makes."""
+    around = [n for n in (node, *node.all_input_nodes) if n in program.node_values]
+    touched = [value for n in around for value in program.node_values[n]]
+    touched += [value for call in program.calls_of(node) for value in (*call.inputs, *call.outputs)]
+    return [(value, None) for value in touched]
+
+
+@torch.no_grad()
+def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStack:
+    """Cut tensors, attributes and literal sizes to what is kept; closing the result undoes it."""
+    undo = ExitStack()
+    for value in program.constants:
+        if not kept.is_full(value):
+            _cut_constant(graph_module, value, kept, undo)
+    for node in graph_module.graph.nodes:
+        layer = layer_of(graph_module, node)
+        if layer is not None and node.all_input_nodes and program.node_values[node.all_input_nodes[0]]:
+            undo.callback(layer.__dict__.update, dict(layer.__dict__))
+            source = program.node_values[node.all_input_nodes[0]][0]
+            follow_weight(layer, kept.shape(source)[1] if len(source.shape) > 1 else 0)
+        elif is_reshape(node):
+            undo.callback(setattr, node, "args", node.args)
+            (result,) = program.node_values[node]
+            rewrite_reshape(node, result.shape, kept.shape(result))
+    graph_module.recompile()
+    return undo
+
+
+def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -> None:
+    """Cut a parameter or buffer under all its names, which keep sharing one tensor."""
+    assert value.constant is not None
+    tensor = value.constant
+    for dim, indices in enumerate(kept[value]):
+        if not bool(indices.all()):
+            tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
+    replacement: Tensor | None = None
+    for name in value.names:
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        held: dict[str, Any] = module._parameters if attribute in module._parameters else module._buffers
+        old = held[attribute]
+        undo.callback(held.__setitem__, attribute, old)
+        if replacement is None:
+            replacement = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        held[attribute] = replacement
+
+
+def _first_misfit(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], program: Program, kept: Kept
+) -> fx.Node | None:
+    """The first node of the cut graph that fails or whose result is not of the expected shape."""
+    replay = _Replay(graph_module, program, kept)
+    try:
+        with torch.no_grad():
+            replay.run(*example_inputs)
+    except Exception:  # any operator may refuse a shape in its own way; the node then keeps everything
+        if replay.node is None:
+            raise
+        return replay.node
+    return None
+
+
+class _Misfit(RuntimeError):
+    """A result of the cut graph is not of the expected shape."""
+
+
+class _Replay(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, program: Program, kept: Kept) -> None:
+        super().__init__(module)
+        self.program, self.kept = program, kept
+        self.node: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        result = super().run_node(n)
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor, value in zip(tensors, self.program.node_values[n], strict=True):
+            if tensor.shape != self.kept.shape(value):
+                raise _Misfit(f"{n}: {tuple(tensor.shape)}, expected {tuple(self.kept.shape(value))}")
+        return result
+
+
+def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: dict[Value, Tensor]) -> list[str]:
+    """One line for each node that keeps dead channels because of what is not known of it."""
+    lines = []
+    unknown = {call.node: call.name for call in program.calls if not is_known(call)}
+    for node in dict.fromkeys((*unknown, *pins)):
+        pinned = [value for value, _ in pins.get(node, [])]
+        if node in unknown:
+            pinned += [value for call in program.calls_of(node) for value in call.inputs]
+        dead = sum(_dead_channels(live[value]) for value in set(pinned) if value.constant is None)
+        if dead:
+            lines.append(f"{unknown.get(node, 'sizes')} at {node.name} keeps {dead} dead channels")
+    return lines
+
+
+def _dead_channels(elements: Tensor) -> int:
+    if elements.dim() < 2 or not bool(elements.any()):
+        return 0
+    return max(int((~elements.movedim(dim, 0).flatten(1).any(1)).sum()) for dim in range(1, elements.dim()))

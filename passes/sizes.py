@@ -1,0 +1,113 @@
+"""Sizes in a graph: which literal ones can be rewritten, and what must stay whole because of the rest."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparsefx.passes.layers import CONTRACTIONS, layer_of
+from sparsefx.passes.program import Program, Value
+
+Pin = tuple[Value, int | None]
+
+# Layers whose tensors may be cut: their attributes are made to follow, or play no part in forward.
+_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+
+# Operations that take their sizes from arguments, so that a graph or a module may hold them literally.
+_SIZED = frozenset({"view", "_unsafe_view", "expand"})
+
+# Torch's own functions that run a sized operation with sizes they read off their operands.
+_SIZE_FREE = frozenset({
+    torch.flatten, torch.squeeze, torch.unsqueeze, torch.matmul, torch.stack, torch.mean, F.linear,
+    operator.matmul, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    "flatten", "squeeze", "unsqueeze", "matmul", "mean",
+})  # fmt: skip
+
+_RESHAPES = frozenset({torch.reshape, "reshape", "view"})
+_INTEGER_ARITHMETIC = frozenset(
+    {operator.mul, operator.floordiv, operator.add, operator.sub, operator.getitem}
+)
+
+
+def find_pins(graph_module: fx.GraphModule, program: Program) -> dict[fx.Node, list[Pin]]:
+    """What must stay whole because a size that nobody can rewrite depends on it, by the node to blame."""
+    pins: dict[fx.Node, list[Pin]] = {}
+    for node in graph_module.graph.nodes:
+        found = [*_literal_sizes(graph_module, program, node), *_sizes_used_as_numbers(program, node)]
+        if found:
+            pins[node] = found
+    unnamed = [value for value in program.constants if not value.names]
+    for call in program.calls:
+        pins.setdefault(call.node, []).extend((v, None) for v in call.inputs if v in unnamed)
+    return {node: found for node, found in pins.items() if found}
+
+
+def is_reshape(node: fx.Node) -> bool:
+    """Whether a node is a ``view`` or ``reshape`` whose literal sizes can be rewritten."""
+    return node.op in ("call_function", "call_method") and node.target in _RESHAPES
+
+
+def rewrite_reshape(node: fx.Node, old: torch.Size, new: torch.Size) -> None:
+    """Replace the literal sizes of a reshape that changed."""
+    if old == new:
+        return
+    sizes = node.args[1:]
+    nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
+    listed: Any = sizes[0] if nested else sizes
+    replaced = [b if isinstance(s, int) and s == a else s for s, a, b in zip(listed, old, new, strict=True)]
+    node.args = (node.args[0], tuple(replaced)) if nested else (node.args[0], *replaced)
+
+
+def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> Iterator[Pin]:
+    calls = program.calls_of(node)
+    layer = layer_of(graph_module, node)
+    if layer is None:
+        free = node.target in _SIZE_FREE or is_reshape(node)
+        blocked = [] if free else [call for call in calls if call.name in _SIZED]
+    elif isinstance(layer, _CUTTABLE):
+        blocked = []
+    elif any(True for _ in layer.parameters()) or any(True for _ in layer.buffers()):
+        blocked = calls
+    else:
+        blocked = [] if isinstance(layer, nn.Flatten) else [call for call in calls if call.name in _SIZED]
+    for call in blocked:
+        yield from ((value, None) for value in (*call.inputs, *call.outputs))
+
+
+def _sizes_used_as_numbers(program: Program, node: fx.Node) -> Iterator[Pin]:
+    """Dimensions whose size reaches anything but a reshape: a scale, a count, a new tensor."""
+    if not _reads_shape(node) or not isinstance(node.args[0], fx.Node):
+        return
+    (value,) = program.node_values[node.args[0]]
+    if node.op == "call_method" and node.target in ("size", "dim", "numel") and len(node.args) > 1:
+        readings = [(node, node.args[1])]
+    else:
+        readings = [(user, user.args[1]) for user in node.users if user.target is operator.getitem]
+        readings += [(user, None) for user in node.users if user.target is not operator.getitem]
+    for reader, dim in readings:
+        if not _only_reshapes(reader):
+            yield value, dim if isinstance(dim, int) else None
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "numel")
+    if node.target is getattr:
+        return bool(node.args[1] == "shape")
+    return node.target in (len, torch.numel)
+
+
+def _only_reshapes(node: fx.Node) -> bool:
+    """Whether an integer ends only in the sizes of reshapes, through integer arithmetic at most."""
+    for user in node.users:
+        if is_reshape(user) and user.args[0] is not node:
+            continue
+        if user.target not in _INTEGER_ARITHMETIC or not _only_reshapes(user):
+            return False
+    return True

@@ -1,0 +1,133 @@
+"""Dead slices: which indices of which dimensions of which values can be removed together.
+
+Every dimension of every value has a bool vector, True where the index is kept. It starts as what
+is live; each operation then ties its operands and results (an elementwise operation keeps equal
+indices, a contraction equal ones on both operands, a view whole rectangles), which can only keep
+more. The smallest kept set that satisfies every tie is what must stay: the greatest removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.program import Call, Program, Value
+
+Tie = Callable[[Call, "Kept"], None]
+
+
+class Kept:
+    """The kept indices of every dimension of every value; indices are only ever added."""
+
+    def __init__(self, values: Iterable[Value]) -> None:
+        self._kept = {value: [torch.zeros(n, dtype=torch.bool) for n in value.shape] for value in values}
+        self.changed = False
+
+    def __getitem__(self, value: Value) -> list[Tensor]:
+        """One bool vector for each dimension of a value."""
+        return self._kept[value]
+
+    def keep(self, value: Value, dim: int, indices: Tensor) -> None:
+        """Keep more indices (bool vector, broadcastable to the dimension)."""
+        dim %= len(value.shape)
+        old = self._kept[value][dim]
+        new = old | indices
+        if not torch.equal(old, new):
+            self._kept[value][dim] = new
+            self.changed = True
+
+    def keep_all(self, value: Value, dims: Iterable[int] | None = None) -> None:
+        """Keep every index of some dimensions (of all by default)."""
+        for dim in range(len(value.shape)) if dims is None else dims:
+            self.keep(value, dim, torch.ones((), dtype=torch.bool))
+
+    def tie(self, one: tuple[Value, int], other: tuple[Value, int]) -> None:
+        """Keep the same indices on both sides."""
+        both = self.of(*one) | self.of(*other)
+        self.keep(*one, both)
+        self.keep(*other, both)
+
+    def of(self, value: Value, dim: int) -> Tensor:
+        """The kept indices of one dimension."""
+        return self._kept[value][dim % len(value.shape)]
+
+    def shape(self, value: Value) -> torch.Size:
+        """The value's shape once everything else is removed."""
+        return torch.Size(int(indices.sum()) for indices in self._kept[value])
+
+    def is_full(self, value: Value) -> bool:
+        """Whether nothing of a value is removed."""
+        return all(bool(indices.all()) for indices in self._kept[value])
+
+
+def find_kept(
+    program: Program,
+    live: Mapping[Value, Tensor],
+    *,
+    pinned: Iterable[tuple[Value, int | None]] = (),
+    align: int = 1,
+) -> Kept:
+    """The least that must stay of every value.
+
+    Args:
+        program: the recorded graph.
+        live: the live elements of each value.
+        pinned: dimensions of values that must stay whole (None: all of the value's), beside those of
+            the graph's inputs and outputs.
+        align: widths of convolutions and linear layers are rounded up to a multiple of this with
+            removable indices, where there are enough.
+    """
+    kept = Kept(live)
+    for value, elements in live.items():
+        for dim in range(len(value.shape)):
+            others = [d for d in range(len(value.shape)) if d != dim]
+            kept.keep(value, dim, elements.any(others) if others else elements)
+    for value in (*program.inputs, *program.outputs):
+        kept.keep_all(value)
+    for value, pinned_dim in pinned:
+        kept.keep_all(value, None if pinned_dim is None else [pinned_dim])
+    propagate(program, kept)
+    _keep_one_of_each(program, kept)
+    if align > 1:
+        _align(program, kept, align)
+    return kept
+
+
+def propagate(program: Program, kept: Kept) -> None:
+    """Keep more until every operation's tie holds."""
+    from sparsefx.passes.ops import operation_of
+
+    ties = [(operation_of(call).tie, call) for call in program.calls]
+    kept.changed = True
+    while kept.changed:
+        kept.changed = False
+        for sweep in (ties, reversed(ties)):
+            for tie, call in sweep:
+                tie(call, kept)
+
+
+def _keep_one_of_each(program: Program, kept: Kept) -> None:
+    """Keep an index of a dimension that would vanish: no tensor may lose its last channel."""
+    for value in program.values():
+        for dim, size in enumerate(value.shape):
+            if size and not bool(kept.of(value, dim).any()):
+                kept.keep(value, dim, torch.arange(size) == 0)
+                propagate(program, kept)
+
+
+def _align(program: Program, kept: Kept, align: int) -> None:
+    """Keep removable indices of the layers' widths until each is a multiple, or full."""
+    widths = [(value, dim) for value in program.constants if len(value.shape) > 1 for dim in (0, 1)]
+    missing = True
+    while missing:
+        missing = False
+        for value, dim in widths:
+            indices = kept.of(value, dim)
+            wanted = min(len(indices), -(-int(indices.sum()) // align) * align) - int(indices.sum())
+            if wanted:
+                removed = (~indices).nonzero().flatten()[:wanted]
+                kept.keep(value, dim, torch.zeros_like(indices).index_fill(0, removed, True))
+                propagate(program, kept)
+                missing = True

@@ -1,0 +1,70 @@
+"""Run the quickstart or the checks from a fresh clone; needs nothing but Python 3.10 or newer.
+
+    python run.py quickstart [options of examples/quickstart.py]
+    python run.py test [options of pytest]
+
+The first run makes a virtual environment in .venv and installs sparsefx there, editable, with the
+extra that the command needs; later runs find it and start at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+EXTRAS = {"quickstart": "examples", "test": "dev"}
+STEPS = {
+    "quickstart": [["examples/quickstart.py"]],
+    "test": [
+        ["-m", "ruff", "check"],
+        ["-m", "ruff", "format", "--check"],
+        ["-m", "mypy"],
+        ["-m", "pytest"],
+    ],
+}
+
+
+def main() -> int:
+    """Run the named command; the last of its steps takes the options. Returns the exit status."""
+    command, *options = sys.argv[1:] or ["help"]
+    if command not in STEPS:
+        sys.stderr.write(__doc__ or "")
+        return 0 if command in ("help", "-h", "--help") else 2
+    if sys.version_info < (3, 10):  # noqa: UP036 - an older Python gets here and must be told
+        sys.stderr.write(f"sparsefx needs Python 3.10 or newer; this is {sys.version.split()[0]}\n")
+        return 2
+    install(EXTRAS[command])
+    *first, last = STEPS[command]
+    return next(filter(None, map(run, [*first, [*last, *options]])), 0)
+
+
+def install(extra: str) -> None:
+    """Install sparsefx with an extra, unless that was done for this very pyproject.toml and Python."""
+    done = ENVIRONMENT / f"installed-{extra}"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    if PYTHON.exists() and done.exists() and done.read_text() == wanted:
+        return
+    print(f"Installing sparsefx[{extra}] into {ENVIRONMENT}; this happens once.", flush=True)
+    venv.create(ENVIRONMENT, with_pip=True)
+    quiet = ["--quiet", "--progress-bar=off"] if "CI" in os.environ else []
+    if status := run(["-m", "pip", "install", *quiet, "--editable", f".[{extra}]"]):
+        raise SystemExit(status)
+    done.write_text(wanted)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the environment's Python in the checkout and return its exit status."""
+    print("+ python", *arguments, flush=True)
+    return subprocess.run([PYTHON, *arguments], cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""sparsefx: a compiler for sparse neural networks in PyTorch.
+
+``sparsify`` masks a model, ``SparseMomentum`` trains it sparse from the first step to the last,
+``export`` removes the channels that do nothing.
+"""
+
+from sparsefx.errors import (
+    ArgumentError,
+    CheckpointError,
+    CycleError,
+    ExportError,
+    InvariantError,
+    SparseFxError,
+)
+from sparsefx.export import export
+from sparsefx.layers import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+    MaskedLayer,
+    MaskedLinear,
+)
+from sparsefx.masks import MaskedWeight, apply_masks, masked_weights
+from sparsefx.optimizer import SparseMomentum
+from sparsefx.report import ExportReport, ModelReport, report
+from sparsefx.sparsify import sparsify
+from sparsefx.speedup import SpeedupEstimate, estimate_speedup
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "CycleError",
+    "ExportError",
+    "ExportReport",
+    "InvariantError",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedConvTranspose1d",
+    "MaskedConvTranspose2d",
+    "MaskedConvTranspose3d",
+    "MaskedLayer",
+    "MaskedLinear",
+    "MaskedWeight",
+    "ModelReport",
+    "SparseFxError",
+    "SparseMomentum",
+    "SpeedupEstimate",
+    "apply_masks",
+    "estimate_speedup",
+    "export",
+    "masked_weights",
+    "report",
+    "sparsify",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,80 @@
+"""What each Linear and Conv layer costs: multiply-adds counted, and seconds measured, on example inputs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from sparsefx.layers import MASKABLE
+
+Arrival = tuple[str, nn.Module, Tensor, Tensor]
+
+
+def maskable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The Linear and Conv layers of a model by name; a layer that occurs twice has its first name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MASKABLE)}
+
+
+def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, int]:
+    """Dense floating point operations of each layer for one sample; a multiply-add counts as 2.
+
+    Args:
+        model: the model; it is run once, in its present mode, without gradients.
+        example_inputs: its positional arguments; dimension 0 of each layer's input is the batch.
+    """
+    flops = dict.fromkeys(maskable_layers(model), 0)
+    for name, layer, source, result in arrivals(model, example_inputs):
+        weight = layer.get_parameter("weight")
+        channels, map_ = (
+            (weight.shape[0], source) if isinstance(layer, _ConvTransposeNd) else (weight.shape[0], result)
+        )
+        batch = source.shape[0] if source.dim() > 1 else 1
+        flops[name] += 2 * weight.numel() * (map_.numel() // channels) // batch
+    return flops
+
+
+def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int) -> dict[str, float]:
+    """Median run time of each layer's forward for the whole batch, in seconds.
+
+    The layers are timed in turn, ``repeats`` times over, so that a slow moment hits them all.
+    """
+    calls = list(arrivals(model, example_inputs))
+    samples: list[list[float]] = [[] for _ in calls]
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            for (_, layer, source, _), times in zip(calls, samples, strict=True):
+                start = time.perf_counter()
+                layer(source)
+                times.append(time.perf_counter() - start)
+    seconds = dict.fromkeys(maskable_layers(model), 0.0)
+    for (name, *_), times in zip(calls, samples, strict=True):
+        seconds[name] += statistics.median(times[1:])  # the first round warms up
+    return seconds
+
+
+def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:
+    """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer."""
+    seen: list[Arrival] = []
+    with _listening(model, seen), torch.no_grad():
+        model(*example_inputs)
+    yield from seen
+
+
+@contextmanager
+def _listening(model: nn.Module, seen: list[Arrival]) -> Iterator[None]:
+    def listen(name: str, layer: nn.Module) -> Any:
+        return layer.register_forward_hook(lambda m, args, out: seen.append((name, m, args[0], out)))
+
+    handles = [listen(name, layer) for name, layer in maskable_layers(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,64 @@
+"""How much of all that was removed each layer regrows: a nonnegative statistic a layer.
+
+A layer's share is its statistic over the sum of all. Statistics are taken on the mask before
+pruning, and a layer without active weights has statistic 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.select import magnitudes
+from sparsefx.errors import CycleError
+
+Redistribute = Callable[[Sequence[LayerState]], "Sequence[float] | None"]
+
+
+def momentum(layers: Sequence[LayerState]) -> list[float]:
+    """Mean magnitude of the momentum over active weights (Dettmers & Zettlemoyer 2019, section 3.2).
+
+    Raises:
+        CycleError: a layer has no momentum.
+    """
+    return [_mean_magnitude(_momentum_of(layer), layer.mask) for layer in layers]
+
+
+def magnitude(layers: Sequence[LayerState]) -> list[float]:
+    """Mean magnitude of the active weights."""
+    return [_mean_magnitude(layer.weight, layer.mask) for layer in layers]
+
+
+def nonzeros(layers: Sequence[LayerState]) -> list[float]:
+    """Number of active weights, as in Mostafa & Wang 2019: large layers keep growing."""
+    return [float(layer.active) for layer in layers]
+
+
+def none(layers: Sequence[LayerState]) -> None:
+    """No redistribution: every layer regrows as many weights as it lost (Evci et al. 2020)."""
+
+
+def _momentum_of(layer: LayerState) -> Tensor:
+    if layer.momentum is None:
+        raise CycleError(
+            f"redistribute='momentum' found no momentum for {layer.name!r}; call cycle() after at least "
+            "one step(), or choose another redistribute"
+        )
+    return layer.momentum
+
+
+def _mean_magnitude(values: Tensor, mask: Tensor) -> float:
+    # The sum is taken in float64: in float32 a large layer's mean would depend on the thread count.
+    selected = magnitudes(values[mask])
+    return float(selected.mean(dtype=torch.float64)) if selected.numel() else 0.0
+
+
+REDISTRIBUTE: dict[str, Redistribute] = {
+    "momentum": momentum,
+    "magnitude": magnitude,
+    "nonzeros": nonzeros,
+    "none": none,
+}

@@ -1,0 +1,154 @@
+"""How a total density is divided among layers.
+
+Densities count maskable weights only. Every built-in distribution gives layer ``i`` the density
+``min(1, epsilon * ratio_i)``, with the one epsilon that makes the total exact: layers that would
+exceed density 1 are dense and the others take up what they leave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sparsefx.errors import ArgumentError, unknown_name
+
+Distribution = Callable[[Sequence[torch.Size], float], "list[float]"]
+
+
+def uniform(shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """The same density in every layer.
+
+    Args:
+        shapes: each layer's weight shape.
+        density: fraction of all these weights to keep, in [0, 1].
+
+    Returns:
+        One density in [0, 1] a layer, here and in every other distribution.
+    """
+    _check_density(density)
+    return [float(density)] * len(shapes)
+
+
+def erdos_renyi(shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """Density proportional to ``(out + in) / (out * in)``, whatever the kernel size (Evci et al. 2020)."""
+    _check_shapes(shapes)
+    ratios = [(shape[0] + shape[1]) / (shape[0] * shape[1]) for shape in shapes]
+    return _saturate(ratios, shapes, density)
+
+
+def erdos_renyi_kernel(shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """Density proportional to the sum of all dimensions over their product (ERK, Evci et al. 2020).
+
+    For a linear layer that is Erdos-Renyi. In a grouped convolution ``in`` is what one group reads.
+    """
+    _check_shapes(shapes)
+    ratios = [sum(shape) / math.prod(shape) for shape in shapes]
+    return _saturate(ratios, shapes, density)
+
+
+def set_linear(shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """Active weights, rather than density, proportional to ``out + in`` (SET: Mocanu et al. 2018).
+
+    For a linear layer that is Erdos-Renyi; a convolution's kernel adds no weights.
+    """
+    _check_shapes(shapes)
+    ratios = [(shape[0] + shape[1]) / math.prod(shape) for shape in shapes]
+    return _saturate(ratios, shapes, density)
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "uniform": uniform,
+    "erdos_renyi": erdos_renyi,
+    "er": erdos_renyi,
+    "erk": erdos_renyi_kernel,
+    "set": set_linear,
+}
+
+
+def active_counts(
+    shapes: Sequence[torch.Size], density: float, distribution: str | Distribution = "uniform"
+) -> list[int]:
+    """How many weights each layer keeps.
+
+    Densities times sizes are rounded by largest remainder, of equal remainders the lower index up,
+    so the sum is exactly ``round(density * total)``; for a callable, the rounded sum of what it asks.
+
+    Args:
+        shapes: each layer's weight shape.
+        density: fraction of all these weights to keep, in [0, 1].
+        distribution: a name in :data:`DISTRIBUTIONS`, or a callable ``(shapes, density)`` that
+            returns each layer's density.
+
+    Returns:
+        One count a layer, between 0 and the layer's size.
+
+    Raises:
+        ArgumentError: the density is not in [0, 1], nobody registered the name, or the callable
+            returned something else than one density in [0, 1] a layer.
+
+    Example:
+        >>> active_counts([torch.Size((300, 784)), torch.Size((10, 300))], 0.1)
+        [23520, 300]
+    """
+    _check_density(density)
+    densities = _densities(shapes, density, distribution)
+    sizes = [math.prod(shape) for shape in shapes]
+    wanted = [size * share for size, share in zip(sizes, densities, strict=True)]
+    total = round(density * sum(sizes)) if isinstance(distribution, str) else round(math.fsum(wanted))
+    counts = [math.floor(want) for want in wanted]
+    open_layers = [i for i, size in enumerate(sizes) if counts[i] < size]
+    by_remainder = sorted(open_layers, key=lambda i: (counts[i] - wanted[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _densities(shapes: Sequence[torch.Size], density: float, distribution: str | Distribution) -> list[float]:
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise unknown_name("distribution", distribution, DISTRIBUTIONS)
+        return DISTRIBUTIONS[distribution](shapes, density)
+    densities = list(distribution(shapes, density))
+    if len(densities) != len(shapes) or not all(0 <= value <= 1 for value in densities):
+        name = getattr(distribution, "__name__", repr(distribution))
+        raise ArgumentError(
+            f"distribution {name!r} returned {densities} for {len(shapes)} layers; "
+            "it must return one density in [0, 1] a layer"
+        )
+    return densities
+
+
+def _saturate(ratios: Sequence[float], shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """Solve ``sum(size * min(1, epsilon * ratio)) = density * sum(size)`` and return the densities.
+
+    The layers of largest ratio become dense one by one until epsilon leaves the next below 1.
+    """
+    _check_density(density)
+    sizes = [math.prod(shape) for shape in shapes]
+    budget = density * sum(sizes)
+    densities = [1.0] * len(shapes)
+    order = sorted(range(len(shapes)), key=lambda i: -ratios[i])
+    for position, first in enumerate(order):
+        rest = order[position:]
+        epsilon = budget / math.fsum(ratios[i] * sizes[i] for i in rest)
+        if epsilon * ratios[first] <= 1:
+            for i in rest:
+                densities[i] = epsilon * ratios[i]
+            break
+        budget -= sizes[first]
+    return densities
+
+
+def _check_density(density: float) -> None:
+    if not 0 <= density <= 1:
+        raise ArgumentError(f"density={density!r} is not in [0, 1]")
+
+
+def _check_shapes(shapes: Sequence[torch.Size]) -> None:
+    for shape in shapes:
+        if len(shape) < 2 or math.prod(shape) == 0:
+            raise ArgumentError(
+                f"shape {tuple(shape)} has no (out, in) dimensions to divide by; use distribution='uniform'"
+            )

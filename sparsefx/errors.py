@@ -1,0 +1,47 @@
+"""The errors sparsefx raises, and the one way names are looked up.
+
+Every message names the argument, the value received and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparseFxError(Exception):
+    """Base of every error that sparsefx raises on purpose."""
+
+
+class ArgumentError(SparseFxError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class InvariantError(SparseFxError, RuntimeError):
+    """A weight is not zero where its mask is False."""
+
+
+class CycleError(SparseFxError, RuntimeError):
+    """A prune-redistribute-grow cycle cannot run, or a custom part of it broke its contract."""
+
+
+class ExportError(SparseFxError, RuntimeError):
+    """A model cannot be exported."""
+
+
+class CheckpointError(SparseFxError, RuntimeError):
+    """A saved state does not fit the object it is loaded into."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ArgumentError:
+    """The error for a name nobody registered, with the nearest registered names.
+
+    Args:
+        what: what the name stands for, e.g. ``"grow"`` or ``"layer"``.
+        name: the name received.
+        known: the names that exist.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(names)}"
+    return ArgumentError(f"{what}={name!r} is not known; {hint}")

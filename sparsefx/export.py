@@ -1,0 +1,173 @@
+"""``export``: from a masked model to a smaller dense one that computes the same function."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparsefx.errors import ArgumentError, ExportError
+from sparsefx.layers import MaskedLayer, unmask_layer
+from sparsefx.masks import check_invariant, detach_masks
+from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.capture import capture
+from sparsefx.passes.fold_batchnorm import FoldBatchNorm
+from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
+from sparsefx.passes.shrink import Shrink
+from sparsefx.report import compare
+
+# Beyond this relative difference on the example inputs a pass is at fault, not rounding.
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
+_COARSE_ROUNDING = 5e-2
+
+
+def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -> nn.Module:
+    """Remove the channels that do nothing, physically, without changing the function.
+
+    BatchNorm is folded, channels that do not vary with the input are folded into the layers that
+    read them, and every slice that no output reads is cut out of the graph. What the analysis does
+    not know keeps all its channels; the report names it.
+
+    Args:
+        model: a sparsified model, or any model with zero weights; it is not changed.
+        example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of
+            dimensions and the data types; the result accepts every batch and image size that the
+            model accepts.
+        align: round layer widths up to a multiple of this with channels that could be removed.
+
+    Returns:
+        A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
+        ``model.eval()`` up to float rounding. ``.report`` lists what was removed. A model whose own
+        forward cannot be traced is returned whole, with a warning.
+
+    Raises:
+        InvariantError: a weight is not zero outside its mask.
+        ArgumentError: the example inputs do not run, or ``align`` is not a positive integer.
+        ExportError: a pass changed the outputs on the example inputs.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> _ = net[0].weight.data[3:].zero_()
+        >>> compact = sparsefx.export(net, (torch.randn(1, 4),))
+        >>> compact.get_submodule("0").out_features
+        3
+    """
+    inputs = _check(model, example_inputs, align)
+    check_invariant(model)
+    original = _plain_copy(model)
+    inputs, expected = _run_small(original, inputs)
+    graph_module = _graph_module(original)
+    if graph_module is None:
+        compact, passes = copy.deepcopy(original), list[PassReport]()
+    else:
+        compact = copy.deepcopy(graph_module)
+        steps: list[Pass] = [
+            RemoveIdentities(),
+            FunctionalToModules(),
+            FoldBatchNorm(),
+            FoldConstants(),
+            Shrink(align),
+        ]
+        passes = run_pipeline(steps, compact, inputs, check=_Verify(inputs, expected))
+    compact.report = compare(original, compact, inputs, passes)  # type: ignore[assignment]
+    return compact
+
+
+def _check(model: nn.Module, example_inputs: Sequence[Any], align: int) -> tuple[Any, ...]:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(align, int) or align < 1:
+        raise ArgumentError(
+            f"align={align!r} is not a positive integer; align=1 removes all that is removable"
+        )
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if not isinstance(example_inputs, (tuple, list)):
+        raise ArgumentError(
+            "example_inputs must be a tuple of positional arguments like (x,), "
+            f"got {type(example_inputs).__name__}"
+        )
+    return tuple(example_inputs)
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with ordinary layers in the place of masked ones."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile
+    plain = copy.deepcopy(model).eval()
+    for module in plain.modules():
+        if isinstance(module, MaskedLayer):
+            unmask_layer(module)
+        else:
+            detach_masks(module)
+    return plain
+
+
+def _run_small(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """Run the model on two samples of the example inputs if it accepts that, on all of them otherwise.
+
+    The analysis does not depend on the batch size, so a large example batch would only cost time.
+    """
+    batches = {leaf.shape[:1] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    small = pytree.tree_map(lambda leaf: leaf[:2] if isinstance(leaf, Tensor) else leaf, inputs)
+    if len(batches) == 1 and max(*batches, (0,))[0] > 2:
+        try:
+            return small, _run(model, small)
+        except Exception:  # the batch size is fixed in the model: any error then, and the full run decides
+            pass
+    try:
+        return inputs, _run(model, inputs)
+    except Exception as error:  # the user's own forward may raise anything
+        raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    with torch.no_grad():
+        return model(
+            *pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        )
+
+
+def _graph_module(model: nn.Module) -> fx.GraphModule | None:
+    """The model as a plain graph; None, with a warning, where its own forward does not trace."""
+    if isinstance(model, TwoModeGraphModule):
+        return fx.GraphModule(model, model.mode_graph(False))
+    captured = capture(model)
+    if captured.graph is None:
+        warnings.warn(
+            f"export: the model was returned whole, its forward does not trace ({captured.opaque['']})",
+            stacklevel=3,
+        )
+        return None
+    return fx.GraphModule(model, captured.graph)
+
+
+class _Verify:
+    """After each pass: the outputs on the example inputs are still the model's."""
+
+    def __init__(self, inputs: tuple[Any, ...], expected: Any) -> None:
+        self.inputs, self.expected = inputs, pytree.tree_leaves(expected)
+
+    def __call__(self, name: str, graph_module: fx.GraphModule) -> None:
+        outputs = pytree.tree_leaves(_run(graph_module, self.inputs))
+        for output, expected in zip(outputs, self.expected, strict=True):
+            if isinstance(expected, Tensor) and not _close(output, expected):
+                raise ExportError(
+                    f"pass {name} changed the outputs on the example inputs; the model was not exported. "
+                    "Please report this with the model's code"
+                )
+
+
+def _close(output: Tensor, expected: Tensor) -> bool:
+    if output.shape != expected.shape or not expected.is_floating_point():
+        return torch.equal(output, expected)
+    tolerance = _ROUNDING.get(expected.dtype, _COARSE_ROUNDING)
+    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
+    return torch.allclose(output, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,190 @@
+"""A masked weight: a parameter, a bool buffer of its shape beside it, and the invariant that ties them.
+
+The invariant: the weight is exactly 0 wherever its mask is False. It is kept by whoever changes
+weights or masks, never by the forward pass, which is therefore the plain layer's.
+
+Masks belong to modules, not to a particular layer class: a module that holds a masked parameter
+records it in ``_masked_parameters`` (parameter name -> buffer name). The masked layers of
+:mod:`sparsefx.layers` and modules that use a parameter through ``F.linear`` or ``F.conv2d`` are
+handled alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefx.errors import InvariantError
+
+_RECORD = "_masked_parameters"
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class MaskedWeight:
+    """One masked parameter of a model, under every module that holds it.
+
+    Attributes:
+        name: the layer's name; for a parameter not called ``weight``, ``<module>.<parameter>``.
+        holders: each (module, parameter name, mask buffer name) that holds this parameter. Tied
+            weights have several holders and one mask.
+    """
+
+    name: str
+    holders: tuple[tuple[nn.Module, str, str], ...]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, shape ``S``."""
+        module, parameter, _ = self.holders[0]
+        return module.get_parameter(parameter)
+
+    @property
+    def mask(self) -> Tensor:
+        """The bool mask, shape ``S``: True where the weight is active."""
+        module, _, mask = self.holders[0]
+        return module.get_buffer(mask)
+
+    @property
+    def density(self) -> float:
+        """Fraction of positions that are active, in [0, 1]."""
+        return float(self.mask.sum()) / self.mask.numel()
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Write a new mask (bool, shape ``S``) in place and zero the weights it excludes."""
+        for module, _, name in self.holders:
+            module.get_buffer(name).copy_(mask)
+        self.enforce()
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zero the weights outside the mask."""
+        zero_outside(self.weight, self.mask)
+
+    @torch.no_grad()
+    def is_enforced(self) -> bool:
+        """Whether the invariant holds (NaN outside the mask breaks it too)."""
+        return not bool((self.weight.masked_fill(self.mask, 0) != 0).any())
+
+
+def masked_weights(model: nn.Module) -> list[MaskedWeight]:
+    """Every masked weight of a model, in the order of its modules, tied weights once.
+
+    Names are those of the bare model: prefixes added by ``torch.compile`` and
+    ``DistributedDataParallel`` are removed.
+    """
+    names: dict[int, str] = {}
+    holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    for path, module in model.named_modules():
+        for parameter, mask in module.__dict__.get(_RECORD, {}).items():
+            key = id(module.get_parameter(parameter))
+            names.setdefault(key, _layer_name(path, parameter))
+            holders.setdefault(key, []).append((module, parameter, mask))
+    return [MaskedWeight(names[key], tuple(held)) for key, held in holders.items()]
+
+
+def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
+    """Give one parameter of a module a mask and zero what it excludes.
+
+    The buffer is called ``mask`` for ``weight`` and ``<parameter>_mask`` otherwise.
+
+    Args:
+        module: the module that holds the parameter.
+        parameter: the parameter's name in ``module``.
+        mask: bool tensor of the parameter's shape.
+    """
+    buffer = "mask" if parameter == "weight" and not hasattr(module, "mask") else f"{parameter}_mask"
+    module.register_buffer(buffer, mask)
+    record = module.__dict__.setdefault(_RECORD, {})
+    if not record:
+        module.register_load_state_dict_pre_hook(_mask_incoming)
+    record[parameter] = buffer
+    with torch.no_grad():
+        zero_outside(module.get_parameter(parameter), mask)
+
+
+def detach_masks(module: nn.Module) -> None:
+    """Remove the masks of one module (not of its children); its weights stay as they are."""
+    for buffer in module.__dict__.pop(_RECORD, {}).values():
+        delattr(module, buffer)
+    hooks = module._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
+        del hooks[key]
+
+
+def has_masks(module: nn.Module) -> bool:
+    """Whether this very module (not its children) holds a masked parameter."""
+    return bool(module.__dict__.get(_RECORD))
+
+
+def apply_masks(model: nn.Module) -> None:
+    """Restore the invariant: zero every weight where its mask is False.
+
+    Call it after editing weights or masks in place; ``SparseMomentum`` and ``load_state_dict`` do
+    so themselves.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(4, 4)), density=0.5)
+        >>> _ = torch.nn.init.normal_(model.get_parameter("0.weight"))
+        >>> sparsefx.apply_masks(model)
+        >>> int((model.get_parameter("0.weight") != 0).sum())
+        8
+    """
+    for masked in masked_weights(model):
+        masked.enforce()
+
+
+def check_invariant(model: nn.Module) -> None:
+    """Raise :class:`InvariantError`, naming the layers, where a weight is not 0 outside its mask."""
+    broken = [masked.name for masked in masked_weights(model) if not masked.is_enforced()]
+    if broken:
+        raise InvariantError(
+            f"weights are not zero where the mask is False in {', '.join(broken)}; "
+            "call sparsefx.apply_masks(model) after editing weights or masks in place"
+        )
+
+
+def zero_outside(weight: Tensor, mask: Tensor) -> None:
+    """Set ``weight`` to 0 where ``mask`` (bool, same shape) is False, in place.
+
+    The weight's bits are multiplied as integers by the mask's 0 or 1: half the time of any
+    floating-point product or fill, exact where the mask is True, and NaN and infinity become 0 too.
+    """
+    integer = _INTEGER_OF_SIZE.get(weight.element_size())
+    if integer is None:  # complex128
+        weight.masked_fill_(~mask, 0)
+        return
+    weight.view(integer).mul_(mask.view(torch.int8))
+
+
+def _layer_name(path: str, parameter: str) -> str:
+    parts = path + "." if path else ""
+    for prefix in _WRAPPER_PREFIXES:
+        parts = parts.removeprefix(prefix)
+    return parts.removesuffix(".") if parameter == "weight" and parts else parts + parameter
+
+
+def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before a state dict is loaded: keep the present mask where it brings none, and mask its weight.
+
+    ``state_dict`` is torch's own shallow copy, so the caller's is left alone, and with
+    ``assign=True`` its tensors are too.
+    """
+    for parameter, buffer in _records(module):
+        mask = state_dict.setdefault(prefix + buffer, module.get_buffer(buffer))
+        weight = state_dict.get(prefix + parameter)
+        if isinstance(weight, Tensor) and isinstance(mask, Tensor) and weight.shape == mask.shape:
+            inactive = ~mask.to(device=weight.device, dtype=torch.bool)
+            state_dict[prefix + parameter] = weight.detach().masked_fill(inactive, 0)
+
+
+def _records(module: nn.Module) -> Iterator[tuple[str, str]]:
+    record: Mapping[str, str] = module.__dict__.get(_RECORD, {})
+    yield from record.items()

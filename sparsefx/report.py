@@ -1,0 +1,272 @@
+"""``report``: what a model's layers look like, and what an export changed, as tables and as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from sparsefx.costs import layer_flops, maskable_layers
+from sparsefx.errors import ArgumentError
+from sparsefx.masks import masked_weights
+from sparsefx.passes.pipeline import PassReport
+from sparsefx.table import format_count, format_table
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One Linear or Conv layer.
+
+    Attributes:
+        name: its name in the model.
+        shape: its weight's shape.
+        density: fraction of the weight that is active (of a layer without a mask: not 0), in [0, 1].
+        in_channels: input channels (features).
+        out_channels: output channels (features).
+        empty_inputs: input channels whose weights are all 0.
+        empty_outputs: output channels whose weights are all 0.
+        parameters: elements of weight and bias.
+        nonzeros: elements of the weight that are not 0.
+        flops_dense: operations for one sample, a multiply-add counted as 2; None without example inputs.
+        flops_sparse: the same for the active weights alone.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    density: float
+    in_channels: int
+    out_channels: int
+    empty_inputs: int
+    empty_outputs: int
+    parameters: int
+    nonzeros: int
+    flops_dense: int | None
+    flops_sparse: int | None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model's layers and totals; ``print(report)`` shows the table, :meth:`as_dict` plain data.
+
+    Attributes:
+        layers: one entry a layer.
+        parameters: all parameters of the model, those of other layers included.
+        density: fraction of the maskable weights that are active.
+        density_of_all: fraction of all the parameters that are active.
+    """
+
+    layers: tuple[LayerReport, ...]
+    parameters: int
+    density: float
+    density_of_all: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        header = ["layer", "shape", "density", "empty in", "empty out"]
+        header += ["parameters", "nonzeros", "FLOPs", "FLOPs sparse"]
+        rows = [
+            [
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.density:.4f}",
+                f"{layer.empty_inputs}/{layer.in_channels}",
+                f"{layer.empty_outputs}/{layer.out_channels}",
+                format_count(layer.parameters),
+                format_count(layer.nonzeros),
+                format_count(layer.flops_dense),
+                format_count(layer.flops_sparse),
+            ]
+            for layer in self.layers
+        ]
+        total = f"density {self.density:.4f} of maskable weights, {self.density_of_all:.4f} of all parameters"
+        return f"{format_table(header, rows)}\n{format_count(self.parameters)} parameters; {total}"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after an export; ``None`` for a layer that is gone or was not there."""
+
+    name: str
+    before: LayerReport | None
+    after: LayerReport | None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export changed; ``print(report)`` shows the table, :meth:`as_dict` plain data.
+
+    Attributes:
+        layers: each layer before and after.
+        parameters_before: all parameters of the model.
+        parameters_after: all parameters of the exported model.
+        passes: what each pass did, in order, with what kept channels that nothing reads.
+    """
+
+    layers: tuple[LayerChange, ...]
+    parameters_before: int
+    parameters_after: int
+    passes: tuple[PassReport, ...] = ()
+
+    @property
+    def channels_before(self) -> int:
+        """Output channels of all layers before."""
+        return sum(change.before.out_channels for change in self.layers if change.before)
+
+    @property
+    def channels_after(self) -> int:
+        """Output channels of all layers after."""
+        return sum(change.after.out_channels for change in self.layers if change.after)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        totals = {"channels_before": self.channels_before, "channels_after": self.channels_after}
+        return {**asdict(self), **totals}
+
+    def __str__(self) -> str:
+        header = ["layer", "in", "", "out", "", "parameters", "", "FLOPs", ""]
+        rows = [[change.name, *_before_after(change)] for change in self.layers]
+        lines = [format_table(header, rows)]
+        lines.append(
+            f"parameters {format_count(self.parameters_before)} -> {format_count(self.parameters_after)}, "
+            f"channels {self.channels_before} -> {self.channels_after}"
+        )
+        lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
+        return "\n".join(lines)
+
+
+def report(
+    model: nn.Module, after: nn.Module | None = None, *, example_inputs: Sequence[Any] | None = None
+) -> ModelReport | ExportReport:
+    """Describe a model's Linear and Conv layers; with ``after``, what changed between two models.
+
+    Args:
+        model: any model, masked or not.
+        after: its exported form.
+        example_inputs: positional arguments of the models; without them there are no FLOPs.
+
+    Returns:
+        A printable table that is plain data too.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> net = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(4, 8)), density=0.25)
+        >>> sparsefx.report(net).layers[0].nonzeros
+        8
+    """
+    for name, value in (("model", model), ("after", after)):
+        if value is not None and not isinstance(value, nn.Module):
+            raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+    if after is None:
+        return describe(model, example_inputs)
+    return compare(model, after, example_inputs)
+
+
+def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> ModelReport:
+    """The report of one model; see :func:`report`."""
+    flops = layer_flops(model, example_inputs) if example_inputs is not None else {}
+    masks = {id(masked.weight): masked.mask for masked in masked_weights(model)}
+    layers = [
+        _describe_layer(name, layer, masks.get(id(layer.weight)), flops.get(name))
+        for name, layer in maskable_layers(model).items()
+    ]
+    layers += _functional_layers(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    maskable = sum(torch.Size(layer.shape).numel() for layer in layers)
+    active = sum(layer.density * torch.Size(layer.shape).numel() for layer in layers)
+    active_of_all = active + parameters - maskable
+    return ModelReport(
+        tuple(layers), parameters, active / max(1, maskable), active_of_all / max(1, parameters)
+    )
+
+
+def compare(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    passes: Sequence[PassReport] = (),
+) -> ExportReport:
+    """The report of a model and its exported form; see :func:`report`."""
+    old, new = describe(before, example_inputs), describe(after, example_inputs)
+    after_by_name = {layer.name: layer for layer in new.layers}
+    before_by_name = {layer.name: layer for layer in old.layers}
+    names = dict.fromkeys((*before_by_name, *after_by_name))
+    changes = [LayerChange(name, before_by_name.get(name), after_by_name.get(name)) for name in names]
+    return ExportReport(tuple(changes), old.parameters, new.parameters, tuple(passes))
+
+
+def empty_channels(weight: Tensor, transposed: bool, groups: int) -> tuple[int, int]:
+    """How many input and how many output channels of a weight have no value other than 0.
+
+    Args:
+        weight: (out, in / groups, ...) or, transposed, (in, out / groups, ...).
+        transposed: whether it is a transposed convolution's.
+        groups: its groups.
+    """
+    read = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
+    by_group = read.view(groups, -1, *read.shape[1:])
+    rows, columns = int((~by_group.any(2)).sum()), int((~by_group.any(1)).sum())
+    return (rows, columns) if transposed else (columns, rows)
+
+
+def _describe_layer(name: str, layer: nn.Module, mask: Tensor | None, flops: int | None) -> LayerReport:
+    weight = layer.get_parameter("weight").detach()
+    transposed = isinstance(layer, _ConvTransposeNd)
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    return _describe_weight(
+        name, weight, mask, flops, transposed, groups, sum(p.numel() for p in layer.parameters(recurse=False))
+    )
+
+
+def _functional_layers(model: nn.Module) -> list[LayerReport]:
+    """Masked parameters that no Linear or Conv layer holds."""
+    held = {id(layer.weight) for layer in maskable_layers(model).values()}
+    return [
+        _describe_weight(m.name, m.weight.detach(), m.mask, None, False, 1, m.weight.numel())
+        for m in masked_weights(model)
+        if id(m.weight) not in held
+    ]
+
+
+def _describe_weight(
+    name: str,
+    weight: Tensor,
+    mask: Tensor | None,
+    flops: int | None,
+    transposed: bool,
+    groups: int,
+    parameters: int,
+) -> LayerReport:
+    nonzeros = int((weight != 0).sum())
+    active = int(mask.sum()) if mask is not None else nonzeros
+    density = active / max(1, weight.numel())
+    empty_inputs, empty_outputs = empty_channels(weight, transposed, groups)
+    channels = (weight.shape[1] * groups, weight.shape[0])
+    in_channels, out_channels = (weight.shape[0], weight.shape[1] * groups) if transposed else channels
+    return LayerReport(
+        name=name,
+        shape=tuple(weight.shape),
+        density=density,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        empty_inputs=empty_inputs,
+        empty_outputs=empty_outputs,
+        parameters=parameters,
+        nonzeros=nonzeros,
+        flops_dense=flops,
+        flops_sparse=None if flops is None else round(flops * density),
+    )
+
+
+def _before_after(change: LayerChange) -> list[str]:
+    cells = []
+    for field in ("in_channels", "out_channels", "parameters", "flops_dense"):
+        sides = (change.before, change.after)
+        cells += [format_count(None if side is None else getattr(side, field)) for side in sides]
+    return cells

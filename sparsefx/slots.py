@@ -1,0 +1,55 @@
+"""Where the training loop finds a masked weight and its mask, at every step and at no cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+from sparsefx.masks import MaskedWeight, zero_outside
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where one masked weight and its mask are found at every step.
+
+    The modules' own dictionaries are looked up each time, so a tensor that ``Module.to`` or
+    ``load_state_dict(assign=True)`` replaces is never missed.
+
+    Attributes:
+        masked: the masked weight.
+        parameters: the ``_parameters`` of its first holder, and the weight's ``parameter`` name there.
+        buffers: the ``_buffers`` of its first holder, and the mask's ``mask`` name there.
+        full: the mask, if it was True everywhere when seen at its ``version``; nothing to zero then.
+    """
+
+    masked: MaskedWeight
+    parameters: dict[str, Any]
+    parameter: str
+    buffers: dict[str, Tensor]
+    mask: str
+    full: Tensor | None
+    version: int
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, as it is now."""
+        weight: Tensor = self.parameters[self.parameter]
+        return weight
+
+    @classmethod
+    def of(cls, masked: MaskedWeight) -> Slot:
+        """The slot of a masked weight as it is now."""
+        module, parameter, name = masked.holders[0]
+        mask = masked.mask
+        full = mask if bool(mask.all()) else None
+        buffers = cast("dict[str, Tensor]", module._buffers)
+        return cls(masked, module._parameters, parameter, buffers, name, full, mask._version)
+
+    def zero_inactive(self) -> None:
+        """Zero the weight outside its mask, unless the mask is known to be True everywhere."""
+        mask = self.buffers[self.mask]
+        if mask is self.full and mask._version == self.version:
+            return
+        zero_outside(self.weight, mask)

@@ -1,0 +1,36 @@
+"""The README tells the truth: its example runs, its commands are those of CI, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md"]
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("source", code_blocks("python"))
+def test_example_runs(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out
+
+
+def test_first_block_is_a_runnable_example() -> None:
+    assert re.search(r"^```(\w+)", README, flags=re.MULTILINE).group(1) == "python"
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    commands = [line.split("#")[0].strip() for line in "".join(code_blocks("console")).splitlines()]
+    assert commands == ["python run.py quickstart", "python run.py test"]
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == commands[1]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
