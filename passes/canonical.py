@@ -52,7 +52,7 @@ class FunctionalToModules:
                 source = node.args[0] if node.args else node.kwargs["input"]
                 call = graph_module.graph.call_module(name, (source,))
             node.replace_all_uses_with(call)
-            graph_module.graph.erase_node(node)
+            _erase_with_parameters(graph_module, node)
             converted += 1
         return Outcome(converted > 0, f"{converted} converted")
 
@@ -70,6 +70,15 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
         for n in (1, 2, 3)
     },
 }
+
+
+def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Erase a node, and the reads of parameters that nobody else needs."""
+    reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
+    graph_module.graph.erase_node(node)
+    for read in reads:
+        if not read.users:
+            graph_module.graph.erase_node(read)
 
 
 def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -39,20 +39,16 @@ class Fact:
             return torch.ones_like(self.varies)
         return self.value != 0
 
-    def over(self, dim: int, size: int) -> Fact:
-        """The fact over one dimension alone: two vectors of ``size``.
+    def over(self, dim: int, size: int) -> tuple[Tensor, Tensor]:
+        """``varies`` and ``value`` over one dimension alone: two vectors of ``size``.
 
         An index whose elements are not all the same constant varies.
         """
-        rank = self.varies.dim()
-        others = [d for d in range(rank) if d != dim % rank]
-        moved = self.varies.movedim(dim, 0).flatten(1), self.value.movedim(dim, 0).flatten(1)
-        if not others:
-            return fact(self.varies.expand(size), self.value.expand(size))
-        varies, value = moved
+        varies = self.varies.movedim(dim, 0).reshape(self.varies.shape[dim], -1)
+        value = self.value.movedim(dim, 0).reshape(self.value.shape[dim], -1)
         first = value[:, 0]
-        mixed = varies.any(1) | (value != first[:, None]).any(1)
-        return fact(mixed.expand(size), first.expand(size))
+        varies = varies.any(1) | (value != first[:, None]).any(1)
+        return varies.expand(size), torch.where(varies, 0, first).expand(size)
 
 
 def fact(varies: Tensor, value: Tensor, fixed: bool = False) -> Fact:

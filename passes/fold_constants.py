@@ -36,11 +36,10 @@ class FoldConstants:
         facts = forward_facts(program)
         folded = 0
         for node, layer in sole_contractions(graph_module).items():
-            (source,) = program.node_values[node.all_input_nodes[0]]
+            (source,) = program.node_inputs[node]
             dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-            known = facts[source].over(dim, source.shape[dim])
-            device = layer.weight.device
-            folded += _fold(layer, known.varies.to(device), known.value.to(device))
+            varies, value = facts[source].over(dim, source.shape[dim])
+            folded += _fold(layer, varies.to(layer.weight.device), value.to(layer.weight.device))
         return Outcome(folded > 0, f"{folded} input channels folded")
 
 
@@ -48,7 +47,7 @@ class FoldConstants:
 def _fold(layer: nn.Linear | _ConvNd, varies: Tensor, value: Tensor) -> int:
     """Fold one layer's constant input channels; returns how many columns changed."""
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    constant, values = ~varies.view(groups, -1), value.view(groups, -1).double()
+    constant, values = ~varies.reshape(groups, -1), value.reshape(groups, -1).double()
     changed, added = 0, []
     for group, columns in enumerate(_columns(layer, groups)):
         read = constant[group].nonzero().flatten()

@@ -52,7 +52,8 @@ def follow_weight(layer: nn.Module, in_channels: int) -> None:
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, _ConvTransposeNd):
-        layer.groups = layer.groups * layer.weight.shape[0] // layer.in_channels
+        if layer.groups > 1:  # groups go as a whole
+            layer.groups = layer.groups * layer.weight.shape[0] // layer.in_channels
         layer.in_channels, layer.out_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
     elif isinstance(layer, _ConvNd):
         layer.groups = in_channels // layer.weight.shape[1]

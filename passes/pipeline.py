@@ -71,7 +71,6 @@ def run_pipeline(
         start = time.perf_counter()
         outcome = step.run(graph_module, example_inputs)
         if outcome.modified:
-            graph_module.graph.eliminate_dead_code()
             graph_module.graph.lint()
             graph_module.delete_all_unused_submodules()
             graph_module.recompile()

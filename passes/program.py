@@ -73,7 +73,7 @@ class Call:
         args, kwargs = pytree.tree_map(
             lambda leaf: next(replacement) if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
         )
-        return [leaf for leaf in pytree.tree_leaves(self.op(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        return _tensors(self.op(*args, **kwargs))
 
 
 @dataclass
@@ -85,6 +85,8 @@ class Program:
         inputs: the values of the graph's inputs.
         outputs: the values that the graph returns.
         node_values: for each node, the tensors of its result.
+        node_inputs: for each node, the tensors of its arguments as they were when it ran; a later
+            write in place makes them other values than the ``node_values`` of their nodes.
         constants: the parameters, buffers and other tensors that the graph holds.
     """
 
@@ -92,6 +94,7 @@ class Program:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     node_values: dict[fx.Node, list[Value]] = field(default_factory=dict)
+    node_inputs: dict[fx.Node, list[Value]] = field(default_factory=dict)
     constants: list[Value] = field(default_factory=list)
 
     def calls_of(self, node: fx.Node) -> list[Call]:
@@ -130,6 +133,11 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
         self._sharing: dict[int, dict[int, Tensor]] = {}  # storage -> the tensors that look into it
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is ever compiled, so torch need not import its compiler to leave it alone."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         recorded_args, recorded_kwargs = pytree.tree_map(self._value_or_leaf, (args, kwargs))
@@ -137,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         written = {id(tensor) for tensor in _written_tensors(func, args, kwargs)}
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
-        outputs = [self._output(t, written) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        outputs = [self._output(tensor, written) for tensor in _tensors(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
         call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases)
@@ -190,17 +198,25 @@ class _RecordingInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.recorder.node = n
+        arguments = self.fetch_args_kwargs_from_env(n)
+        self.recorder.program.node_inputs[n] = self._values(arguments)
         with self.recorder:
             result = super().run_node(n)
-        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         if n.op == "placeholder":
-            for tensor in tensors:
+            for tensor in _tensors(result):
                 self.recorder.graph_input(tensor)
-        values = [self.recorder.value(tensor) for tensor in tensors]
+        values = self._values(result)
         self.recorder.program.node_values[n] = values
         if n.op == "output":
             self.recorder.program.outputs = values
         return result
+
+    def _values(self, result: Any) -> list[Value]:
+        return [self.recorder.value(tensor) for tensor in _tensors(result)]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
@@ -217,7 +233,7 @@ def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            written += _tensors(value)
     return written
 
 

@@ -75,9 +75,9 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
             _cut_constant(graph_module, value, kept, undo)
     for node in graph_module.graph.nodes:
         layer = layer_of(graph_module, node)
-        if layer is not None and node.all_input_nodes and program.node_values[node.all_input_nodes[0]]:
+        if layer is not None and program.node_inputs[node]:
             undo.callback(layer.__dict__.update, dict(layer.__dict__))
-            source = program.node_values[node.all_input_nodes[0]][0]
+            source = program.node_inputs[node][0]
             follow_weight(layer, kept.shape(source)[1] if len(source.shape) > 1 else 0)
         elif is_reshape(node):
             undo.callback(setattr, node, "args", node.args)
@@ -148,7 +148,7 @@ def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: dict[Value
     for node in dict.fromkeys((*unknown, *pins)):
         pinned = [value for value, _ in pins.get(node, [])]
         if node in unknown:
-            pinned += [value for call in program.calls_of(node) for value in call.inputs]
+            pinned += [value for call in program.calls_of(node) for value in call.outputs]
         dead = sum(_dead_channels(live[value]) for value in set(pinned) if value.constant is None)
         if dead:
             lines.append(f"{unknown.get(node, 'sizes')} at {node.name} keeps {dead} dead channels")

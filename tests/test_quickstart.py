@@ -1,7 +1,6 @@
 """examples/quickstart.py, as a user runs it, on a short run."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,16 +26,12 @@ KEYS = [
 ]
 
 
-# One thread: the runs that are compared must not differ in how torch splits its sums.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def command(*options: object) -> list[str]:
     return [sys.executable, str(SCRIPT), *map(str, options)]
 
 
 def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*options), capture_output=True, text=True, env=ENVIRONMENT)
+    return subprocess.run(command(*options), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +73,21 @@ def test_prints_a_table_and_no_progress_bar(folder: Path) -> None:
     assert "epoch/s" not in (folder / "stderr.txt").read_text()
 
 
-@pytest.mark.parametrize("seconds_into_training", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("seconds_into_training", [0.0, 0.5])
 def test_killed_and_resumed_run_ends_bit_for_bit_the_same(
     folder: Path, tmp_path: Path, seconds_into_training: float
 ) -> None:
     path = tmp_path / "killed.pt"
     kill_once_there_is(path, seconds_into_training)
-    assert run("--epochs", EPOCHS, "--checkpoint", path).returncode == 0
+    resumed = run("--epochs", EPOCHS, "--checkpoint", path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"; {EPOCHS} epochs" not in resumed.stdout.splitlines()[0]
     assert_same(torch.load(path, weights_only=True), torch.load(folder / "whole.pt", weights_only=True))
 
 
 def kill_once_there_is(path: Path, seconds: float) -> None:
     """Start a run, and kill it the given time after its first checkpoint."""
-    with subprocess.Popen(command("--epochs", EPOCHS, "--checkpoint", path), env=ENVIRONMENT) as process:
+    with subprocess.Popen(command("--epochs", EPOCHS, "--checkpoint", path)) as process:
         deadline = time.monotonic() + 120
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.facts import Fact, fact, unknown
 from sparsefx.passes.ops.base import Facts
 from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
@@ -21,13 +21,12 @@ class BatchNorm:
             for value in _parameters(call)
         )
         if mean is None or var is None:  # statistics of the batch
-            return [fact(torch.ones_like(known.varies), known.value) for _ in call.outputs]
+            return [unknown(output) for output in call.outputs]
         value = (known.value - mean) * torch.rsqrt(var + call.args[-1])
         value = value if weight is None else value * weight
         value = value if bias is None else value + bias
         result = fact(known.varies.expand(torch.broadcast_shapes(known.varies.shape, value.shape)), value)
-        saved = fact(torch.ones(1, dtype=torch.bool), torch.zeros(1))
-        return [result, *(saved for _ in call.outputs[1:])]
+        return [result, *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         read = wanted[0]

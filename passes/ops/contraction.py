@@ -58,12 +58,12 @@ class Convolution:
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         conv = ConvolutionCall.of(call)
-        weight, channels = facts[conv.weight], facts[conv.input].over(1, conv.input.shape[1])
+        weight = facts[conv.weight]
         if bool(weight.varies.any()):
             return [unknown(call.outputs[0])]
         kernel = conv.grouped(weight.value.expand(conv.weight.shape).double())
-        varying = channels.varies.view(conv.groups, -1)
-        value_in = channels.value.view(conv.groups, -1).double()
+        varies_in, value_in = facts[conv.input].over(1, conv.input.shape[1])
+        varying, value_in = varies_in.reshape(conv.groups, -1), value_in.reshape(conv.groups, -1).double()
         uneven = varying if conv.spreads_evenly else varying | (value_in != 0)
         varies = torch.einsum("goi,gi->go", (kernel != 0).any(3).double(), uneven.double()) > 0
         value = torch.einsum("goi,gi->go", kernel.sum(3), value_in).flatten()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.facts import Fact, fact, unknown
 from sparsefx.passes.ops.base import Facts, any_over
 from sparsefx.passes.program import Call
 from sparsefx.passes.slices import Kept
@@ -39,8 +39,11 @@ class Mix:
             first = value.narrow(dim, 0, 1)
             varies = varies | (value != first).any(dim, keepdim=True)
             value = first
-        result = fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value)
-        return [self._reshaped(call, result, index) for index in range(len(call.outputs))]
+        varies = varies.expand(torch.broadcast_shapes(varies.shape, value.shape))
+        if len(call.outputs[0].shape) < value.dim():
+            varies, value = varies.squeeze(mixed), value.squeeze(mixed)
+        # the others are indices of maxima or saved statistics
+        return [fact(varies, value), *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         source = call.inputs[0]
@@ -71,16 +74,6 @@ class Mix:
     def _mixed(self, call: Call) -> list[int]:
         rank = len(call.inputs[0].shape)
         return sorted({dim % rank for dim in self.dims(call)})
-
-    def _reshaped(self, call: Call, result: Fact, index: int) -> Fact:
-        """The result for one output: without the mixed dimensions where they are dropped."""
-        varies = result.varies
-        if index:  # indices of maxima, saved statistics: nothing is said of them
-            varies = torch.ones_like(varies)
-        if len(call.outputs[index].shape) == result.value.dim():
-            return fact(varies, result.value)
-        mixed = self._mixed(call)
-        return fact(varies.squeeze(mixed), result.value.squeeze(mixed))
 
 
 def last_dims(count: int) -> Callable[[Call], list[int]]:

@@ -1,0 +1,166 @@
+"""The networks that export is tested on: the paper's and torchvision's, small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(3 * 8 * 8, 48),
+        nn.ReLU(),
+        nn.Linear(48, 32),
+        nn.BatchNorm1d(32),
+        nn.Tanh(),
+        nn.Linear(32, 10),
+    )
+
+
+def lenet5() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(50 * 5 * 5, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+def alexnet() -> nn.Module:
+    """AlexNet's plan at a quarter of its width."""
+    model = nn.Sequential()
+    for inputs, outputs, kernel in [(3, 24, 5), (24, 64, 5), (64, 96, 3), (96, 96, 3), (96, 64, 3)]:
+        model.append(nn.Conv2d(inputs, outputs, kernel, stride=2 if kernel == 5 else 1, padding=kernel // 2))
+        model.append(nn.BatchNorm2d(outputs)).append(nn.ReLU(inplace=True))
+    model.append(nn.AdaptiveAvgPool2d(3)).append(nn.Flatten()).append(nn.Dropout())
+    return model.append(nn.Linear(64 * 9, 128)).append(nn.ReLU(inplace=True)).append(nn.Linear(128, 10))
+
+
+def vgg(batch_norm: bool) -> nn.Sequential:
+    """VGG-16's plan at a quarter of its width, with an adaptive pool so that any image size fits."""
+    model = nn.Sequential()
+    channels = 3
+    for width in (16, 16, 0, 32, 32, 0, 64, 64, 64, 0, 128, 128, 128, 0, 128, 128, 128):
+        if width == 0:
+            model.append(nn.MaxPool2d(2))
+            continue
+        model.append(nn.Conv2d(channels, width, 3, padding=1))
+        if batch_norm:
+            model.append(nn.BatchNorm2d(width))
+        model.append(nn.ReLU(inplace=True))
+        channels = width
+    model.append(nn.AdaptiveAvgPool2d(2)).append(nn.Flatten()).append(nn.Linear(128 * 4, 64))
+    return model.append(nn.ReLU(inplace=True)).append(nn.Dropout()).append(nn.Linear(64, 10))
+
+
+class _PreActivation(nn.Module):
+    """A block of a Wide ResNet: the shortcut takes the activated input where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        h = F.dropout(F.relu(self.bn2(self.conv1(active))), 0.3, self.training)
+        return self.conv2(h) + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """WRN-16-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        plan = [(16, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+        self.blocks = nn.Sequential(*(_PreActivation(*block) for block in plan))
+        self.bn, self.fc = nn.BatchNorm2d(128), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.blocks(self.stem(x))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
+
+
+def torchvision_model(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, weights=None, **options)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (8,)),
+    "lenet5": (lenet5, (32,)),
+    "alexnet": (alexnet, (32, 45)),
+    "vgg16": (lambda: vgg(batch_norm=False), (32, 48)),
+    "vgg16_bn": (lambda: vgg(batch_norm=True), (32, 48)),
+    "resnet18": (torchvision_model("resnet18", num_classes=10), (32, 48)),
+    "resnet50": (torchvision_model("resnet50", num_classes=10), (32, 48)),
+    "wide_resnet": (WideResNet, (16, 24)),
+    "densenet121": (torchvision_model("densenet121", num_classes=10), (32, 48)),
+    "squeezenet": (torchvision_model("squeezenet1_1", num_classes=10), (32, 48)),
+    "mobilenet_v2": (torchvision_model("mobilenet_v2", num_classes=10), (32, 48)),
+    "googlenet": (torchvision_model("googlenet", num_classes=10, init_weights=False), (32, 48)),
+}
+"""Name to (constructor, image sizes that it accepts)."""
+
+PATTERNS = ("rows", "columns", "both", "random", "everything")
+
+
+def build(name: str, pattern: str, seed: int = 0) -> nn.Module:
+    """A network in float64 and evaluation mode, BatchNorm randomised, weights emptied by a pattern."""
+    torch.manual_seed(seed)
+    model = NETWORKS[name][0]().double().eval()
+    randomize_norms(model)
+    empty(model, pattern)
+    return model
+
+
+@torch.no_grad()
+def randomize_norms(model: nn.Module) -> None:
+    """Statistics and affine parameters away from 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.3)
+
+
+@torch.no_grad()
+def empty(model: nn.Module, pattern: str) -> None:
+    """Empty 40% of the rows and/or columns of every weight, or 95% at random, or everything."""
+    for module in model.modules():
+        if not isinstance(module, (nn.Linear, _ConvNd)):
+            continue
+        weight = module.weight
+        if pattern in ("rows", "both", "random"):
+            weight[torch.rand(weight.shape[0]) < 0.4] = 0
+        if pattern in ("columns", "both"):
+            weight[:, torch.rand(weight.shape[1]) < 0.4] = 0
+        if pattern == "random":
+            weight[torch.rand_like(weight) > 0.05] = 0
+        if pattern == "everything":
+            weight.zero_()
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected magnitude."""
+    assert actual.shape == expected.shape
+    scale = max(expected.abs().max().item(), 1e-30)
+    return (actual - expected).abs().max().item() / scale
