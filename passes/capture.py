@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import fx, nn
 
@@ -43,18 +46,22 @@ def capture(model: nn.Module) -> Capture:
     """
     specialised = _control_arguments(model)
     opaque: dict[str, str] = {}
+    attributes = set(model.__dict__)
     while True:
         tracer = _Tracer(opaque)
         try:
             with _restored_rng():
                 graph = tracer.trace(model, concrete_args=specialised)
         except Exception as error:  # tracing runs the user's code on proxies: anything may be raised
+            for constant in model.__dict__.keys() - attributes:  # fx's own, for tensors made in forward
+                del model.__dict__[constant]
             culprit = tracer.culprit or ""
             opaque[culprit] = _first_line(error)
             if culprit == "":
                 return Capture(None, {"": opaque[""]})
             continue
-        _restore_argument_names(graph, specialised)
+        if specialised:
+            _restore_arguments(graph, specialised)
         return Capture(graph, _still_relevant(opaque, graph))
 
 
@@ -69,6 +76,12 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.opaque = opaque or {}  # fx makes one without arguments when it unpickles a graph
         self.culprit: str | None = None
+        self.contexts = _contexts()
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if _contexts() != self.contexts:
+            raise _NotReplayable("its forward switches gradients or autocast on or off")
+        return super().create_proxy(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque:
@@ -79,9 +92,11 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)  # what fails here is its caller's doing
         try:
-            if self.is_leaf_module(m, path):
-                return super().call_module(m, forward, args, kwargs)
+            if m._forward_hooks or m._forward_pre_hooks:
+                raise _NotReplayable("it has forward hooks")
             with _must_be_replayable(m):
                 return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -100,32 +115,68 @@ class _NotReplayable(RuntimeError):
 @contextmanager
 def _must_be_replayable(module: nn.Module) -> Iterator[None]:
     """Refuse a forward with an effect that its graph would lose; undo that effect."""
-    attributes, buffers = dict(module.__dict__), dict(module._buffers)
+    before = {part: _Attributes(part) for part in module.modules()}
     seeds = _rng_state()
-    yield
-    changed = [key for key in module.__dict__ if module.__dict__[key] is not attributes.get(key, module)]
-    changed += [key for key in module._buffers if module._buffers[key] is not buffers.get(key, module)]
-    changed = [key for key in changed if not key.startswith("_tensor_constant")]
+    try:
+        yield
+    finally:
+        changed = [name for attributes in before.values() for name in attributes.restore()]
     if changed:
-        module.__dict__.clear()
-        module.__dict__.update(attributes)
-        module._buffers.clear()
-        module._buffers.update(buffers)
         raise _NotReplayable(f"its forward changes its attribute {changed[0]!r}")
     if _rng_state() != seeds:
         raise _NotReplayable("its forward draws random numbers outside the graph")
 
 
-def _rng_state() -> tuple[bytes, object]:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+def _contexts() -> tuple[bool, ...]:
+    """The switches that a graph does not record."""
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+class _Attributes:
+    """A module's attributes at one moment, and what its lists, dicts and sets contained then."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.live = module.__dict__
+        self.attributes = dict(module.__dict__)
+        containers = {k: v for k, v in module.__dict__.items() if isinstance(v, (list, dict, set))}
+        self.contents = {key: copy.copy(value) for key, value in containers.items()}
+
+    def restore(self) -> list[str]:
+        """Undo every change since then; the names of what changed."""
+        constants = {key: value for key, value in self.live.items() if key.startswith("_tensor_constant")}
+        before = self.attributes | constants  # fx's own, for tensors made in forward
+        changed = [key for key in self.live if self.live[key] is not before.get(key, self)]
+        if changed:
+            self.live.clear()
+            self.live.update(before)
+        for key, contents in self.contents.items():
+            container = self.live[key]
+            if _identities(container) != _identities(contents):
+                changed.append(key)
+                container.clear()
+                container.extend(contents) if isinstance(container, list) else container.update(contents)
+        return changed
+
+
+def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
+    keys = list(map(id, container))
+    return keys + list(map(id, container.values())) if isinstance(container, dict) else keys
+
+
+def _rng_state() -> tuple[bytes, object, bytes]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(numpy.random.get_state())
 
 
 @contextmanager
 def _restored_rng() -> Iterator[None]:
-    python_state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(python_state)
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
 
 
 def _inherits_torch_forward(module: nn.Module) -> bool:
@@ -144,16 +195,36 @@ def _control_arguments(model: nn.Module) -> dict[str, Any] | None:
     return found or None
 
 
-def _restore_argument_names(graph: fx.Graph, specialised: dict[str, Any] | None) -> None:
-    """Undo fx's renaming of specialised arguments (``y`` to ``y_1``), so that keywords still work.
+def _restore_arguments(graph: fx.Graph, specialised: dict[str, Any]) -> None:
+    """Undo fx's renaming of specialised arguments (``y`` to ``y_1``), and say it our way if they differ.
 
-    fx's own assertion stays in the graph: a caller who passes another value is told so.
+    fx's own assertions name no remedy, and its one for None cannot be pickled.
     """
-    names = set(specialised or ())
-    for node in graph.nodes:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
         original = str(node.target).rpartition("_")[0]
-        if node.op == "placeholder" and original in names:
-            node.target = original
+        if original not in specialised:
+            continue
+        node.target = original
+        for user in list(node.users):
+            for assertion in (*user.users, user):
+                graph.erase_node(assertion)
+    with graph.inserting_after(placeholders[-1]):
+        for node in placeholders:
+            if node.target in specialised:
+                graph.call_function(require_default, (node, specialised[node.target], node.target))
+
+
+def require_default(value: Any, default: Any, name: str) -> None:
+    """Refuse a value other than the default that a graph was traced with.
+
+    Raises:
+        TypeError: the value differs.
+    """
+    if isinstance(value, fx.Proxy):  # the graph is being traced again, for example to unpickle it
+        value.tracer.create_proxy("call_function", require_default, (value, default, name), {})
+    elif value is not default:
+        raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {value!r}")
 
 
 def _still_relevant(opaque: dict[str, str], graph: fx.Graph) -> dict[str, str]:
@@ -163,5 +234,7 @@ def _still_relevant(opaque: dict[str, str], graph: fx.Graph) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, _NotReplayable):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -48,7 +48,7 @@ class Fact:
         value = self.value.movedim(dim, 0).reshape(self.value.shape[dim], -1)
         first = value[:, 0]
         varies = varies.any(1) | (value != first[:, None]).any(1)
-        return varies.expand(size), torch.where(varies, 0, first).expand(size)
+        return varies.expand(size), first.masked_fill(varies, 0).expand(size)
 
 
 def fact(varies: Tensor, value: Tensor, fixed: bool = False) -> Fact:
@@ -56,7 +56,7 @@ def fact(varies: Tensor, value: Tensor, fixed: bool = False) -> Fact:
     varies = varies | ~torch.isfinite(value)
     if not bool(varies.any()):
         return Fact(torch.zeros((1,) * value.dim(), dtype=torch.bool), value, fixed)
-    return Fact(varies, torch.where(varies, 0, value))
+    return Fact(varies, torch.where(varies, torch.zeros((), dtype=value.dtype), value))
 
 
 def unknown(value: Value) -> Fact:

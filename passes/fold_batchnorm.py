@@ -28,19 +28,23 @@ class FoldBatchNorm:
 
     def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
         """Fold every pair that can be; the graph is edited in place."""
-        folded = 0
-        program = record(graph_module, example_inputs)
-        for node, layer in sole_contractions(graph_module).items():
-            norm = _sole_norm(graph_module, node)
+        pairs = [
+            (node, layer, norm)
+            for node, layer in sole_contractions(graph_module).items()
+            if (norm := _sole_norm(graph_module, node)) is not None
+        ]
+        if any(isinstance(layer, nn.Linear) for _, layer, _ in pairs):
             # the channels of a Linear are the last dimension, those of a BatchNorm the second
-            aligned = isinstance(layer, _ConvNd) or len(program.node_values[node][0].shape) == 2
-            if norm is not None and aligned:
-                _fold(layer, norm)
-                (user,) = node.users
-                user.replace_all_uses_with(node)
-                graph_module.graph.erase_node(user)
-                folded += 1
-        return Outcome(folded > 0, f"{folded} folded")
+            values = record(graph_module, example_inputs).node_values
+            pairs = [
+                pair for pair in pairs if isinstance(pair[1], _ConvNd) or len(values[pair[0]][0].shape) == 2
+            ]
+        for node, layer, norm in pairs:
+            _fold(layer, norm)
+            (user,) = node.users
+            user.replace_all_uses_with(node)
+            graph_module.graph.erase_node(user)
+        return Outcome(bool(pairs), f"{len(pairs)} folded")
 
 
 def _sole_norm(graph_module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:

@@ -9,7 +9,9 @@ asks for, and keeps all of the model's modules, so its ``state_dict`` is the mod
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -28,14 +30,27 @@ class TwoModeGraphModule(fx.GraphModule):
             copied).
         train_graph: the graph run while ``training`` is True.
         eval_graph: the graph run while ``training`` is False.
+        held_back: for each mode, the modules that the model's own ``train`` leaves in the other one (a
+            frozen BatchNorm, say); ``train`` does the same here.
     """
 
     _mode_graphs: dict[bool, fx.Graph]
+    _mode_codes: dict[bool, str]
+    _held_back: Mapping[bool, Sequence[str]] = {True: (), False: ()}  # noqa: RUF012
 
-    def __init__(self, root: nn.Module, train_graph: fx.Graph, eval_graph: fx.Graph) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        train_graph: fx.Graph,
+        eval_graph: fx.Graph,
+        held_back: Mapping[bool, Sequence[str]] | None = None,
+    ) -> None:
         self.__dict__["_mode_graphs"] = {True: train_graph, False: eval_graph}
         super().__init__(nn.Module(), fx.Graph(), type(root).__name__)
         self.__dict__.update(_module_state(root))
+        if held_back is not None:
+            self._held_back = held_back
+        self._load_state_dict_pre_hooks = _rebound(self._load_state_dict_pre_hooks, root, self)
         for graph in (train_graph, eval_graph):
             graph.owning_module = self
         self.recompile()
@@ -54,6 +69,11 @@ class TwoModeGraphModule(fx.GraphModule):
         graph.owning_module = self
         self.recompile()
 
+    @property
+    def code(self) -> str:
+        """The Python code generated from the graph of the present mode."""
+        return self._mode_codes[self.training]
+
     def mode_graph(self, training: bool) -> fx.Graph:
         """The graph of one mode."""
         return self._mode_graphs[training]
@@ -61,11 +81,12 @@ class TwoModeGraphModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Generate the forward functions again after a graph was edited."""
         forwards: dict[bool, Callable[..., Any]] = {}
+        self.__dict__["_mode_codes"] = codes = {}
         code = None
         for mode in (not self.training, self.training):
             self.__dict__["_graph"] = self._mode_graphs[mode]
             code = super().recompile()
-            forwards[mode] = type(self).forward
+            forwards[mode], codes[mode] = type(self).forward, self._code
         train_forward, eval_forward = forwards[True], forwards[False]
 
         # The choice is made in forward, not by swapping it in train(): torch.compile guards on
@@ -81,39 +102,76 @@ class TwoModeGraphModule(fx.GraphModule):
     def train(self, mode: bool = True) -> TwoModeGraphModule:
         """Set the mode of the model and of its modules, and with it the graph that runs."""
         super().train(mode)
-        self.__dict__["_graph"] = self._mode_graphs[mode]
+        for name in self._held_back[mode]:
+            self.get_submodule(name).training = not mode
+        self.__dict__["_graph"] = self.graph
         return self
 
+    def __copy__(self) -> TwoModeGraphModule:
+        return TwoModeGraphModule(self, *self._copied_graphs())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TwoModeGraphModule:
-        root = nn.Module()
-        root.__dict__.update(copy.deepcopy(_module_state(self), memo))
-        root.__class__ = type(self._class_name, (nn.Module,), {})
-        train_graph = copy.deepcopy(self._mode_graphs[True])
-        same = self._mode_graphs[True] is self._mode_graphs[False]
-        eval_graph = train_graph if same else copy.deepcopy(self._mode_graphs[False])
-        result = TwoModeGraphModule(root, train_graph, eval_graph)
-        memo[id(self)] = result
+        result = TwoModeGraphModule(_shell(self._class_name), *self._copied_graphs())
+        memo[id(self)] = result  # first, because a hook may lead back to this module
+        result.__dict__.update(copy.deepcopy(_module_state(self), memo))
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # fx pickles a graph as code and traces it again; the modules are pickled once, being the
-        # same objects in each of the three.
-        by_mode = [fx.GraphModule(self, self._mode_graphs[mode]) for mode in (True, False)]
-        return _rebuild, (self._class_name, _module_state(self), *by_mode)
+        # fx pickles a graph as code and traces it again. Of its two pickles only the code is kept:
+        # the modules are in the state, once.
+        sources = [_source(fx.GraphModule(self, self._mode_graphs[mode])) for mode in (True, False)]
+        return _blank, (self._class_name,), (_module_state(self), sources)
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[_Source]]) -> None:
+        modules, sources = state
+        self.__dict__.update(modules)
+        graphs = [rebuild({**modules, **body}, imports).graph for rebuild, body, imports in sources]
+        train_graph, eval_graph = graphs
+        if sources[0] == sources[1]:
+            eval_graph = train_graph
+        self.__dict__["_mode_graphs"] = {True: train_graph, False: eval_graph}
+        for graph in (train_graph, eval_graph):
+            graph.owning_module = self
+        self.recompile()
+
+    def _copied_graphs(self) -> tuple[fx.Graph, fx.Graph]:
+        train_graph, eval_graph = self._mode_graphs[True], self._mode_graphs[False]
+        copied = copy.deepcopy(train_graph)
+        return copied, copied if train_graph is eval_graph else copy.deepcopy(eval_graph)
 
     @property
     def _class_name(self) -> str:
         return type(self).__name__
 
 
-def _rebuild(
-    name: str, state: dict[str, Any], train: fx.GraphModule, evaluation: fx.GraphModule
-) -> TwoModeGraphModule:
-    root = nn.Module()
-    root.__dict__.update(state)
-    root.__class__ = type(name, (nn.Module,), {})
-    same = train.code == evaluation.code
-    return TwoModeGraphModule(root, train.graph, train.graph if same else evaluation.graph)
+_Source = tuple[Callable[..., fx.GraphModule], dict[str, Any], str]
+"""How fx rebuilds a graph: its function, the code among its arguments, and the code's imports."""
+
+
+def _source(graph_module: fx.GraphModule) -> _Source:
+    rebuild, (body, imports) = graph_module.__reduce__()
+    return rebuild, {key: body[key] for key in body.keys() - _PLAIN_MODULE_STATE}, imports
+
+
+def _blank(name: str) -> TwoModeGraphModule:
+    return TwoModeGraphModule(_shell(name), fx.Graph(), fx.Graph())
+
+
+def _shell(name: str) -> nn.Module:
+    """A module that has nothing but a class name."""
+    shell: nn.Module = type(name, (nn.Module,), {})()
+    return shell
+
+
+def _rebound(hooks: dict[int, Any], old: nn.Module, new: nn.Module) -> dict[int, Any]:
+    """The hooks, those that torch calls with the module ``old`` now called with ``new``."""
+    rebound: OrderedDict[int, Any] = OrderedDict()
+    for key, hook in hooks.items():
+        bound = getattr(hook, "with_module", False) and hook.module() is old
+        rebound[key] = copy.copy(hook) if bound else hook
+        if bound:
+            rebound[key].module = weakref.ref(new)
+    return rebound
 
 
 def _module_state(module: nn.Module) -> dict[str, Any]:
@@ -121,5 +179,5 @@ def _module_state(module: nn.Module) -> dict[str, Any]:
     if not isinstance(module, fx.GraphModule):
         return dict(module.__dict__)
     graph_only = set(fx.GraphModule(nn.Module(), fx.Graph()).__dict__) - _PLAIN_MODULE_STATE
-    graph_only |= {"_mode_graphs"}
+    graph_only |= {"_mode_graphs", "_mode_codes"}
     return {key: value for key, value in module.__dict__.items() if key not in graph_only}

@@ -61,7 +61,7 @@ def run_pipeline(
         passes: the passes.
         graph_module: the module to rewrite, in evaluation mode.
         example_inputs: positional arguments that its forward accepts.
-        check: called after each pass with its name and the module, to verify or to print.
+        check: called with the name and the module after each pass that changed it, to verify or to print.
 
     Returns:
         One report per pass.
@@ -74,7 +74,7 @@ def run_pipeline(
             graph_module.graph.lint()
             graph_module.delete_all_unused_submodules()
             graph_module.recompile()
+            if check is not None:
+                check(step.name, graph_module)
         reports.append(PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail))
-        if check is not None:
-            check(step.name, graph_module)
     return reports

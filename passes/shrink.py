@@ -144,7 +144,7 @@ class _Replay(fx.Interpreter):
 def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: dict[Value, Tensor]) -> list[str]:
     """One line for each node that keeps dead channels because of what is not known of it."""
     lines = []
-    unknown = {call.node: call.name for call in program.calls if not is_known(call)}
+    unknown = {call.node: call.name for call in program.calls if call.inputs and not is_known(call)}
     for node in dict.fromkeys((*unknown, *pins)):
         pinned = [value for value, _ in pins.get(node, [])]
         if node in unknown:

@@ -8,14 +8,12 @@ more. The smallest kept set that satisfies every tie is what must stay: the grea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from sparsefx.passes.program import Call, Program, Value
-
-Tie = Callable[[Call, "Kept"], None]
 
 
 class Kept:
@@ -23,7 +21,7 @@ class Kept:
 
     def __init__(self, values: Iterable[Value]) -> None:
         self._kept = {value: [torch.zeros(n, dtype=torch.bool) for n in value.shape] for value in values}
-        self.changed = False
+        self._changed: dict[Value, None] = {}
 
     def __getitem__(self, value: Value) -> list[Tensor]:
         """One bool vector for each dimension of a value."""
@@ -36,7 +34,12 @@ class Kept:
         new = old | indices
         if not torch.equal(old, new):
             self._kept[value][dim] = new
-            self.changed = True
+            self._changed[value] = None
+
+    def take_changed(self) -> list[Value]:
+        """The values of which more is kept than when this was last asked."""
+        changed, self._changed = list(self._changed), {}
+        return changed
 
     def keep_all(self, value: Value, dims: Iterable[int] | None = None) -> None:
         """Keep every index of some dimensions (of all by default)."""
@@ -88,36 +91,49 @@ def find_kept(
         kept.keep_all(value)
     for value, pinned_dim in pinned:
         kept.keep_all(value, None if pinned_dim is None else [pinned_dim])
-    propagate(program, kept)
-    _keep_one_of_each(program, kept)
+    ties = _Ties(program, kept)
+    ties.hold(program.calls)
+    _keep_one_of_each(program, kept, ties)
     if align > 1:
-        _align(program, kept, align)
+        _align(program, kept, ties, align)
     return kept
 
 
-def propagate(program: Program, kept: Kept) -> None:
-    """Keep more until every operation's tie holds."""
-    from sparsefx.passes.ops import operation_of
+class _Ties:
+    """Every operation's tie, held again wherever one of its values changes."""
 
-    ties = [(operation_of(call).tie, call) for call in program.calls]
-    kept.changed = True
-    while kept.changed:
-        kept.changed = False
-        for sweep in (ties, reversed(ties)):
-            for tie, call in sweep:
-                tie(call, kept)
+    def __init__(self, program: Program, kept: Kept) -> None:
+        self._kept = kept
+        self._touching: dict[Value, list[Call]] = {}
+        for call in program.calls:
+            for value in {*call.inputs, *call.outputs}:
+                self._touching.setdefault(value, []).append(call)
+
+    def hold(self, calls: Iterable[Call] = ()) -> None:
+        """Keep more until every tie holds, beginning with some calls and with what changed."""
+        from sparsefx.passes.ops import operation_of
+
+        waiting = dict.fromkeys(calls)
+        while True:
+            for value in self._kept.take_changed():
+                waiting.update(dict.fromkeys(self._touching.get(value, ())))
+            if not waiting:
+                return
+            call = next(iter(waiting))
+            del waiting[call]
+            operation_of(call).tie(call, self._kept)
 
 
-def _keep_one_of_each(program: Program, kept: Kept) -> None:
+def _keep_one_of_each(program: Program, kept: Kept, ties: _Ties) -> None:
     """Keep an index of a dimension that would vanish: no tensor may lose its last channel."""
     for value in program.values():
         for dim, size in enumerate(value.shape):
             if size and not bool(kept.of(value, dim).any()):
                 kept.keep(value, dim, torch.arange(size) == 0)
-                propagate(program, kept)
+                ties.hold()
 
 
-def _align(program: Program, kept: Kept, align: int) -> None:
+def _align(program: Program, kept: Kept, ties: _Ties, align: int) -> None:
     """Keep removable indices of the layers' widths until each is a multiple, or full."""
     widths = [(value, dim) for value in program.constants if len(value.shape) > 1 for dim in (0, 1)]
     missing = True
@@ -129,5 +145,5 @@ def _align(program: Program, kept: Kept, align: int) -> None:
             if wanted:
                 removed = (~indices).nonzero().flatten()[:wanted]
                 kept.keep(value, dim, torch.zeros_like(indices).index_fill(0, removed, True))
-                propagate(program, kept)
+                ties.hold()
                 missing = True

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,10 @@ def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, in
     """
     flops = dict.fromkeys(maskable_layers(model), 0)
     for name, layer, source, result in arrivals(model, example_inputs):
-        weight = layer.get_parameter("weight")
-        channels, map_ = (
-            (weight.shape[0], source) if isinstance(layer, _ConvTransposeNd) else (weight.shape[0], result)
-        )
-        batch = source.shape[0] if source.dim() > 1 else 1
-        flops[name] += 2 * weight.numel() * (map_.numel() // channels) // batch
+        weight = cast(Tensor, layer.weight)
+        positions = (source if isinstance(layer, _ConvTransposeNd) else result).numel() // weight.shape[0]
+        batched = source.dim() >= weight.dim()
+        flops[name] += 2 * weight.numel() * positions // (source.shape[0] if batched else 1)
     return flops
 
 
@@ -60,17 +58,34 @@ def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int)
 
 
 def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:
-    """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer."""
+    """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer.
+
+    BatchNorm statistics and the random state are afterwards as they were.
+    """
     seen: list[Arrival] = []
-    with _listening(model, seen), torch.no_grad():
+    with _listening(model, seen), _unchanged(model), torch.no_grad():
         model(*example_inputs)
     yield from seen
 
 
 @contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for buffer, before in saved:
+            buffer.copy_(before)
+
+
+@contextmanager
 def _listening(model: nn.Module, seen: list[Arrival]) -> Iterator[None]:
     def listen(name: str, layer: nn.Module) -> Any:
-        return layer.register_forward_hook(lambda m, args, out: seen.append((name, m, args[0], out)))
+        def note(layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            seen.append((name, layer, args[0] if args else kwargs["input"], result))
+
+        return layer.register_forward_hook(note, with_kwargs=True)
 
     handles = [listen(name, layer) for name, layer in maskable_layers(model).items()]
     try:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsefx.masks import attach_mask, detach_masks
+from sparsefx.masks import attach_mask, detach_masks, mask_of
 
 MASKABLE: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -39,8 +39,10 @@ class MaskedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The plain layer's, and the density."""
-        density = float(self.mask.sum()) / max(1, self.mask.numel())
-        return f"{super().extra_repr()}, density={density:.4g}"
+        mask = mask_of(self, "weight")
+        if mask.is_meta:
+            return super().extra_repr()
+        return f"{super().extra_repr()}, density={float(mask.sum()) / max(1, mask.numel()):.4g}"
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):

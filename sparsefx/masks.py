@@ -22,7 +22,6 @@ from sparsefx.errors import InvariantError
 
 _RECORD = "_masked_parameters"
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def masked_weights(model: nn.Module) -> list[MaskedWeight]:
     """
     names: dict[int, str] = {}
     holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
-    for path, module in model.named_modules():
+    for path, module in _bare(model).named_modules():
         for parameter, mask in module.__dict__.get(_RECORD, {}).items():
             key = id(module.get_parameter(parameter))
             names.setdefault(key, _layer_name(path, parameter))
@@ -116,6 +115,11 @@ def detach_masks(module: nn.Module) -> None:
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
         del hooks[key]
+
+
+def mask_of(module: nn.Module, parameter: str) -> Tensor:
+    """The mask of a module's masked parameter; a layer with a ``mask`` of its own has it elsewhere."""
+    return module.get_buffer(module.__dict__[_RECORD][parameter])
 
 
 def has_masks(module: nn.Module) -> bool:
@@ -164,25 +168,41 @@ def zero_outside(weight: Tensor, mask: Tensor) -> None:
     weight.view(integer).mul_(mask.view(torch.int8))
 
 
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
+    while True:
+        if "_orig_mod" in model._modules:  # torch.compile
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
 def _layer_name(path: str, parameter: str) -> str:
-    parts = path + "." if path else ""
-    for prefix in _WRAPPER_PREFIXES:
-        parts = parts.removeprefix(prefix)
-    return parts.removesuffix(".") if parameter == "weight" and parts else parts + parameter
+    return path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
 
 
 def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Before a state dict is loaded: keep the present mask where it brings none, and mask its weight.
 
+    A mask that comes without a weight that fits masks the present weight.
+
     ``state_dict`` is torch's own shallow copy, so the caller's is left alone, and with
     ``assign=True`` its tensors are too.
     """
     for parameter, buffer in _records(module):
-        mask = state_dict.setdefault(prefix + buffer, module.get_buffer(buffer))
+        present = module.get_buffer(buffer)
+        mask = state_dict.setdefault(prefix + buffer, present)
+        if not isinstance(mask, Tensor) or mask.shape != present.shape:
+            mask = present  # torch refuses the other one
         weight = state_dict.get(prefix + parameter)
-        if isinstance(weight, Tensor) and isinstance(mask, Tensor) and weight.shape == mask.shape:
+        if isinstance(weight, Tensor) and weight.shape == mask.shape:
             inactive = ~mask.to(device=weight.device, dtype=torch.bool)
             state_dict[prefix + parameter] = weight.detach().masked_fill(inactive, 0)
+        else:
+            with torch.no_grad():
+                zero_outside(module.get_parameter(parameter), mask.to(present.device, torch.bool))
 
 
 def _records(module: nn.Module) -> Iterator[tuple[str, str]]:

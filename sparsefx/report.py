@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,17 +172,27 @@ def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> M
     """The report of one model; see :func:`report`."""
     flops = layer_flops(model, example_inputs) if example_inputs is not None else {}
     masks = {id(masked.weight): masked.mask for masked in masked_weights(model)}
-    layers = [
-        _describe_layer(name, layer, masks.get(id(layer.weight)), flops.get(name))
-        for name, layer in maskable_layers(model).items()
-    ]
-    layers += _functional_layers(model)
+    modules = maskable_layers(model)
+    described = {
+        name: _describe_layer(name, layer, masks.get(id(layer.weight)), flops.get(name))
+        for name, layer in modules.items()
+    }
+    functional = _functional_layers(model)
+    by_weight = {  # a tied weight counts once; one computed by a parametrisation is no parameter
+        id(layer.weight): described[name]
+        for name, layer in modules.items()
+        if isinstance(layer.weight, nn.Parameter)
+    }
+    counted = [*by_weight.values(), *functional]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    maskable = sum(torch.Size(layer.shape).numel() for layer in layers)
-    active = sum(layer.density * torch.Size(layer.shape).numel() for layer in layers)
+    maskable = sum(torch.Size(layer.shape).numel() for layer in counted)
+    active = sum(layer.density * torch.Size(layer.shape).numel() for layer in counted)
     active_of_all = active + parameters - maskable
     return ModelReport(
-        tuple(layers), parameters, active / max(1, maskable), active_of_all / max(1, parameters)
+        (*described.values(), *functional),
+        parameters,
+        active / max(1, maskable),
+        active_of_all / max(1, parameters),
     )
 
 
@@ -210,13 +220,13 @@ def empty_channels(weight: Tensor, transposed: bool, groups: int) -> tuple[int, 
         groups: its groups.
     """
     read = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
-    by_group = read.view(groups, -1, *read.shape[1:])
+    by_group = read.view(groups, read.shape[0] // groups, read.shape[1])
     rows, columns = int((~by_group.any(2)).sum()), int((~by_group.any(1)).sum())
     return (rows, columns) if transposed else (columns, rows)
 
 
 def _describe_layer(name: str, layer: nn.Module, mask: Tensor | None, flops: int | None) -> LayerReport:
-    weight = layer.get_parameter("weight").detach()
+    weight = cast(Tensor, layer.weight).detach()
     transposed = isinstance(layer, _ConvTransposeNd)
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     return _describe_weight(
@@ -246,9 +256,10 @@ def _describe_weight(
     nonzeros = int((weight != 0).sum())
     active = int(mask.sum()) if mask is not None else nonzeros
     density = active / max(1, weight.numel())
-    empty_inputs, empty_outputs = empty_channels(weight, transposed, groups)
-    channels = (weight.shape[1] * groups, weight.shape[0])
-    in_channels, out_channels = (weight.shape[0], weight.shape[1] * groups) if transposed else channels
+    matrix = weight if weight.dim() > 1 else weight[None]  # F.linear takes a vector too
+    empty_inputs, empty_outputs = empty_channels(matrix, transposed, groups)
+    channels = (matrix.shape[1] * groups, matrix.shape[0])
+    in_channels, out_channels = (matrix.shape[0], matrix.shape[1] * groups) if transposed else channels
     return LayerReport(
         name=name,
         shape=tuple(weight.shape),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,18 @@ _FUNCTIONAL = frozenset(
 )
 
 
+_EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
+_PARAMETER_CONTAINERS = (nn.ParameterList, nn.ParameterDict)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A weight that can be masked.
 
     Attributes:
         name: the layer's name (``<module>.<parameter>`` where the parameter is not ``weight``).
-        holders: each (path, module, parameter name) that holds it; several where it is tied.
+        holders: each (path, module, parameter name) that holds it; several where it is tied, or where
+            its module is known by several names.
     """
 
     name: str
@@ -47,7 +52,7 @@ class Candidate:
     def paths(self) -> Iterator[str]:
         """The names it answers to: of its layers, and of the modules that contain them."""
         for path, _, parameter in self.holders:
-            yield path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
+            yield _layer_name(path, parameter)
             while path:
                 yield path
                 path = path.rpartition(".")[0]
@@ -58,21 +63,23 @@ def find_candidates(model: nn.Module, graphs: Iterable[fx.Graph]) -> list[Candid
 
     These are the weights of :data:`~sparsefx.layers.MASKABLE` layers and the parameters that a graph
     hands to ``F.linear`` or ``F.convNd``. A weight also held by any other kind of module (an
-    embedding, say) is left out.
+    embedding, say), or handed to ``F.embedding``, is left out.
 
     Raises:
         ArgumentError: a layer is lazy and has no shape yet.
     """
-    functional = set(_functional_parameters(graphs))
+    graphs = list(graphs)
+    functional = {id(model.get_parameter(name)) for name in _parameters_used_by(_FUNCTIONAL, graphs)}
+    embedded = {id(model.get_parameter(name)) for name in _parameters_used_by(_EMBEDDINGS, graphs)}
     held: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    excluded: set[int] = set()
-    for path, module in model.named_modules():
+    excluded = embedded
+    for path, module in model.named_modules(remove_duplicate=False):
         for parameter, tensor in module._parameters.items():
             if tensor is None:
                 continue
             if isinstance(module, MASKABLE) and is_lazy(tensor):
                 raise ArgumentError(f"layer {path!r} is lazy and has no shape yet; run model(x) once first")
-            if _is_maskable(path, module, parameter, functional):
+            if _is_maskable(module, parameter, functional):
                 held.setdefault(id(tensor), []).append((path, module, parameter))
             else:
                 excluded.add(id(tensor))
@@ -100,42 +107,49 @@ def select_dense(
     return chosen
 
 
-def _functional_parameters(graphs: Iterable[fx.Graph]) -> Iterator[str]:
+def _parameters_used_by(functions: Set[object], graphs: Iterable[fx.Graph]) -> Iterator[str]:
     for graph in graphs:
         for node in graph.nodes:
-            if node.op == "call_function" and node.target in _FUNCTIONAL:
+            if node.op == "call_function" and node.target in functions:
                 weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
                 if isinstance(weight, fx.Node) and weight.op == "get_attr":
                     yield str(weight.target)
 
 
-def _is_maskable(path: str, module: nn.Module, parameter: str, functional: set[str]) -> bool:
+def _is_maskable(module: nn.Module, parameter: str, functional: set[int]) -> bool:
     if isinstance(module, MASKABLE):
         return parameter == "weight"
-    if type(module).__module__.startswith("torch.nn."):
+    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, _PARAMETER_CONTAINERS):
         return False
-    return f"{path}.{parameter}".lstrip(".") in functional
+    return id(module._parameters[parameter]) in functional
 
 
 def _candidate(holders: list[tuple[str, nn.Module, str]]) -> Candidate:
     path, _, parameter = holders[0]
-    name = path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
-    return Candidate(name, tuple(holders))
+    return Candidate(_layer_name(path, parameter), tuple(holders))
+
+
+def _layer_name(path: str, parameter: str) -> str:
+    return path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
 
 
 def _as_list(dense: Selector | Iterable[Selector]) -> list[Selector]:
-    if isinstance(dense, (str, type)) or callable(dense):
+    if isinstance(dense, (str, type)) or callable(dense) or not isinstance(dense, Iterable):
         return [dense]
     return list(dense)
 
 
 def _matcher(selector: Selector, model: nn.Module) -> Callable[[Candidate], bool]:
     if isinstance(selector, str):
-        return lambda candidate: any(fnmatch.fnmatchcase(path, selector) for path in candidate.paths())
+        return lambda candidate: any(
+            path == selector or fnmatch.fnmatchcase(path, selector) for path in candidate.paths()
+        )
     if isinstance(selector, type):
         return lambda candidate: any(isinstance(m, selector) for m in _enclosing(candidate, model))
-    if callable(selector):
-        return lambda candidate: any(selector(path, module) for path, module, _ in candidate.holders)
+    if callable(selector) and not isinstance(selector, nn.Module):
+        return lambda candidate: any(
+            selector(_layer_name(path, parameter), module) for path, module, parameter in candidate.holders
+        )
     raise ArgumentError(
         f"dense={selector!r} is not a layer name, glob, module type or predicate(name, module)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import numbers
 import warnings
 from collections.abc import Iterable
 
@@ -64,7 +65,7 @@ def sparsify(
     """
     _check(model, density)
     sparse = copy.deepcopy(model)
-    captures = _capture_both_modes(sparse) if trace else {}
+    captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
     candidates = find_candidates(sparse, graphs)
     kept_dense = select_dense(candidates, dense, sparse)
@@ -75,13 +76,13 @@ def sparsify(
     if not trace:
         return sparse
     _warn_opaque(captures)
-    return _as_graph_module(sparse, captures)
+    return _as_graph_module(sparse, captures, held_back)
 
 
 def _check(model: nn.Module, density: float) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(density, (int, float)) or not 0 < density <= 1:
+    if not isinstance(density, numbers.Real) or not 0 < density <= 1:
         raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.05 keeps 5% of the weights")
     if any(has_masks(module) for module in model.modules()):
         raise ArgumentError("model is masked already; sparsify the dense model it came from")
@@ -94,13 +95,20 @@ def _nothing_to_mask(model: nn.Module, kept_dense: set[str]) -> str:
     return f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
 
 
-def _capture_both_modes(model: nn.Module) -> dict[bool, Capture]:
-    """The model's capture in training and in evaluation mode; its modes are as before afterwards."""
+def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[bool, list[str]]]:
+    """The model's capture in each mode, and the modules that its ``train(mode)`` leaves in the other one.
+
+    Its modes are as before afterwards.
+    """
     modes = {module: module.training for module in model.modules()}
-    captures = {mode: capture(model.train(mode)) for mode in (True, False)}
+    captures, held_back = {}, {}
+    for mode in (True, False):
+        model.train(mode)
+        held_back[mode] = [name for name, module in model.named_modules() if module.training is not mode]
+        captures[mode] = capture(model)
     for module, mode in modes.items():
         module.training = mode
-    return captures
+    return captures, held_back
 
 
 def _attach_masks(
@@ -113,7 +121,7 @@ def _attach_masks(
     counts = active_counts(shapes, density, distribution)
     for candidate, shape, active in zip(candidates, shapes, counts, strict=True):
         mask = random_mask(shape, active, generator).to(candidate.weight.device)
-        for _, module, parameter in candidate.holders:
+        for module, parameter in dict.fromkeys(holder[1:] for holder in candidate.holders):
             if isinstance(module, MASKABLE):
                 mask_layer(module, mask)
             else:
@@ -130,13 +138,15 @@ def _warn_opaque(captures: dict[bool, Capture]) -> None:
         )
 
 
-def _as_graph_module(model: nn.Module, captures: dict[bool, Capture]) -> nn.Module:
+def _as_graph_module(
+    model: nn.Module, captures: dict[bool, Capture], held_back: dict[bool, list[str]]
+) -> nn.Module:
     train_graph, eval_graph = captures[True].graph, captures[False].graph
     if train_graph is None or eval_graph is None:
         return model
     if _same(train_graph, eval_graph):
         eval_graph = train_graph
-    return TwoModeGraphModule(model, train_graph, eval_graph)
+    return TwoModeGraphModule(model, train_graph, eval_graph, held_back)
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:

@@ -1,0 +1,178 @@
+"""The operation table, a row an operation: its three rules against the operation itself.
+
+Every row inherits the same checks. What is said to be constant is, and has that value; what is said
+not to be read can be changed without effect; and the call computes the kept part of its result from
+the kept part of its operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.ops import is_known
+from sparsefx.passes.program import record
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operation on a value whose channels are partly constant, and the shape it is given."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...] = (2, 6, 4, 4)
+
+
+def _weight(*shape: int) -> Tensor:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight[:2] = 0  # empty rows
+    weight[:, :1] = 0  # an empty column
+    return weight
+
+
+_CONV, _DEPTHWISE, _GROUPED = _weight(4, 6, 3, 3), _weight(12, 1, 3, 3), _weight(6, 3, 3, 3)
+_TRANSPOSED, _LINEAR, _VECTOR = _weight(6, 4, 2, 2), _weight(5, 4), _weight(6, 1).flatten()
+
+ROWS = [
+    Row("relu", torch.relu),
+    Row("sigmoid", torch.sigmoid),
+    Row("relu_", lambda x: x.clone().relu_()),
+    Row("hardswish", F.hardswish),
+    Row("gelu", F.gelu),
+    Row("prelu", lambda x: F.prelu(x, _VECTOR)),
+    Row("add a scalar", lambda x: x + 2),
+    Row("add itself", lambda x: x + x.flip(3)),
+    Row("add broadcast", lambda x: x + _VECTOR.view(6, 1, 1)),
+    Row("multiply", lambda x: x * _VECTOR.view(6, 1, 1)),
+    Row("multiply by itself", lambda x: x * x),
+    Row("gate", lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
+    Row("divide", lambda x: x / 3),
+    Row("where", lambda x: torch.where(x > 0, x, -x)),
+    Row("view", lambda x: x.view(2, 3, 2, 16)),
+    Row("flatten", lambda x: x.flatten(1)),
+    Row("permute", lambda x: x.permute(0, 2, 3, 1)),
+    Row("transpose", lambda x: x.transpose(1, 3)),
+    Row("squeeze", lambda x: x.unsqueeze(2).squeeze(2)),
+    Row("expand", lambda x: x.unsqueeze(0).expand(3, -1, -1, -1, -1)),
+    Row("slice", lambda x: x[:, 1:5:2]),
+    Row("select", lambda x: x[:, 3]),
+    Row("split", lambda x: torch.cat(x.split([2, 4], 1)[::-1], 1)),
+    Row("chunk", lambda x: x.chunk(3, 1)[1]),
+    Row("unbind", lambda x: x.unbind(1)[2]),
+    Row("stack", lambda x: torch.stack([x, x * 2], 1)),
+    Row("cat", lambda x: torch.cat([x, x.relu()], 1)),
+    Row("cat along a map", lambda x: torch.cat([x, x.relu()], 3)),
+    Row("pad", lambda x: F.pad(x, (1, 1, 0, 2))),
+    Row("pad with a value", lambda x: F.pad(x, (1, 1), value=1.5)),
+    Row("pad channels", lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))),
+    Row("reflect", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
+    Row("replicate", lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")),
+    Row("convolution", lambda x: F.conv2d(x, _CONV)),
+    Row("padded convolution", lambda x: F.conv2d(x, _CONV, padding=1)),
+    Row("strided convolution", lambda x: F.conv2d(x, _CONV, _VECTOR[:4], stride=2, dilation=1, padding=1)),
+    Row("depthwise convolution", lambda x: F.conv2d(x, _DEPTHWISE, padding=1, groups=6)),
+    Row("grouped convolution", lambda x: F.conv2d(x, _GROUPED, groups=2)),
+    Row("transposed convolution", lambda x: F.conv_transpose2d(x, _TRANSPOSED, stride=2)),
+    Row("linear", lambda x: F.linear(x, _LINEAR, _LINEAR[:, 1])),
+    Row("matmul", lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2)),
+    Row("batch_norm", lambda x: F.batch_norm(x, _VECTOR, _VECTOR.abs() + 1, _VECTOR, _VECTOR)),
+    Row("batch_norm of the batch", lambda x: F.batch_norm(x, None, None, _VECTOR, None, training=True)),
+    Row("layer_norm", lambda x: F.layer_norm(x, (4, 4))),
+    Row("group_norm", lambda x: F.group_norm(x, 3)),
+    Row("softmax", lambda x: x.softmax(1)),
+    Row("log_softmax", lambda x: x.log_softmax(-1)),
+    Row("mean", lambda x: x.mean((2, 3))),
+    Row("mean over channels", lambda x: x.mean(1, keepdim=True)),
+    Row("sum", lambda x: x.sum(2)),
+    Row("amax", lambda x: x.amax((2, 3), keepdim=True)),
+    Row("max_pool", lambda x: F.max_pool2d(x, 3, 2, 1)),
+    Row("avg_pool", lambda x: F.avg_pool2d(x, 2)),
+    Row("padded avg_pool", lambda x: F.avg_pool2d(x, 3, 1, 1)),
+    Row("avg_pool that ignores padding", lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)),
+    Row("adaptive pool", lambda x: F.adaptive_avg_pool2d(x, 3)),
+    Row("adaptive max pool", lambda x: F.adaptive_max_pool2d(x, 2)),
+    Row("upsample", lambda x: F.interpolate(x, scale_factor=2)),
+    Row("bilinear", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")),
+    Row("attention", lambda x: F.scaled_dot_product_attention(x, x, x)),
+    Row("unknown", lambda x: x.cumsum(1)),
+    Row("written through a view", lambda x: _write_through_view(x)),
+]
+
+
+def _write_through_view(x: Tensor) -> Tensor:
+    y = x * 1
+    y[:, :2].add_(1)
+    return y
+
+
+class Probe(nn.Module):
+    """The operation on a value of which some channels are constant: 0, and 1.5."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self.function = row.function
+        shape = (1, row.shape[1], *(1,) * (len(row.shape) - 2))
+        gain, shift = torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        gain[:, 1], gain[:, 4], shift[:, 4] = 0, 0, 1.5
+        self.register_buffer("gain", gain)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x * self.gain + self.shift)
+
+
+def graph_module(row: Row) -> fx.GraphModule:
+    """A traced probe of the operation."""
+    probe = Probe(row)
+    return fx.GraphModule(probe, fx.Tracer().trace(probe))
+
+
+@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+def image(row: Row, seed: int) -> Tensor:
+    return torch.randn(row.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_constants_are_constant_and_have_the_value(row: Row) -> None:
+    module = graph_module(row)
+    program = record(module, (image(row, 0),))
+    known = forward_facts(program)[program.outputs[0]]
+    for seed in (1, 2):
+        result = module(image(row, seed))
+        fixed = ~known.varies.expand(result.shape)
+        torch.testing.assert_close(
+            result[fixed], known.value.expand(result.shape)[fixed], rtol=1e-12, atol=1e-12
+        )
+
+
+def test_what_is_not_read_has_no_effect(row: Row) -> None:
+    """Elements of the input that are not live can be anything."""
+    module = graph_module(row)
+    x = image(row, 3)
+    program = record(module, (x,))
+    live = live_elements(program, forward_facts(program))[program.inputs[0]].expand(x.shape)
+    changed = torch.where(live, x, x + 1e3)
+    torch.testing.assert_close(module(changed), module(x), rtol=1e-12, atol=1e-12)
+
+
+def test_channels_that_nobody_reads_are_not_live() -> None:
+    """The constant channels of the probe do not read the input, so the analysis is not trivially safe."""
+    row = next(row for row in ROWS if row.name == "relu")
+    program = record(graph_module(row), (image(row, 0),))
+    live = live_elements(program, forward_facts(program))[program.inputs[0]]
+    assert live.expand(row.shape)[0, :, 0, 0].tolist() == [True, False, True, True, False, True]
+
+
+def test_which_operations_the_table_knows(row: Row) -> None:
+    program = record(graph_module(row), (image(row, 0),))
+    unknown = {"attention", "unknown", "written through a view"}
+    assert all(is_known(call) for call in program.calls if call.inputs) == (row.name not in unknown)

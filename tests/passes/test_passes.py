@@ -1,0 +1,252 @@
+"""Each rewriting pass alone: golden graphs, an honest flag, the same outputs, nothing left to do."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from networks import NETWORKS, build, relative_difference
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.capture import capture
+from sparsefx.passes.fold_batchnorm import FoldBatchNorm
+from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.pipeline import Outcome, Pass, run_pipeline
+from sparsefx.passes.shrink import Shrink
+
+
+def graph_of(model: nn.Module) -> fx.GraphModule:
+    graph = capture(model.eval()).graph
+    assert graph is not None
+    return fx.GraphModule(model, graph)
+
+
+def text(graph_module: fx.GraphModule) -> list[str]:
+    """A line a node: its name, what it runs, what it reads; layers with the shape of their weight."""
+    lines = []
+    for node in graph_module.graph.nodes:
+        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+        if node.op == "call_module":
+            module = graph_module.get_submodule(str(node.target))
+            weight = module._parameters.get("weight")
+            bias = "+b" if module._parameters.get("bias") is not None else ""
+            target = type(module).__name__ + (f"{list(weight.shape)}{bias}" if weight is not None else "")
+        lines.append(f"{node.name} = {target}({', '.join(map(str, node.args))})")
+    return lines
+
+
+def check_pass(step: Pass, model: nn.Module, x: Tensor, *, removes: int | None = None) -> fx.GraphModule:
+    """A valid graph out, an honest flag, equal outputs, and a second run that changes nothing."""
+    graph_module = graph_of(model.double())
+    before = copy.deepcopy(graph_module)
+    (report,) = run_pipeline([step], graph_module, (x,))
+    graph_module.graph.lint()
+    assert report.modified == (not same(before, graph_module))
+    if removes is not None:
+        assert len(before.graph.nodes) - len(graph_module.graph.nodes) == removes
+    with torch.no_grad():
+        assert relative_difference(graph_module(x), before(x)) <= 1e-11
+    after = copy.deepcopy(graph_module)
+    assert not step.run(graph_module, (x,)).modified
+    assert same(after, graph_module)
+    return graph_module
+
+
+def same(one: fx.GraphModule, other: fx.GraphModule) -> bool:
+    """Equal graphs and equal tensors."""
+    mine, its = one.state_dict(), other.state_dict()
+    return (
+        one.code == other.code
+        and mine.keys() == its.keys()
+        and all(map(torch.equal, mine.values(), its.values()))
+    )
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_remove_identities() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 2), nn.Dropout(), nn.Dropout1d())
+    graph_module = check_pass(RemoveIdentities(), model, image(2, 3), removes=3)
+    assert text(graph_module) == ["input_1 = input()", "_1 = Linear[2, 3]+b(input_1)", "output = output(_1)"]
+
+
+class Functional(nn.Module):
+    """Convolution, transposed convolution and linear as functions of parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.t = nn.Parameter(torch.randn(4, 1, 3)), nn.Parameter(torch.randn(4, 2, 2))
+        self.w, self.b = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv1d(x, self.k, None, 1, 1, groups=2)
+        x = F.conv_transpose1d(x, self.t, groups=2, stride=2)
+        return F.linear(x.mean(2), weight=self.w, bias=self.b)
+
+
+def test_functional_to_modules() -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(FunctionalToModules(), Functional(), image(2, 2, 5))
+    assert text(graph_module) == [
+        "x = x()",
+        "conv1d_layer = Conv1d[4, 1, 3](x)",
+        "conv_transpose1d_layer = ConvTranspose1d[4, 2, 2](conv1d_layer)",
+        "mean = mean(conv_transpose1d_layer, 2)",
+        "linear_layer = Linear[5, 4]+b(mean)",
+        "output = output(linear_layer)",
+    ]
+
+
+def test_fold_batchnorm_into_convolutions_and_linears() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+        nn.BatchNorm2d(6, affine=False),
+        nn.Flatten(),
+        nn.Linear(6 * 25, 5),
+        nn.BatchNorm1d(5),
+    )
+    randomize_some_norms(model)
+    graph_module = check_pass(FoldBatchNorm(), model, image(2, 3, 6, 6), removes=3)
+    assert text(graph_module) == [
+        "input_1 = input()",
+        "_0 = Conv2d[4, 3, 3, 3]+b(input_1)",
+        "_2 = ConvTranspose2d[4, 3, 2, 2]+b(_0)",
+        "_4 = Flatten(_2)",
+        "_5 = Linear[5, 150]+b(_4)",
+        "output = output(_5)",
+    ]
+
+
+def randomize_some_norms(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+
+
+class Unfoldable(nn.Module):
+    """Layers whose BatchNorm must stay: read twice, called twice, tied, other channels, batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_twice, self.twice, self.one, self.other = (nn.Linear(6, 6) for _ in range(4))
+        self.other.weight = self.one.weight
+        self.sequence = nn.Linear(6, 6)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in range(4))
+        self.batch_norm = nn.BatchNorm1d(6, track_running_stats=False)
+        self.plain = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read_twice(x)
+        h = self.norms[0](h) + h
+        h = self.norms[1](self.twice(self.twice(h)))
+        h = self.norms[2](self.one(h)) + self.other(h)
+        h = self.batch_norm(self.plain(h))
+        return self.norms[3](self.sequence(h.unsqueeze(1).expand(-1, 6, -1))).mean(1)
+
+
+def test_fold_batchnorm_leaves_what_it_cannot_fold() -> None:
+    torch.manual_seed(0)
+    model = Unfoldable()
+    randomize_some_norms(model.norms)
+    check_pass(FoldBatchNorm(), model, image(4, 6), removes=0)
+
+
+def test_fold_constants_into_a_bias() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([0.0, 3.0, -1.0]))
+        model[2].weight.copy_(torch.tensor([[1.0, 2.0, 5.0], [1.0, 4.0, 7.0]]))
+    folded = check_pass(FoldConstants(), model, image(2, 2))
+    head = folded.get_submodule("2")
+    assert head.weight.tolist() == [[1, 0, 0], [1, 0, 0]]  # columns 1 (constant 3) and 2 (constant 0)
+    assert head.bias.tolist() == [6, 12]
+
+
+def test_fold_constants_into_a_carrier_where_zeros_are_padded() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 1), nn.Conv1d(4, 1, 3, padding=1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[0] = 1
+        model[0].bias.copy_(torch.tensor([0.0, 2.0, 4.0, 0.0]))
+        model[1].weight.copy_(torch.tensor([[[1.0, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4]]]))
+    folded = check_pass(FoldConstants(), model, image(2, 1, 5))
+    # channel 2 carries channel 1 at half its weight; channel 3 is 0 and needs nobody
+    assert folded.get_submodule("1").weight.tolist() == [[[1, 1, 1], [0, 0, 0], [4, 4, 4], [0, 0, 0]]]
+    assert folded.get_submodule("1").bias is None
+
+
+def test_shrink_cuts_layers_norms_and_hard_coded_sizes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv1d(2, 6, 1), nn.BatchNorm1d(6)
+            self.last = nn.Linear(6 * 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.sigmoid(self.norm(self.first(x))).view(-1, 24))
+
+    torch.manual_seed(0)
+    model = Net()
+    model.last.weight.data.view(2, 6, 4)[:, [1, 4]] = 0
+    graph_module = check_pass(Shrink(), model, image(3, 2, 4), removes=0)
+    assert text(graph_module) == [
+        "x = x()",
+        "first = Conv1d[4, 2, 1]+b(x)",
+        "norm = BatchNorm1d[4]+b(first)",
+        "sigmoid = sigmoid(norm)",
+        "view = view(sigmoid, -1, 16)",
+        "last = Linear[2, 16]+b(view)",
+        "output = output(last)",
+    ]
+    assert graph_module.get_submodule("norm").num_features == 4
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A pass that lies about having changed nothing."""
+
+    name = "broken"
+
+    def run(self, graph_module: fx.GraphModule, example_inputs: object) -> Outcome:
+        graph_module.get_parameter("0.weight").data.zero_()
+        return Outcome(False)
+
+
+def test_check_pass_finds_a_dishonest_pass() -> None:
+    with pytest.raises(AssertionError):
+        check_pass(Broken(), nn.Sequential(nn.Linear(2, 2)), image(1, 2))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_pass_in_turn_on_networks(name: str) -> None:
+    """After every pass of the pipeline: a valid graph, the same outputs, and nothing left to do."""
+    model = build(name, "both")
+    x = image(2, 3, NETWORKS[name][1][0], NETWORKS[name][1][0])
+    with torch.no_grad():
+        expected = model(x)
+    steps: list[Pass] = [
+        RemoveIdentities(),
+        FunctionalToModules(),
+        FoldBatchNorm(),
+        FoldConstants(),
+        Shrink(),
+    ]
+    graph_module = graph_of(model)
+
+    for step in steps:
+        run_pipeline([step], graph_module, (x,))
+        graph_module.graph.lint()
+        with torch.no_grad():
+            assert relative_difference(graph_module(x), expected) <= 1e-11
+        assert not step.run(graph_module, (x,)).modified
