@@ -34,9 +34,9 @@ def capture(model: nn.Module) -> Capture:
     """Trace a model in its present mode.
 
     A module whose forward does not trace becomes a leaf and the trace starts again; so does one
-    whose forward cannot be replayed from a graph because it draws random numbers in Python or
-    changes its own attributes. Arguments of ``forward`` whose default is None or a bool are
-    specialised to it, since they steer control flow.
+    whose forward cannot be replayed from a graph because it draws random numbers in Python, changes
+    its own attributes, switches gradients or autocast, or has forward hooks. Arguments of
+    ``forward`` whose default is None or a bool are specialised to it, since they steer control flow.
 
     Args:
         model: the model; it is not changed.
@@ -146,7 +146,7 @@ class _Attributes:
         """Undo every change since then; the names of what changed."""
         constants = {key: value for key, value in self.live.items() if key.startswith("_tensor_constant")}
         before = self.attributes | constants  # fx's own, for tensors made in forward
-        changed = [key for key in self.live if self.live[key] is not before.get(key, self)]
+        changed = [key for key in self.live | before if self.live.get(key, self) is not before.get(key, self)]
         if changed:
             self.live.clear()
             self.live.update(before)

@@ -36,7 +36,7 @@ class TwoModeGraphModule(fx.GraphModule):
 
     _mode_graphs: dict[bool, fx.Graph]
     _mode_codes: dict[bool, str]
-    _held_back: Mapping[bool, Sequence[str]] = {True: (), False: ()}  # noqa: RUF012
+    _held_back: Mapping[bool, Sequence[str]] = {True: (), False: ()}
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class Shrink:
         program = record(graph_module, example_inputs)
         live = live_elements(program, forward_facts(program))
         pins = find_pins(graph_module, program)
+        misfits: set[fx.Node] = set()
         while True:
             kept = find_kept(program, live, pinned=_flat(pins), align=self.align)
             undo = _cut(graph_module, program, kept)
@@ -48,6 +49,9 @@ class Shrink:
             if failed is None:
                 break
             undo.close()
+            if failed in misfits:  # it keeps everything already, so the fault lies where we cannot see
+                return Outcome(False, f"nothing removed: {failed.name} does not run on what would be left")
+            misfits.add(failed)
             pins.setdefault(failed, []).extend(_everything_at(program, failed))
         removed = sum(value.shape.numel() - kept.shape(value).numel() for value in program.constants)
         lines = [f"{removed} elements of parameters and buffers removed", *_blockers(program, pins, live)]
@@ -80,7 +84,8 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
             source = program.node_inputs[node][0]
             follow_weight(layer, kept.shape(source)[1] if len(source.shape) > 1 else 0)
         elif is_reshape(node):
-            undo.callback(setattr, node, "args", node.args)
+            undo.callback(node.__setattr__, "args", node.args)
+            undo.callback(node.__setattr__, "target", node.target)
             (result,) = program.node_values[node]
             rewrite_reshape(node, result.shape, kept.shape(result))
     graph_module.recompile()

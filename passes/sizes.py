@@ -50,11 +50,19 @@ def find_pins(graph_module: fx.GraphModule, program: Program) -> dict[fx.Node, l
 
 def is_reshape(node: fx.Node) -> bool:
     """Whether a node is a ``view`` or ``reshape`` whose literal sizes can be rewritten."""
-    return node.op in ("call_function", "call_method") and node.target in _RESHAPES
+    if node.op not in ("call_function", "call_method") or node.target not in _RESHAPES:
+        return False
+    return not isinstance(node.args[-1], torch.dtype)  # view(dtype) reads the same bytes otherwise
 
 
 def rewrite_reshape(node: fx.Node, old: torch.Size, new: torch.Size) -> None:
-    """Replace the literal sizes of a reshape that changed."""
+    """Replace the literal sizes of a reshape that changed.
+
+    A ``view`` becomes a ``reshape``: fewer channels may be laid out in memory otherwise, and a view
+    would refuse them.
+    """
+    if node.target == "view" and node.op == "call_method":
+        node.target = "reshape"
     if old == new:
         return
     sizes = node.args[1:]

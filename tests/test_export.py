@@ -377,3 +377,24 @@ def test_masked_layers_alone_export() -> None:
 
 def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_view_of_a_map_in_another_memory_order() -> None:
+    """Fewer channels may come out of a convolution in an order that a view refuses; a reshape does not."""
+
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8 * 36, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).contiguous()
+            return self.last(x.view(x.size(0), -1))
+
+    torch.manual_seed(0)
+    model = Permuted().double()
+    model.last.weight.data.view(2, 8, 36)[:, 1:] = 0
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert compact.get_submodule("first").out_channels == 1
+    assert relative_difference(compact(x), model(x)) <= 1e-11

@@ -12,7 +12,14 @@ from sparsefx.passes.ops.base import Operation, Unknown
 from sparsefx.passes.ops.batch_norm import BatchNorm
 from sparsefx.passes.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
 from sparsefx.passes.ops.elementwise import Elementwise, Multiply
-from sparsefx.passes.ops.movement import Concatenate, Movement, Permute, dim_argument, padded_dims
+from sparsefx.passes.ops.movement import (
+    Concatenate,
+    Movement,
+    Permute,
+    dim_argument,
+    padded_dims,
+    rolled_dims,
+)
 from sparsefx.passes.ops.reduction import (
     Mix,
     all_but_batch,
@@ -36,6 +43,8 @@ OPERATIONS: dict[str, Operation] = {
     "mul": Multiply(),
     # data movement
     **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
+    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
+    "roll": Movement(rolled_dims),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "unbind"], Movement(dim_argument)),
     "constant_pad_nd": Movement(padded_dims),
     **{f"{kind}_pad{n}d": Movement(padded_dims) for kind in ("reflection", "replication") for n in (1, 2, 3)},

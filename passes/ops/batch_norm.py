@@ -38,8 +38,11 @@ class BatchNorm:
         source, output = call.inputs[0], call.outputs[0]
         for dim in range(len(source.shape)):
             kept.tie((source, dim), (output, dim))
-        for parameter in call.inputs[1:]:
-            kept.tie((parameter, 0), (output, 1))
+        for vector in (*call.inputs[1:], *call.outputs[1:]):
+            if (
+                vector.shape == output.shape[1:2]
+            ):  # torch saves statistics, or empty tensors, beside the result
+                kept.tie((vector, 0), (output, 1))
 
 
 def _parameters(call: Call) -> tuple[Value | None, Value | None, Value | None, Value | None]:

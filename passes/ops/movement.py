@@ -123,6 +123,13 @@ def dim_argument(call: Call) -> list[int]:
     return [int(dim) % len(call.inputs[0].shape)]
 
 
+def rolled_dims(call: Call) -> list[int]:
+    """The dimensions that a roll turns; all where it names none."""
+    rank = len(call.inputs[0].shape)
+    dims = call.args[2] if len(call.args) > 2 else []
+    return [dim % rank for dim in dims] or list(range(rank))
+
+
 def padded_dims(call: Call) -> list[int]:
     """The dimensions that a padding really pads."""
     padding = call.args[1]

@@ -61,13 +61,16 @@ class Mix:
         kept.keep_all(source, mixed)
         for parameter in call.inputs[1:]:
             kept.keep_all(parameter)
+        left = [dim for dim in range(len(source.shape)) if dim not in mixed]
         for output in call.outputs:
             if len(output.shape) == len(source.shape):
                 kept.keep_all(output, mixed)
-                pairs = [(dim, dim) for dim in range(len(source.shape)) if dim not in mixed]
-            else:
-                left = [dim for dim in range(len(source.shape)) if dim not in mixed]
-                pairs = list(zip(left, range(len(output.shape)), strict=False))
+                pairs = [(dim, dim) for dim in left]
+            elif len(output.shape) == len(left):
+                pairs = list(zip(left, range(len(left)), strict=True))
+            else:  # a saved statistic of another shape
+                kept.keep_all(output)
+                continue
             for dim, result in pairs:
                 kept.tie((source, dim), (output, result))
 

@@ -70,6 +70,12 @@ class Adds(Base):
         return self.fc(x)
 
 
+class Deletes(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        del self.history
+        return self.fc(x)
+
+
 class Appends(Base):
     def forward(self, x: Tensor) -> Tensor:
         self.history.append(x)
@@ -126,6 +132,7 @@ NOT_REPLAYABLE = {
     Counts: "its forward changes its attribute 'calls'",
     Remembers: "its forward changes its attribute 'last'",
     Adds: "its forward changes its attribute 'extra'",
+    Deletes: "its forward changes its attribute 'history'",
     Appends: "its forward changes its attribute 'history'",
     Stores: "its forward changes its attribute 'cache'",
     ReplacesBuffer: "its forward changes its attribute '_buffers'",

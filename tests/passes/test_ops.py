@@ -7,6 +7,7 @@ the kept part of its operands.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sparsefx.passes.facts import forward_facts, live_elements
-from sparsefx.passes.ops import is_known
-from sparsefx.passes.program import record
+from sparsefx.passes.ops import is_known, operation_of
+from sparsefx.passes.program import Call, Program, Value, record
+from sparsefx.passes.slices import Kept, find_kept
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ ROWS = [
     Row("split", lambda x: torch.cat(x.split([2, 4], 1)[::-1], 1)),
     Row("chunk", lambda x: x.chunk(3, 1)[1]),
     Row("unbind", lambda x: x.unbind(1)[2]),
+    Row("flip", lambda x: x.flip(1)),
+    Row("roll", lambda x: x.roll(2, 1)),
+    Row("repeat", lambda x: x.repeat(1, 2, 1, 1)),
+    Row("pixel_shuffle", lambda x: F.pixel_shuffle(torch.cat([x, x], 1), 2)),
+    Row("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2)),
     Row("stack", lambda x: torch.stack([x, x * 2], 1)),
     Row("cat", lambda x: torch.cat([x, x.relu()], 1)),
     Row("cat along a map", lambda x: torch.cat([x, x.relu()], 3)),
@@ -176,3 +183,57 @@ def test_which_operations_the_table_knows(row: Row) -> None:
     program = record(graph_module(row), (image(row, 0),))
     unknown = {"attention", "unknown", "written through a view"}
     assert all(is_known(call) for call in program.calls if call.inputs) == (row.name not in unknown)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_kept_is_computed_from_what_is_kept(row: Row, seed: int) -> None:
+    """Some channels of the result are wanted: cut to what the ties keep, every call still computes them."""
+    module, x = graph_module(row), image(row, seed)
+    program = record(module, (x,))
+    live = live_for_some_channels(program, seed)
+    source = program.inputs.pop()  # neither inputs nor outputs are pinned here: let all go that can
+    program.outputs.clear()
+    kept = find_kept(program, live)
+    whole = {source: x, **{value: value.constant for value in program.constants}}
+    parts = {value: cut(kept, value, tensor) for value, tensor in whole.items()}
+    for call in program.calls:
+        whole.update(zip(call.outputs, call.run([whole[value] for value in call.inputs]), strict=False))
+        parts.update(zip(call.outputs, run_cut(call, kept, parts), strict=False))
+        for output in call.outputs if call.inputs and not call.aliases else []:
+            needed = cut(kept, output, live[output].expand(output.shape))
+            expected = cut(kept, output, whole[output])
+            assert parts[output].shape == expected.shape
+            torch.testing.assert_close(parts[output][needed], expected[needed], rtol=1e-12, atol=1e-12)
+
+
+def live_for_some_channels(program: Program, seed: int) -> dict[Value, Tensor]:
+    """What is read to compute a random half of the result's channels."""
+    facts = forward_facts(program)
+    (output,) = program.outputs
+    shape = [1, output.shape[1], *(1,) * (len(output.shape) - 2)]
+    live = {value: torch.zeros_like(facts[value].varies) for value in facts}
+    live[output] = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    for call in reversed(program.calls):
+        reads = operation_of(call).backward(call, facts, [live[value] for value in call.outputs])
+        for value, read in zip(call.inputs, reads, strict=True):
+            live[value] = live[value] | read
+    return live
+
+
+def cut(kept: Kept, value: Value, tensor: Tensor) -> Tensor:
+    for dim, indices in enumerate(kept[value]):
+        tensor = tensor.index_select(dim, indices.nonzero().flatten())
+    return tensor
+
+
+def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
+    """Run a call on the parts of its operands, its literal sizes and groups rewritten."""
+    operands = [parts[value] for value in call.inputs]
+    if call.name in ("view", "_unsafe_view"):
+        return [operands[0].reshape(kept.shape(call.outputs[0]))]
+    if call.name == "expand":
+        return [operands[0].expand(kept.shape(call.outputs[0]))]
+    if call.name == "convolution" and call.args[-1] > 1:
+        groups = operands[0].shape[1] // operands[1].shape[1]
+        call = dataclasses.replace(call, args=(*call.args[:-1], groups))
+    return call.run(operands)

@@ -205,7 +205,7 @@ def test_shrink_cuts_layers_norms_and_hard_coded_sizes() -> None:
         "first = Conv1d[4, 2, 1]+b(x)",
         "norm = BatchNorm1d[4]+b(first)",
         "sigmoid = sigmoid(norm)",
-        "view = view(sigmoid, -1, 16)",
+        "view = reshape(sigmoid, -1, 16)",
         "last = Linear[2, 16]+b(view)",
         "output = output(last)",
     ]
