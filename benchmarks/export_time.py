@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; seconds, milliseconds\n")
-    print(
-        f"{'':18}{'sparsify':>10}{'export':>10}{'parameters':>26}{'dense ms':>10}{'export ms':>10}{'ratio':>8}"
-    )
+    print_cells("", ["sparsify", "export", "parameters", "exported", "dense ms", "export ms", "ratio"])
     for name in options.model or ["resnet50"]:
         print_row(name, options)
 
@@ -58,10 +56,14 @@ def print_row(name: str, options: argparse.Namespace) -> None:
         export_times.append(time.perf_counter() - began)
     dense_ms, export_ms = latencies(folded, compact, x)
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, compact))
-    print(
-        f"{name:18}{statistics.median(sparsify_times):>10.2f}{statistics.median(export_times):>10.2f}"
-        f"{before:>13,}{after:>13,}{dense_ms:>10.1f}{export_ms:>10.1f}{dense_ms / export_ms:>8.2f}"
-    )
+    seconds = [f"{statistics.median(times):.2f}" for times in (sparsify_times, export_times)]
+    speed = [f"{dense_ms:.1f}", f"{export_ms:.1f}", f"{dense_ms / export_ms:.2f}"]
+    print_cells(name, [*seconds, f"{before:,}", f"{after:,}", *speed])
+
+
+def print_cells(name: str, cells: list[str]) -> None:
+    """Print one line of the table."""
+    print(f"{name:18}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 
 @torch.no_grad()
