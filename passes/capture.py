@@ -39,7 +39,7 @@ def capture(model: nn.Module) -> Capture:
     ``forward`` whose default is None or a bool are specialised to it, since they steer control flow.
 
     Args:
-        model: the model; it is not changed.
+        model: the model; only tensors that its forward creates are added to it, as buffers that are not saved.
 
     Returns:
         The graph and the modules that stay opaque in it.
@@ -62,6 +62,7 @@ def capture(model: nn.Module) -> Capture:
             continue
         if specialised:
             _restore_arguments(graph, specialised)
+        _adopt_constants(model)
         return Capture(graph, _still_relevant(opaque, graph))
 
 
@@ -125,6 +126,12 @@ def _must_be_replayable(module: nn.Module) -> Iterator[None]:
         raise _NotReplayable(f"its forward changes its attribute {changed[0]!r}")
     if _rng_state() != seeds:
         raise _NotReplayable("its forward draws random numbers outside the graph")
+
+
+def _adopt_constants(model: nn.Module) -> None:
+    """Make buffers of the tensors that forward creates: they then move with the model."""
+    for name in [name for name in model.__dict__ if name.startswith("_tensor_constant")]:
+        model.register_buffer(name, model.__dict__.pop(name), persistent=False)
 
 
 def _contexts() -> tuple[bool, ...]:
