@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-from sparsefx.passes.layers import layer_of
+from sparsefx.passes.layers import is_plain, layer_of
 from sparsefx.passes.pipeline import Outcome
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -26,11 +27,15 @@ class RemoveIdentities:
         removed = 0
         for node in list(graph_module.graph.nodes):
             layer = layer_of(graph_module, node)
-            if isinstance(layer, (nn.Identity, *_DROPOUTS)) and not layer.training and len(node.args) == 1:
+            if isinstance(layer, (nn.Identity, *_DROPOUTS)) and _hands_on(layer) and len(node.args) == 1:
                 node.replace_all_uses_with(node.args[0])
                 graph_module.graph.erase_node(node)
                 removed += 1
         return Outcome(removed > 0, f"{removed} removed")
+
+
+def _hands_on(layer: nn.Module) -> bool:
+    return is_plain(layer) and not layer.training
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class FunctionalToModules:
             if layer is None:
                 continue
             name = f"{node.name}_layer"
+            while hasattr(graph_module, name):
+                name += "_"
             graph_module.add_submodule(name, layer)
             with graph_module.graph.inserting_before(node):
                 source = node.args[0] if node.args else node.kwargs["input"]
@@ -93,7 +100,9 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     bias = _parameter(graph_module, bias_argument)
     if weight is None or (bias is None) != (bias_argument is None):
         return None
-    if any(isinstance(value, fx.Node) for value in fx.node.map_arg(arguments, lambda n: n).values()):
+    if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(arguments)):
+        return None
+    if weight.dim() < 2 or weight.is_complex():
         return None
     layer: nn.Module = _empty_layer(node.target, weight, arguments)
     layer._parameters.update(weight=weight, bias=bias)

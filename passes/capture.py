@@ -39,7 +39,8 @@ def capture(model: nn.Module) -> Capture:
     ``forward`` whose default is None or a bool are specialised to it, since they steer control flow.
 
     Args:
-        model: the model; only tensors that its forward creates are added to it, as buffers that are not saved.
+        model: the model; tensors that its forward creates are added to it as buffers that are not
+            saved, otherwise it is not changed.
 
     Returns:
         The graph and the modules that stay opaque in it.
@@ -63,6 +64,10 @@ def capture(model: nn.Module) -> Capture:
         if specialised:
             _restore_arguments(graph, specialised)
         _adopt_constants(model)
+        for node in graph.nodes:
+            node.type = (
+                None  # annotations do nothing here, and torch 2.6 cannot pickle those that are strings
+            )
         return Capture(graph, _still_relevant(opaque, graph))
 
 

@@ -85,6 +85,8 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         facts[value] = unknown(value)
     for call in program.calls:
         results = operation_of(call).forward(call, facts)
+        if call.size_dependent:
+            results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
             facts[output] = result
     return facts

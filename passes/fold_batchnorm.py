@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from sparsefx.passes.layers import double, layer_of, per_output, set_bias, sole_contractions
+from sparsefx.passes.layers import double, is_plain, layer_of, per_output, set_bias, sole_contractions
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
 
@@ -33,12 +33,11 @@ class FoldBatchNorm:
             for node, layer in sole_contractions(graph_module).items()
             if (norm := _sole_norm(graph_module, node)) is not None
         ]
-        if any(isinstance(layer, nn.Linear) for _, layer, _ in pairs):
-            # the channels of a Linear are the last dimension, those of a BatchNorm the second
+        if pairs:
+            # the channels of a BatchNorm are the second dimension: not those of a Linear on sequences,
+            # nor those of a convolution without a batch
             values = record(graph_module, example_inputs).node_values
-            pairs = [
-                pair for pair in pairs if isinstance(pair[1], _ConvNd) or len(values[pair[0]][0].shape) == 2
-            ]
+            pairs = [pair for pair in pairs if len(values[pair[0]][0].shape) == _batched_rank(pair[1])]
         for node, layer, norm in pairs:
             _fold(layer, norm)
             (user,) = node.users
@@ -47,10 +46,15 @@ class FoldBatchNorm:
         return Outcome(bool(pairs), f"{len(pairs)} folded")
 
 
+def _batched_rank(layer: nn.Linear | _ConvNd) -> int:
+    """Dimensions of a layer's result when its channels are the second one."""
+    return 2 + (len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0)
+
+
 def _sole_norm(graph_module: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
     """The BatchNorm with running statistics that alone reads a node."""
     readers = [layer_of(graph_module, user) for user in node.users]
-    if len(readers) != 1 or not isinstance(readers[0], _BatchNorm):
+    if len(readers) != 1 or not isinstance(readers[0], _BatchNorm) or not is_plain(readers[0]):
         return None
     return readers[0] if readers[0].running_mean is not None and not readers[0].training else None
 

@@ -12,6 +12,27 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 CONTRACTIONS = (nn.Linear, _ConvNd)
 
 
+def is_plain(module: nn.Module | None) -> bool:
+    """Whether a module computes just what its torch class does, from parameters of its own.
+
+    A subclass with a forward of its own, a hook or a parametrization may do anything with the weight,
+    so such a layer is never edited.
+    """
+    if module is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if not type(module).forward.__module__.startswith("torch.nn.modules."):
+        return False
+    if isinstance(module, _ConvNd) and not _own(module, "_conv_forward").startswith("torch.nn.modules."):
+        return False
+    weight = module._parameters.get("weight")
+    return not isinstance(module, CONTRACTIONS) or (weight is not None and not weight.is_complex())
+
+
+def _own(module: nn.Module, method: str) -> str:
+    """The Python module that defines a method; torch's own where there is none."""
+    return str(getattr(getattr(type(module), method, None), "__module__", "torch.nn.modules."))
+
+
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module a ``call_module`` node calls; None for any other node."""
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -28,7 +49,7 @@ def sole_contractions(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Linear |
     found = {}
     for node in nodes:
         layer = layer_of(graph_module, node)
-        if not isinstance(layer, CONTRACTIONS) or calls[str(node.target)] > 1:
+        if not isinstance(layer, CONTRACTIONS) or not is_plain(layer) or calls[str(node.target)] > 1:
             continue
         names = [f"{node.target}.{name}" for name in layer._parameters]
         if all(holders[id(p)] == 1 for p in layer.parameters()) and not any(calls[name] for name in names):

@@ -8,6 +8,7 @@ assignment form: an operation that writes in place makes a new value of the same
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsefx.passes.layers import is_plain
+
+_RESHAPES = frozenset({torch.reshape, "reshape", "view"})
 
 
 @dataclass(eq=False)
@@ -47,6 +52,9 @@ class Call:
         outputs: the values it makes.
         node: the graph node that it belongs to.
         aliases: values that look into memory it writes; nothing can be said of any of them.
+        size_dependent: what it computes may depend on more than the graph shows: sizes handed to it as
+            arguments, Python code that stays opaque, a buffer that it writes. What was seen in one run
+            then says nothing of runs on other sizes.
     """
 
     op: torch._ops.OpOverload
@@ -55,6 +63,7 @@ class Call:
     outputs: list[Value]
     node: fx.Node
     aliases: tuple[Value, ...] = ()
+    size_dependent: bool = False
 
     @property
     def name(self) -> str:
@@ -117,9 +126,25 @@ def record(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Progr
         example_inputs: the positional arguments of its forward.
     """
     recorder = _Recorder(graph_module)
-    with torch.no_grad():
-        _RecordingInterpreter(graph_module, recorder).run(*example_inputs)
+    with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
+        _RecordingInterpreter(graph_module, recorder).run(*inputs)
     return recorder.program
+
+
+@contextmanager
+def untouched(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Copies of the inputs for one run, after which the model's buffers are what they were.
+
+    A forward may write into its input, or count its calls in a buffer; looking at a model must not
+    change it.
+    """
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield tuple(
+        pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
+    )
+    with torch.no_grad():
+        for buffer, before in saved:
+            buffer.copy_(before)
 
 
 class _Recorder(TorchDispatchMode):
@@ -127,7 +152,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.program = Program()
         self.node: fx.Node | None = None
-        self._model = model
+        self.opaque_node = False
+        self._tensor_ids: dict[Value, int] = {}
         self._names = _tensor_names(model)
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
@@ -148,7 +174,13 @@ class _Recorder(TorchDispatchMode):
         outputs = [self._output(tensor, written) for tensor in _tensors(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
-        call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases)
+        written_constant = any(
+            value.constant is not None
+            for value in pytree.tree_leaves((recorded_args, recorded_kwargs))
+            if isinstance(value, Value) and any(self._tensor_ids.get(value) == key for key in written)
+        )
+        opaque = written_constant or self.opaque_node
+        call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases, opaque)
         for value in call.inputs:
             value.readers += 1
         self.program.calls.append(call)
@@ -181,6 +213,7 @@ class _Recorder(TorchDispatchMode):
 
     def _remember(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
+        self._tensor_ids[value] = id(tensor)
         self._alive.append(tensor)
         if tensor.layout is torch.strided:
             self._sharing.setdefault(tensor.untyped_storage().data_ptr(), {})[id(tensor)] = tensor
@@ -200,6 +233,7 @@ class _RecordingInterpreter(fx.Interpreter):
         self.recorder.node = n
         arguments = self.fetch_args_kwargs_from_env(n)
         self.recorder.program.node_inputs[n] = self._values(arguments)
+        self.recorder.opaque_node = self._is_opaque(n)
         with self.recorder:
             result = super().run_node(n)
         if n.op == "placeholder":
@@ -211,8 +245,31 @@ class _RecordingInterpreter(fx.Interpreter):
             self.recorder.program.outputs = values
         return result
 
+    def _is_opaque(self, node: fx.Node) -> bool:
+        """Whether a node takes sizes that were computed, or runs Python code that is not torch's."""
+        if node.op == "call_module":
+            return not is_plain(self.fetch_attr(str(node.target)))
+        if node.op == "call_function" and not _is_torch_function(node.target):
+            return True
+        values = self.recorder.program.node_values
+        return not is_reshape(node) and any(not values[source] for source in node.all_input_nodes)
+
     def _values(self, result: Any) -> list[Value]:
         return [self.recorder.value(tensor) for tensor in _tensors(result)]
+
+
+def _is_torch_function(target: Any) -> bool:
+    module = getattr(target, "__module__", None) or "torch"
+    return module.split(".")[0] in ("torch", "_operator", "builtins", "math")
+
+
+def is_reshape(node: fx.Node) -> bool:
+    """Whether a node is a ``view`` or ``reshape`` to sizes, literal or computed."""
+    if node.op not in ("call_function", "call_method") or node.target not in _RESHAPES:
+        return False
+    if node.kwargs or len(node.args) < 2:
+        return False
+    return not isinstance(node.args[-1], torch.dtype)  # view(dtype) reads the same bytes otherwise
 
 
 def _tensors(tree: Any) -> list[Tensor]:

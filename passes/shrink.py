@@ -15,8 +15,8 @@ from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.ops import is_known
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, record
-from sparsefx.passes.sizes import Pin, find_pins, is_reshape, rewrite_reshape
+from sparsefx.passes.program import Program, Value, is_reshape, record, untouched
+from sparsefx.passes.sizes import Pin, find_pins, rewrite_reshape
 from sparsefx.passes.slices import Kept, find_kept
 
 
@@ -49,6 +49,7 @@ class Shrink:
             if failed is None:
                 break
             undo.close()
+            graph_module.recompile()
             if failed in misfits:  # it keeps everything already, so the fault lies where we cannot see
                 return Outcome(False, f"nothing removed: {failed.name} does not run on what would be left")
             misfits.add(failed)
@@ -117,8 +118,8 @@ def _first_misfit(
     """The first node of the cut graph that fails or whose result is not of the expected shape."""
     replay = _Replay(graph_module, program, kept)
     try:
-        with torch.no_grad():
-            replay.run(*example_inputs)
+        with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
+            replay.run(*inputs)
     except Exception:  # any operator may refuse a shape in its own way; the node then keeps everything
         if replay.node is None:
             raise

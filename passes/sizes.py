@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsefx.passes.layers import CONTRACTIONS, layer_of
-from sparsefx.passes.program import Program, Value
+from sparsefx.passes.layers import CONTRACTIONS, is_plain, layer_of
+from sparsefx.passes.program import Program, Value, is_reshape
 
 Pin = tuple[Value, int | None]
 
@@ -29,7 +29,6 @@ _SIZE_FREE = frozenset({
     "flatten", "squeeze", "unsqueeze", "matmul", "mean",
 })  # fmt: skip
 
-_RESHAPES = frozenset({torch.reshape, "reshape", "view"})
 _INTEGER_ARITHMETIC = frozenset(
     {operator.mul, operator.floordiv, operator.add, operator.sub, operator.getitem}
 )
@@ -46,13 +45,6 @@ def find_pins(graph_module: fx.GraphModule, program: Program) -> dict[fx.Node, l
     for call in program.calls:
         pins.setdefault(call.node, []).extend((v, None) for v in call.inputs if v in unnamed)
     return {node: found for node, found in pins.items() if found}
-
-
-def is_reshape(node: fx.Node) -> bool:
-    """Whether a node is a ``view`` or ``reshape`` whose literal sizes can be rewritten."""
-    if node.op not in ("call_function", "call_method") or node.target not in _RESHAPES:
-        return False
-    return not isinstance(node.args[-1], torch.dtype)  # view(dtype) reads the same bytes otherwise
 
 
 def rewrite_reshape(node: fx.Node, old: torch.Size, new: torch.Size) -> None:
@@ -76,9 +68,9 @@ def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node
     calls = program.calls_of(node)
     layer = layer_of(graph_module, node)
     if layer is None:
-        free = node.target in _SIZE_FREE or is_reshape(node)
+        free = node.target in _SIZE_FREE or (is_reshape(node) and not _is_ambiguous(program, node))
         blocked = [] if free else [call for call in calls if call.name in _SIZED]
-    elif isinstance(layer, _CUTTABLE):
+    elif isinstance(layer, _CUTTABLE) and is_plain(layer):
         blocked = []
     elif any(True for _ in layer.parameters()) or any(True for _ in layer.buffers()):
         blocked = calls
@@ -88,9 +80,21 @@ def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node
         yield from ((value, None) for value in (*call.inputs, *call.outputs))
 
 
+def _is_ambiguous(program: Program, node: fx.Node) -> bool:
+    """Whether a reshape may do otherwise at another size: what is 1 now may then mix with channels.
+
+    To flatten all but the batch is the same at every size that the layer after it accepts.
+    """
+    source, result = program.node_inputs[node][0], program.node_values[node][0]
+    flattens = len(result.shape) == 2 and result.shape[0] == source.shape[0]
+    return 1 in source.shape[1:] and not flattens
+
+
 def _sizes_used_as_numbers(program: Program, node: fx.Node) -> Iterator[Pin]:
     """Dimensions whose size reaches anything but a reshape: a scale, a count, a new tensor."""
     if not _reads_shape(node) or not isinstance(node.args[0], fx.Node):
+        return
+    if len(program.node_values[node.args[0]]) != 1:
         return
     (value,) = program.node_values[node.args[0]]
     if node.op == "call_method" and node.target in ("size", "dim", "numel") and len(node.args) > 1:

@@ -8,7 +8,6 @@ from sparsefx.errors import (
     ArgumentError,
     CheckpointError,
     CycleError,
-    ExportError,
     InvariantError,
     SparseFxError,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "CycleError",
-    "ExportError",
     "ExportReport",
     "InvariantError",
     "MaskedConv1d",

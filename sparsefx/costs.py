@@ -34,7 +34,7 @@ def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, in
         weight = cast(Tensor, layer.weight)
         positions = (source if isinstance(layer, _ConvTransposeNd) else result).numel() // weight.shape[0]
         batched = source.dim() >= weight.dim()
-        flops[name] += 2 * weight.numel() * positions // (source.shape[0] if batched else 1)
+        flops[name] += 2 * weight.numel() * positions // (max(1, source.shape[0]) if batched else 1)
     return flops
 
 

@@ -25,10 +25,6 @@ class CycleError(SparseFxError, RuntimeError):
     """A prune-redistribute-grow cycle cannot run, or a custom part of it broke its contract."""
 
 
-class ExportError(SparseFxError, RuntimeError):
-    """A model cannot be exported."""
-
-
 class CheckpointError(SparseFxError, RuntimeError):
     """A saved state does not fit the object it is loaded into."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsefx.errors import ArgumentError, ExportError
+from sparsefx.errors import ArgumentError
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import check_invariant, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
@@ -20,6 +20,7 @@ from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.graph_module import TwoModeGraphModule
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
+from sparsefx.passes.program import untouched
 from sparsefx.passes.shrink import Shrink
 from sparsefx.report import compare
 
@@ -39,18 +40,17 @@ def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -
         model: a sparsified model, or any model with zero weights; it is not changed.
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of
             dimensions and the data types; the result accepts every batch and image size that the
-            model accepts.
+            model accepts. One or two samples suffice; more only take longer.
         align: round layer widths up to a multiple of this with channels that could be removed.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
         ``model.eval()`` up to float rounding. ``.report`` lists what was removed. A model whose own
-        forward cannot be traced is returned whole, with a warning.
+        forward cannot be traced, or that a pass would change, is returned whole, with a warning.
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
         ArgumentError: the example inputs do not run, or ``align`` is not a positive integer.
-        ExportError: a pass changed the outputs on the example inputs.
 
     Example:
         >>> import torch, sparsefx
@@ -63,20 +63,17 @@ def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -
     inputs = _check(model, example_inputs, align)
     check_invariant(model)
     original = _plain_copy(model)
-    inputs, expected = _run_small(original, inputs)
-    graph_module = _graph_module(original)
-    if graph_module is None:
-        compact, passes = copy.deepcopy(original), list[PassReport]()
-    else:
+    verify = _Verify(inputs, _expected(original, inputs))
+    compact, passes = original, list[PassReport]()
+    try:
+        graph_module = _graph_module(original)
+        verify("capture", graph_module)
         compact = copy.deepcopy(graph_module)
-        steps: list[Pass] = [
-            RemoveIdentities(),
-            FunctionalToModules(),
-            FoldBatchNorm(),
-            FoldConstants(),
-            Shrink(align),
-        ]
-        passes = run_pipeline(steps, compact, inputs, check=_Verify(inputs, expected))
+        steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), FoldBatchNorm(), FoldConstants()]
+        passes = run_pipeline([*steps, Shrink(align)], compact, inputs, check=verify)
+    except _ReturnedWhole as reason:
+        compact, passes = copy.deepcopy(original), []
+        warnings.warn(f"export: the model was returned whole, without its masks: {reason}", stacklevel=2)
     compact.report = compare(original, compact, inputs, passes)  # type: ignore[assignment]
     return compact
 
@@ -110,43 +107,38 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _run_small(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
-    """Run the model on two samples of the example inputs if it accepts that, on all of them otherwise.
-
-    The analysis does not depend on the batch size, so a large example batch would only cost time.
-    """
-    batches = {leaf.shape[:1] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    small = pytree.tree_map(lambda leaf: leaf[:2] if isinstance(leaf, Tensor) else leaf, inputs)
-    if len(batches) == 1 and max(*batches, (0,))[0] > 2:
-        try:
-            return small, _run(model, small)
-        except Exception:  # the batch size is fixed in the model: any error then, and the full run decides
-            pass
+def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The model's outputs on the example inputs."""
     try:
-        return inputs, _run(model, inputs)
+        return _run(model, inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    with torch.no_grad():
-        return model(
-            *pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
-        )
+    with torch.no_grad(), untouched(model, inputs) as copies:
+        return model(*copies)
 
 
-def _graph_module(model: nn.Module) -> fx.GraphModule | None:
-    """The model as a plain graph; None, with a warning, where its own forward does not trace."""
+class _ReturnedWhole(Exception):
+    """Why nothing can be removed from a model."""
+
+
+def _graph_module(model: nn.Module) -> fx.GraphModule:
+    """The model as a plain graph that keeps its forward hooks."""
+    if model._forward_pre_hooks:
+        raise _ReturnedWhole("a forward pre-hook of the model changes its arguments")
     if isinstance(model, TwoModeGraphModule):
-        return fx.GraphModule(model, model.mode_graph(False))
-    captured = capture(model)
-    if captured.graph is None:
-        warnings.warn(
-            f"export: the model was returned whole, its forward does not trace ({captured.opaque['']})",
-            stacklevel=3,
-        )
-        return None
-    return fx.GraphModule(model, captured.graph)
+        graph = model.mode_graph(False)
+    else:
+        captured = capture(model)
+        if captured.graph is None:
+            raise _ReturnedWhole(f"its forward does not trace ({captured.opaque['']})")
+        graph = captured.graph
+    graph_module = fx.GraphModule(model, graph).eval()
+    for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
+    return graph_module
 
 
 class _Verify:
@@ -159,9 +151,8 @@ class _Verify:
         outputs = pytree.tree_leaves(_run(graph_module, self.inputs))
         for output, expected in zip(outputs, self.expected, strict=True):
             if isinstance(expected, Tensor) and not _close(output, expected):
-                raise ExportError(
-                    f"pass {name} changed the outputs on the example inputs; the model was not exported. "
-                    "Please report this with the model's code"
+                raise _ReturnedWhole(
+                    f"{name} would change its outputs; please report this with the model's code"
                 )
 
 

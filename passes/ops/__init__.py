@@ -83,5 +83,8 @@ def operation_of(call: Call) -> Operation:
     if call.aliases or not call.outputs:
         return _UNKNOWN
     if call.name in OPERATIONS and call.op.namespace == "aten":
-        return OPERATIONS[call.name]
+        operation = OPERATIONS[call.name]
+        # where elements come from may be otherwise at another size; dimensions that only trade places may not
+        moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))
+        return _UNKNOWN if call.size_dependent and moved else operation
     return _ELEMENTWISE if torch.Tag.pointwise in call.op.tags and len(call.outputs) == 1 else _UNKNOWN

@@ -43,7 +43,13 @@ class Movement:
         read = _Elements(call.inputs)
         for labels, elements in zip(_labels(call), wanted, strict=True):
             read.mark(labels[elements.expand(labels.shape)])
-        return read.each()
+        dims = self.literal_dims(call)
+        if not dims:
+            return read.each()
+        # these stay whole anyway, and at another size other positions may be the ones that are named
+        if any(output.shape.numel() == 0 for output in call.outputs):
+            return [torch.ones(value.shape, dtype=torch.bool) for value in call.inputs]
+        return [elements.any(dims, keepdim=True) for elements in read.each()]
 
     def tie(self, call: Call, kept: Kept) -> None:
         for value in (*call.inputs, *call.outputs):

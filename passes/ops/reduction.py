@@ -39,6 +39,7 @@ class Mix:
             first = value.narrow(dim, 0, 1)
             varies = varies | (value != first).any(dim, keepdim=True)
             value = first
+        varies = any_over(varies, mixed)
         varies = varies.expand(torch.broadcast_shapes(varies.shape, value.shape))
         if len(call.outputs[0].shape) < value.dim():
             varies, value = varies.squeeze(mixed), value.squeeze(mixed)
@@ -106,7 +107,8 @@ def pads_nothing(call: Call) -> bool:
     """Whether an average pooling leaves a constant as it is at the border too."""
     padding = call.args[3] if len(call.args) > 3 else [0]
     count_include_pad = call.args[5] if len(call.args) > 5 else True
-    return not any(padding) or not count_include_pad
+    divisor_override = call.args[6] if len(call.args) > 6 else None
+    return divisor_override is None and (not any(padding) or not count_include_pad)
 
 
 def always(call: Call) -> bool:

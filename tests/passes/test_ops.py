@@ -64,7 +64,7 @@ ROWS = [
     Row("expand", lambda x: x.unsqueeze(0).expand(3, -1, -1, -1, -1)),
     Row("slice", lambda x: x[:, 1:5:2]),
     Row("select", lambda x: x[:, 3]),
-    Row("split", lambda x: torch.cat(x.split([2, 4], 1)[::-1], 1)),
+    Row("split", lambda x: _swap_halves(x)),
     Row("chunk", lambda x: x.chunk(3, 1)[1]),
     Row("unbind", lambda x: x.unbind(1)[2]),
     Row("flip", lambda x: x.flip(1)),
@@ -110,6 +110,11 @@ ROWS = [
     Row("unknown", lambda x: x.cumsum(1)),
     Row("written through a view", lambda x: _write_through_view(x)),
 ]
+
+
+def _swap_halves(x: Tensor) -> Tensor:
+    one, other = x.split([2, 4], 1)
+    return torch.cat([other, one], 1)
 
 
 def _write_through_view(x: Tensor) -> Tensor:
