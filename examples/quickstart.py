@@ -455,6 +455,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--epochs {options.epochs}: must be at least 1")
     if not 0 < options.density <= 1:
         parser.error(f"--density {options.density}: must be in (0, 1]")
+    for name in ("checkpoint", "json", "plot"):  # found out now, not after hours of training
+        path = getattr(options, name)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            parser.error(f"--{name} {path}: must be a file in a folder that exists")
     return options
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from sparsefx.inputs import positional
 from sparsefx.layers import MASKABLE
+from sparsefx.passes.program import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
 
@@ -26,7 +28,7 @@ def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, in
     """Dense floating point operations of each layer for one sample; a multiply-add counts as 2.
 
     Args:
-        model: the model; it is run once, in its present mode, without gradients.
+        model: the model; it is run once, in evaluation mode, without gradients.
         example_inputs: its positional arguments; dimension 0 of each layer's input is the batch.
     """
     flops = dict.fromkeys(maskable_layers(model), 0)
@@ -60,23 +62,24 @@ def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int)
 def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:
     """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer.
 
-    BatchNorm statistics and the random state are afterwards as they were.
+    It runs in evaluation mode, on copies of the inputs, and leaves buffers and modes as they were.
     """
     seen: list[Arrival] = []
-    with _listening(model, seen), _unchanged(model), torch.no_grad():
-        model(*example_inputs)
+    copies = untouched(model, positional(example_inputs))
+    with _listening(model, seen), _evaluating(model), torch.no_grad(), copies as inputs:
+        model(*inputs)
     yield from seen
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        for buffer, before in saved:
-            buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsefx.errors import ArgumentError
+from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import check_invariant, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
@@ -64,11 +65,11 @@ def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -
     check_invariant(model)
     original = _plain_copy(model)
     verify = _Verify(inputs, _expected(original, inputs))
-    compact, passes = original, list[PassReport]()
+    passes: list[PassReport] = []
+    compact: nn.Module
     try:
-        graph_module = _graph_module(original)
-        verify("capture", graph_module)
-        compact = copy.deepcopy(graph_module)
+        compact = _graph_module(original)
+        verify("capture", compact)
         steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), FoldBatchNorm(), FoldConstants()]
         passes = run_pipeline([*steps, Shrink(align)], compact, inputs, check=verify)
     except _ReturnedWhole as reason:
@@ -85,14 +86,7 @@ def _check(model: nn.Module, example_inputs: Sequence[Any], align: int) -> tuple
         raise ArgumentError(
             f"align={align!r} is not a positive integer; align=1 removes all that is removable"
         )
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if not isinstance(example_inputs, (tuple, list)):
-        raise ArgumentError(
-            "example_inputs must be a tuple of positional arguments like (x,), "
-            f"got {type(example_inputs).__name__}"
-        )
-    return tuple(example_inputs)
+    return positional(example_inputs)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -125,7 +119,7 @@ class _ReturnedWhole(Exception):
 
 
 def _graph_module(model: nn.Module) -> fx.GraphModule:
-    """The model as a plain graph that keeps its forward hooks."""
+    """The model's graph over a copy of its modules, with its forward hooks."""
     if model._forward_pre_hooks:
         raise _ReturnedWhole("a forward pre-hook of the model changes its arguments")
     if isinstance(model, TwoModeGraphModule):
@@ -135,7 +129,7 @@ def _graph_module(model: nn.Module) -> fx.GraphModule:
         if captured.graph is None:
             raise _ReturnedWhole(f"its forward does not trace ({captured.opaque['']})")
         graph = captured.graph
-    graph_module = fx.GraphModule(model, graph).eval()
+    graph_module = copy.deepcopy(fx.GraphModule(model, graph).eval())
     for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
         graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
     return graph_module

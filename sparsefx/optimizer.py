@@ -61,11 +61,14 @@ class SparseMomentum(Optimizer):
         prune_rate: fraction of a layer's active weights to remove in a cycle, before decay, in [0, 1].
         decay: ``"cosine"``, ``"linear"``, ``"constant"``, or a callable ``(prune_rate, progress)``.
         every: call ``cycle()`` every so many steps; None leaves it to you, once an epoch. ``cycles``
-            counts these calls.
-        prune: ``"magnitude"`` or a callable ``(layer, count, generator)``.
+            counts these calls: ``cycles=total_steps // every``.
+        prune: ``"magnitude"`` or a callable ``(layer, count, generator)`` that returns a bool tensor of
+            the weight's shape, True at exactly ``count`` active positions. ``layer`` has ``weight``,
+            ``mask``, ``momentum``, ``gradient`` and ``name``.
         redistribute: ``"momentum"``, ``"magnitude"``, ``"nonzeros"``, ``"none"`` or a callable ``(layers)``.
         grow: ``"momentum"``, ``"gradient"``, ``"random"``, ``"momentum_neuron"`` or a callable
-            ``(layer, count, generator)``.
+            ``(layer, count, generator)`` that returns a bool tensor, True at exactly ``count`` inactive
+            positions, for example ``sparsefx.cycle.GROW["random"]``.
         generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
             every rank of a distributed run draws the same.
 
@@ -124,7 +127,11 @@ class SparseMomentum(Optimizer):
         _check_count("cycles", cycles)
         if every is not None:
             _check_count("every", every)
-        if not 0 <= prune_rate <= 1:
+        if (
+            isinstance(prune_rate, bool)
+            or not isinstance(prune_rate, (int, float))
+            or not 0 <= prune_rate <= 1
+        ):
             raise ArgumentError(f"prune_rate={prune_rate!r} is not in [0, 1]")
         # Optimizer.__init__ would make parameter groups of its own; restoring, as unpickling does,
         # sets up the hooks and leaves the groups to the wrapped optimizer.
@@ -299,10 +306,15 @@ class SparseMomentum(Optimizer):
             state_dict = before(self, state_dict) or state_dict
         own = state_dict.pop(_KEY, None)
         self._check_checkpoint(own)
+        try:  # all that can fail comes before anything changes
+            torch.Generator().set_state(own["generator"].cpu())
+            history = [CycleRecord.from_plain(plain) for plain in own["history"]]
+            cycle, step = int(own["cycle"]), int(own["step"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"state_dict[{_KEY!r}] is damaged: {error!r}; save it again") from error
         self._load_wrapped(state_dict)
-        self._cycle, self._step = own["cycle"], own["step"]
+        self._cycle, self._step, self.history = cycle, step, history
         self._generator.set_state(own["generator"].cpu())
-        self.history = [CycleRecord.from_plain(plain) for plain in own["history"]]
         self._refresh()
         weights = {slot.masked.name: slot.masked.weight for slot in self._slots}
         self._averages = {
@@ -404,6 +416,11 @@ class SparseMomentum(Optimizer):
         if missing:
             raise CheckpointError(f"state_dict[{_KEY!r}] lacks {', '.join(sorted(missing))}; save it again")
         saved, present = dict(own["layers"]), self._shapes()
+        strange = sorted(set(own["averages"]) - set(saved))
+        if strange:
+            raise CheckpointError(
+                f"state_dict[{_KEY!r}] has averages of unknown layers: {', '.join(strange)}"
+            )
         differing = sorted(n for n in saved.keys() | present.keys() if saved.get(n) != present.get(n))
         if differing:
             raise CheckpointError(

@@ -55,7 +55,8 @@ class ModelReport:
     Attributes:
         layers: one entry a layer.
         parameters: all parameters of the model, those of other layers included.
-        density: fraction of the maskable weights that are active.
+        density: fraction of the masked weights that are active; where nothing is masked, of all Linear
+            and Conv weights.
         density_of_all: fraction of all the parameters that are active.
     """
 
@@ -85,7 +86,7 @@ class ModelReport:
             ]
             for layer in self.layers
         ]
-        total = f"density {self.density:.4f} of maskable weights, {self.density_of_all:.4f} of all parameters"
+        total = f"density {self.density:.4f} of masked weights, {self.density_of_all:.4f} of all parameters"
         return f"{format_table(header, rows)}\n{format_count(self.parameters)} parameters; {total}"
 
 
@@ -162,7 +163,8 @@ def report(
     """
     for name, value in (("model", model), ("after", after)):
         if value is not None and not isinstance(value, nn.Module):
-            raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+            hint = "; inputs go to example_inputs=" if name == "after" else ""
+            raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
     if after is None:
         return describe(model, example_inputs)
     return compare(model, after, example_inputs)
@@ -185,15 +187,22 @@ def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> M
     }
     counted = [*by_weight.values(), *functional]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    maskable = sum(torch.Size(layer.shape).numel() for layer in counted)
-    active = sum(layer.density * torch.Size(layer.shape).numel() for layer in counted)
-    active_of_all = active + parameters - maskable
+    masked = [layer for key, layer in by_weight.items() if key in masks] + functional
+    inactive = _weights(counted) - _active(counted)
     return ModelReport(
         (*described.values(), *functional),
         parameters,
-        active / max(1, maskable),
-        active_of_all / max(1, parameters),
+        _active(masked or counted) / max(1, _weights(masked or counted)),
+        (parameters - inactive) / max(1, parameters),
     )
+
+
+def _weights(layers: Sequence[LayerReport]) -> int:
+    return sum(torch.Size(layer.shape).numel() for layer in layers)
+
+
+def _active(layers: Sequence[LayerReport]) -> float:
+    return sum(layer.density * torch.Size(layer.shape).numel() for layer in layers)
 
 
 def compare(

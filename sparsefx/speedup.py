@@ -52,7 +52,7 @@ def estimate_speedup(
     dense convolutions. These are estimates; for what really is faster, time :func:`sparsefx.export`.
 
     Args:
-        model: a model with convolutions; it is run in its present mode.
+        model: a model with convolutions; it is run in evaluation mode.
         example_inputs: its positional arguments, a batch.
         activations: also scale by the nonzero fraction of a convolution's input (sparse) and by the
             fraction of its input maps that are not all zero (dense), as the paper's published code does.

@@ -1,0 +1,238 @@
+"""Models that once came out of an export with other outputs, or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import relative_difference
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import sparsefx
+
+
+class Traps(nn.Module):
+    """Layers a (6 -> 16), b (16 -> 16), c (16 -> 3), half of a's rows empty, around one idiom."""
+
+    def __init__(self, idiom: Callable[[Traps, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (
+            nn.Linear(6, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 3),
+            nn.Linear(6, 3),
+        )
+        self.positions = nn.Parameter(torch.randn(1, 32, 16))
+        self.register_buffer("upper", torch.ones(32, 32).triu(1))
+        self.register_buffer("calls", torch.zeros(()))
+        self.w = nn.Parameter(torch.randn(16, 6))
+        self.linear_layer = nn.Linear(16, 16)
+        self.idiom = idiom
+        with torch.no_grad():
+            self.a.weight[::2] = 0
+            self.w[::2] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.idiom(self, x)
+
+
+def parts_of_the_batch(m: Traps, x: Tensor) -> Tensor:
+    return torch.cat([m.d(x)[:2], m.c(F.relu(m.b(F.relu(m.a(x)))))[2:]])
+
+
+def positional(m: Traps, x: Tensor) -> Tensor:
+    return m.c(F.relu(m.a(x) + m.positions[:, : x.shape[1]]))
+
+
+def masked(m: Traps, x: Tensor) -> Tensor:
+    steps = x.shape[1]
+    return x[..., :3] + m.c(m.upper[:steps, :steps] @ F.relu(m.a(x)))
+
+
+def empty_at_the_example(m: Traps, x: Tensor) -> Tensor:
+    return torch.cat([m.d(x)[:, :5], m.c(F.relu(m.a(x)))[:, 5:]], 1)
+
+
+def scaled_by_length(m: Traps, x: Tensor) -> Tensor:
+    return m.c(F.relu(m.a(x)) * x.shape[1])
+
+
+def reduced_to_a_scalar(m: Traps, x: Tensor) -> Tensor:
+    h = F.relu(m.a(x))
+    return m.c(h / (1 + h.sum()))
+
+
+def written_input(m: Traps, x: Tensor) -> Tensor:
+    return m.c(F.relu(m.a(x.sub_(0.5).div_(2))))
+
+
+def clashing_name(m: Traps, x: Tensor) -> Tensor:
+    return m.c(m.linear_layer(F.relu(F.linear(x, m.w))))
+
+
+def number_of_elements(m: Traps, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.c(h.view(h.shape[0], h.shape[1:].numel()).view(h.shape))
+
+
+def reshaped_by_keyword(m: Traps, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.c(torch.reshape(torch.reshape(h, shape=(-1, 16)), h.shape))
+
+
+IDIOMS = [
+    parts_of_the_batch, positional, masked, empty_at_the_example, scaled_by_length, reduced_to_a_scalar,
+    written_input, clashing_name, number_of_elements, reshaped_by_keyword,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("idiom", IDIOMS, ids=lambda idiom: idiom.__name__)
+def test_other_sizes_than_the_example(idiom: Callable[[Traps, Tensor], Tensor], length: int) -> None:
+    torch.manual_seed(0)
+    model = Traps(idiom).double().eval()
+    example = torch.randn(4, length, 6, dtype=torch.float64)
+    before = example.clone()
+    compact = sparsefx.export(model, (example,))
+    assert torch.equal(example, before)
+    for batch, size in [(4, length), (5, 9)]:
+        x = torch.randn(batch, size, 6, dtype=torch.float64)
+        assert relative_difference(compact(x.clone()), model(x.clone())) <= 1e-11
+
+
+def test_padding_that_depends_on_the_size() -> None:
+    class Skip(nn.Module):
+        """A U-Net's way to bring an upsampled map to the size of its skip connection."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 8, 2, stride=2), nn.ConvTranspose2d(8, 8, 2, stride=2)
+            self.skip, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(12, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            e, u = self.skip(x), F.relu(self.up(F.relu(self.down(x))))
+            dy, dx = e.size(2) - u.size(2), e.size(3) - u.size(3)
+            return self.head(torch.cat([e, F.pad(u, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])], 1))
+
+    torch.manual_seed(0)
+    model = Skip().double().eval()
+    model.up.weight.data[:, :4] = 0
+    compact = sparsefx.export(model, (torch.randn(1, 3, 8, 8, dtype=torch.float64),))
+    x = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_a_view_that_mixes_channels_with_positions_at_other_sizes() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 16, 1), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.last(h.view(h.shape[0], -1, 16))
+
+    torch.manual_seed(0)
+    model = Mixing().double()
+    model.last.weight.data[:, ::2] = 0
+    compact = sparsefx.export(model, (torch.randn(1, 3, 1, 1, dtype=torch.float64),))
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads its input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with another weight than its parameter."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True) + 0.1, bias)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda _module, _args, result: result * 2 + 1)
+    return layer
+
+
+LAYERS = {
+    "padding": lambda: Same(8, 6, 3, stride=2),
+    "standardised": lambda: Standardised(8, 6, 3),
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),
+    "hooked": lambda: hooked(nn.Conv2d(8, 6, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("rows", [True, False])
+def test_layers_with_code_of_their_own_are_left_alone(kind: str, rows: bool) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 8, 3), nn.Conv2d(6, 3, 1)
+    model = (
+        nn.Sequential(first, nn.Sigmoid(), LAYERS[kind](), nn.BatchNorm2d(6), nn.ReLU(), last).double().eval()
+    )
+    model[3].running_mean.normal_()
+    if rows:
+        first.weight.data[::2] = 0
+    last.weight.data[:, ::2] = 0
+    compact = sparsefx.export(model, (torch.randn(2, 3, 10, 10, dtype=torch.float64),))
+    x = torch.randn(1, 3, 11, 13, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_hooks_of_the_model_itself() -> None:
+    model = hooked(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double())
+    model[0].weight.data[:3] = 0
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    model.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
+    with pytest.warns(UserWarning, match="returned whole, without its masks: a forward pre-hook"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_a_buffer_that_counts_calls_counts_on() -> None:
+    def counted(m: Traps, x: Tensor) -> Tensor:
+        m.calls.add_(1)
+        return m.c(F.relu(m.a(x))) * m.calls
+
+    torch.manual_seed(0)
+    model = Traps(counted).double().eval()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    compact, reference = sparsefx.export(model, (x,)), copy.deepcopy(model)
+    for _ in range(3):
+        assert relative_difference(compact(x), reference(x)) <= 1e-11
+
+
+def test_an_average_pool_with_a_divisor_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(6, 2, 1)
+    ).double()
+    model[0].weight.data[::2] = 0
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert relative_difference(sparsefx.export(model, (x,))(x), model(x)) <= 1e-11
+
+
+def test_a_convolution_without_a_batch_and_its_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.BatchNorm1d(6)).double().eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    assert relative_difference(sparsefx.export(model, (x,))(x), model(x)) <= 1e-11
+
+
+def test_complex_layers_are_left_alone() -> None:
+    model = nn.Sequential(*(nn.Linear(*shape, dtype=torch.complex128) for shape in ((4, 6), (6, 2))))
+    model[0].weight.data[:3] = 0
+    x = torch.randn(2, 4, dtype=torch.complex128)
+    assert torch.allclose(sparsefx.export(model, (x,))(x), model(x))
