@@ -80,8 +80,8 @@ def number_of_elements(m: Traps, x: Tensor) -> Tensor:
 
 
 def reshaped_by_keyword(m: Traps, x: Tensor) -> Tensor:
-    h = m.a(x)
-    return m.c(torch.reshape(torch.reshape(h, shape=(-1, 16)), h.shape))
+    flat = torch.reshape(m.a(x), shape=(-1, 16))
+    return m.c(flat.reshape(x.shape[0], x.shape[1], 16))
 
 
 IDIOMS = [

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
-from torchvision.ops import stochastic_depth
+from torchvision.ops import StochasticDepth
 
 import sparsefx
 from sparsefx import ArgumentError, MaskedConv2d, MaskedLayer, MaskedLinear
@@ -35,9 +35,10 @@ class Block(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=2, padding_mode="reflect")
         self.norm = nn.BatchNorm2d(channels)
+        self.drop = StochasticDepth(0.5, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + stochastic_depth(F.relu(self.norm(self.conv(x))), 0.5, "row", self.training)
+        return x + self.drop(F.relu(self.norm(self.conv(x))))
 
 
 class Net(nn.Module):
@@ -174,7 +175,7 @@ class Everything(nn.Module):
         self.normalised = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
 
     def forward(self, *xs: Tensor) -> dict[str, Any]:
-        x = self.normalised(torch.cat(xs))
+        x = self.normalised(xs[0])
         y = self.attention(x, x, x, need_weights=False)[0]
         z, (hidden, _) = self.recurrent(y)
         return {"heads": [head(z) for head in self.heads.values()], "state": (hidden,)}
