@@ -595,3 +595,39 @@ def test_wrong_models_and_optimizers():
 def test_a_generator_on_a_device_is_refused():
     with pytest.raises(ArgumentError, match="generator is on meta; pass a CPU"):
         wrap(mlp(), generator=type("Generator", (), {"device": torch.device("meta")})())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"generator": None},
+        {"generator": torch.zeros(3, dtype=torch.uint8)},
+        {"history": [{}]},
+        {"cycle": "x"},
+        {"averages": {"elsewhere": torch.zeros(2)}},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_damaged_state_changes_nothing(damage):
+    model = masked_mlp(6, 8, 4)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = SparseMomentum(sgd, model, cycles=3)
+    state = optimizer.state_dict()
+    model(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    buffers = [sgd.state[p]["momentum_buffer"].clone() for p in model.parameters()]
+    state["sparse_momentum"] = {**state["sparse_momentum"], **damage}
+    with pytest.raises(CheckpointError, match="sparse_momentum"):
+        optimizer.load_state_dict(state)
+    assert all(
+        torch.equal(sgd.state[p]["momentum_buffer"], b)
+        for p, b in zip(model.parameters(), buffers, strict=True)
+    )
+
+
+@pytest.mark.parametrize("rate", ["0.5", None, True, 1.5])
+def test_a_prune_rate_that_is_none(rate):
+    model = masked_mlp(6, 8)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ArgumentError, match="prune_rate="):
+        SparseMomentum(sgd, model, cycles=3, prune_rate=rate)

@@ -130,6 +130,7 @@ def test_only_one_variant(tmp_path: Path) -> None:
         (["--data", "digits", "--model", "lenet5"], "--model lenet5: --data digits has convnet"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--density", "1.5"], "--density 1.5: must be in (0, 1]"),
+        (["--json", "missing/a.json"], "must be a file in a folder that exists"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], message: str) -> None:
