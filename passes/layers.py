@@ -20,17 +20,16 @@ def is_plain(module: nn.Module | None) -> bool:
     """
     if module is None or module._forward_hooks or module._forward_pre_hooks:
         return False
-    if not type(module).forward.__module__.startswith("torch.nn.modules."):
-        return False
-    if isinstance(module, _ConvNd) and not _own(module, "_conv_forward").startswith("torch.nn.modules."):
+    if not all(_is_torchs_own(module, method) for method in ("forward", "_conv_forward")):
         return False
     weight = module._parameters.get("weight")
     return not isinstance(module, CONTRACTIONS) or (weight is not None and not weight.is_complex())
 
 
-def _own(module: nn.Module, method: str) -> str:
-    """The Python module that defines a method; torch's own where there is none."""
-    return str(getattr(getattr(type(module), method, None), "__module__", "torch.nn.modules."))
+def _is_torchs_own(module: nn.Module, method: str) -> bool:
+    """Whether torch, not a user's subclass, defines a method; also where there is none."""
+    defined = getattr(type(module), method, None)
+    return defined is None or defined.__module__.startswith("torch.nn.modules.")
 
 
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -139,12 +139,12 @@ def untouched(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any, ..
     change it.
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    yield tuple(
-        pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
-    )
-    with torch.no_grad():
-        for buffer, before in saved:
-            buffer.copy_(before)
+    try:
+        yield pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
 
 
 class _Recorder(TorchDispatchMode):
@@ -153,7 +153,6 @@ class _Recorder(TorchDispatchMode):
         self.program = Program()
         self.node: fx.Node | None = None
         self.opaque_node = False
-        self._tensor_ids: dict[Value, int] = {}
         self._names = _tensor_names(model)
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
@@ -171,15 +170,10 @@ class _Recorder(TorchDispatchMode):
         written = {id(tensor) for tensor in _written_tensors(func, args, kwargs)}
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
+        opaque = self.opaque_node or any(self._values[key].constant is not None for key in written)
         outputs = [self._output(tensor, written) for tensor in _tensors(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
-        written_constant = any(
-            value.constant is not None
-            for value in pytree.tree_leaves((recorded_args, recorded_kwargs))
-            if isinstance(value, Value) and any(self._tensor_ids.get(value) == key for key in written)
-        )
-        opaque = written_constant or self.opaque_node
         call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases, opaque)
         for value in call.inputs:
             value.readers += 1
@@ -213,7 +207,6 @@ class _Recorder(TorchDispatchMode):
 
     def _remember(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
-        self._tensor_ids[value] = id(tensor)
         self._alive.append(tensor)
         if tensor.layout is torch.strided:
             self._sharing.setdefault(tensor.untyped_storage().data_ptr(), {})[id(tensor)] = tensor

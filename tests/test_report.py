@@ -253,3 +253,20 @@ def test_density_is_that_of_the_mask_and_nonzeros_that_of_the_weight() -> None:
     assert row.density == 0.5
     assert row.nonzeros == 0
     assert (row.empty_inputs, row.empty_outputs) == (2, 4)
+
+
+def test_inputs_that_do_not_run_leave_buffers_as_they_were() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1)
+            return self.fc(x)
+
+    model = Counts()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        describe(model, example_inputs=(torch.ones(2, 5),))
+    assert model.seen == 0
