@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain, layer_of
 from sparsefx.passes.pipeline import Outcome
 
@@ -22,7 +22,7 @@ class RemoveIdentities:
 
     name = "remove_identities"
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Remove them from the graph, in place."""
         removed = 0
         for node in list(graph_module.graph.nodes):
@@ -44,7 +44,7 @@ class FunctionalToModules:
 
     name = "functional_to_modules"
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Rewrite the calls in place; every other argument must be a literal."""
         converted = 0
         for node in list(graph_module.graph.nodes):

@@ -75,7 +75,7 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
 
     Each operation's own rule (:mod:`sparsefx.passes.ops`) carries its operands' facts to its results.
     """
-    from sparsefx.passes.ops import operation_of
+    from sparsefx.passes.ops import holds_for_computed_sizes, operation_of
 
     facts: dict[Value, Fact] = {}
     for value in program.constants:
@@ -85,7 +85,7 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         facts[value] = unknown(value)
     for call in program.calls:
         results = operation_of(call).forward(call, facts)
-        if call.size_dependent:
+        if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
             results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
             facts[output] = result

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import double, is_plain, layer_of, per_output, set_bias, sole_contractions
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
@@ -26,7 +25,7 @@ class FoldBatchNorm:
 
     name = "fold_batchnorm"
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Fold every pair that can be; the graph is edited in place."""
         pairs = [
             (node, layer, norm)
@@ -36,7 +35,7 @@ class FoldBatchNorm:
         if pairs:
             # the channels of a BatchNorm are the second dimension: not those of a Linear on sequences,
             # nor those of a convolution without a batch
-            values = record(graph_module, example_inputs).node_values
+            values = record(graph_module, inputs).node_values
             pairs = [pair for pair in pairs if len(values[pair[0]][0].shape) == _batched_rank(pair[1])]
         for node, layer, norm in pairs:
             _fold(layer, norm)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts
 from sparsefx.passes.layers import double, is_evenly_padded, set_bias, sole_contractions
 from sparsefx.passes.pipeline import Outcome
@@ -30,9 +29,9 @@ class FoldConstants:
 
     name = "fold_constants"
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Fold wherever a layer reads a constant channel; the layers are edited in place."""
-        program = record(graph_module, example_inputs)
+        program = record(graph_module, inputs)
         facts = forward_facts(program)
         folded = 0
         for node, layer in sole_contractions(graph_module).items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import fx
+
+from sparsefx.passes.examples import Inputs
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class PassReport:
     seconds: float
     detail: str
 
+    def inside(self, part: str) -> PassReport:
+        """The same, of a part of the model."""
+        return replace(self, name=f"{part}: {self.name}") if part else self
+
 
 class Pass(Protocol):
     """A graph rewrite: a frozen dataclass whose fields are its options."""
@@ -41,7 +47,7 @@ class Pass(Protocol):
         """The name it is reported under."""
         ...
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Rewrite the module in place; its function on every input stays the same."""
         ...
 
@@ -52,7 +58,7 @@ Check = Callable[[str, fx.GraphModule], None]
 def run_pipeline(
     passes: Sequence[Pass],
     graph_module: fx.GraphModule,
-    example_inputs: Sequence[Any],
+    inputs: Inputs,
     check: Check | None = None,
 ) -> list[PassReport]:
     """Run passes in order on one module, in place.
@@ -60,7 +66,7 @@ def run_pipeline(
     Args:
         passes: the passes.
         graph_module: the module to rewrite, in evaluation mode.
-        example_inputs: positional arguments that its forward accepts.
+        inputs: positional arguments that its forward accepts, at one or more sizes.
         check: called with the name and the module after each pass that changed it, to verify or to print.
 
     Returns:
@@ -69,7 +75,7 @@ def run_pipeline(
     reports = []
     for step in passes:
         start = time.perf_counter()
-        outcome = step.run(graph_module, example_inputs)
+        outcome = step.run(graph_module, inputs)
         if outcome.modified:
             graph_module.graph.lint()
             graph_module.delete_all_unused_submodules()

@@ -1,4 +1,4 @@
-"""The ATen program of a graph: what each node really computes, recorded by running it once.
+"""The ATen program of a graph: what each node really computes, recorded by running it on examples.
 
 Modules, functionals, methods and operators all bottom out in a few ATen operations, so the analyses
 look at these; each recorded call knows the graph node it came from. Tensors become values in single
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
@@ -32,6 +34,7 @@ class Value:
         constant: the parameter, buffer or constant itself; None for what is computed.
         names: the attributes under which the model holds the constant, several where it is tied.
         readers: how many calls read it.
+        varying: the dimensions that differ between the recorded runs: their sizes follow the input.
     """
 
     shape: torch.Size
@@ -39,6 +42,7 @@ class Value:
     constant: Tensor | None = None
     names: tuple[str, ...] = ()
     readers: int = 0
+    varying: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -52,9 +56,9 @@ class Call:
         outputs: the values it makes.
         node: the graph node that it belongs to.
         aliases: values that look into memory it writes; nothing can be said of any of them.
-        size_dependent: what it computes may depend on more than the graph shows: sizes handed to it as
-            arguments, Python code that stays opaque, a buffer that it writes. What was seen in one run
-            then says nothing of runs on other sizes.
+        computed: it is handed sizes that follow the input, which may be others in another run.
+        opaque: what it computes may depend on more than the graph shows: Python code that is not torch's,
+            a buffer that it writes. What was seen in one run then says nothing of another.
     """
 
     op: torch._ops.OpOverload
@@ -63,7 +67,8 @@ class Call:
     outputs: list[Value]
     node: fx.Node
     aliases: tuple[Value, ...] = ()
-    size_dependent: bool = False
+    computed: bool = False
+    opaque: bool = False
 
     @property
     def name(self) -> str:
@@ -106,9 +111,17 @@ class Program:
     node_inputs: dict[fx.Node, list[Value]] = field(default_factory=dict)
     constants: list[Value] = field(default_factory=list)
 
+    @cached_property
+    def by_node(self) -> dict[fx.Node, list[Call]]:
+        """The operations that each graph node ran."""
+        calls: dict[fx.Node, list[Call]] = {}
+        for call in self.calls:
+            calls.setdefault(call.node, []).append(call)
+        return calls
+
     def calls_of(self, node: fx.Node) -> list[Call]:
         """The operations that one graph node ran."""
-        return [call for call in self.calls if call.node is node]
+        return self.by_node.get(node, [])
 
     def values(self) -> Iterator[Value]:
         """Every value: inputs, constants, and what the calls make."""
@@ -118,17 +131,44 @@ class Program:
             yield from call.outputs
 
 
-def record(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
-    """Run a graph once, in its present mode and without gradients, and write down what it does.
+def record(graph_module: fx.GraphModule, inputs: Inputs) -> Program:
+    """Run a graph in its present mode and without gradients, and write down what it does.
 
     Args:
         graph_module: the graph.
-        example_inputs: the positional arguments of its forward.
+        inputs: positional arguments of its forward; the program is that of the first. The others, of
+            other sizes, tell which dimensions follow the input.
     """
+    program = _record_once(graph_module, inputs[0])
+    for other in inputs[1:]:
+        _mark_what_differs(program, _record_once(graph_module, other))
+    return program
+
+
+def _record_once(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
     recorder = _Recorder(graph_module)
     with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
         _RecordingInterpreter(graph_module, recorder).run(*inputs)
     return recorder.program
+
+
+def _mark_what_differs(program: Program, other: Program) -> None:
+    """Note the dimensions that have another size in a second run, and nodes that ran other operations."""
+    pairs = list(zip(program.inputs, other.inputs, strict=True))
+    for node, calls in program.by_node.items():
+        others = other.calls_of(node)
+        if [call.name for call in calls] != [call.name for call in others]:
+            for call in calls:
+                call.opaque = True
+                for value in call.outputs:
+                    value.varying.update(range(len(value.shape)))
+            continue
+        for call, its in zip(calls, others, strict=True):
+            pairs += zip(call.outputs, its.outputs, strict=True)
+    for value, its_value in pairs:
+        if len(value.shape) == len(its_value.shape):
+            sizes = zip(value.shape, its_value.shape, strict=True)
+            value.varying.update(dim for dim, (one, two) in enumerate(sizes) if one != two)
 
 
 @contextmanager
@@ -152,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.program = Program()
         self.node: fx.Node | None = None
-        self.opaque_node = False
+        self.opaque_node = self.computed_node = False
         self._names = _tensor_names(model)
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
@@ -174,7 +214,16 @@ class _Recorder(TorchDispatchMode):
         outputs = [self._output(tensor, written) for tensor in _tensors(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
-        call = Call(_functional(func), recorded_args, recorded_kwargs, outputs, self.node, aliases, opaque)
+        call = Call(
+            _functional(func),
+            recorded_args,
+            recorded_kwargs,
+            outputs,
+            self.node,
+            aliases,
+            self.computed_node,
+            opaque,
+        )
         for value in call.inputs:
             value.readers += 1
         self.program.calls.append(call)
@@ -227,6 +276,7 @@ class _RecordingInterpreter(fx.Interpreter):
         arguments = self.fetch_args_kwargs_from_env(n)
         self.recorder.program.node_inputs[n] = self._values(arguments)
         self.recorder.opaque_node = self._is_opaque(n)
+        self.recorder.computed_node = self._is_computed(n)
         with self.recorder:
             result = super().run_node(n)
         if n.op == "placeholder":
@@ -239,11 +289,13 @@ class _RecordingInterpreter(fx.Interpreter):
         return result
 
     def _is_opaque(self, node: fx.Node) -> bool:
-        """Whether a node takes sizes that were computed, or runs Python code that is not torch's."""
+        """Whether a node runs Python code that is not torch's."""
         if node.op == "call_module":
             return not is_plain(self.fetch_attr(str(node.target)))
-        if node.op == "call_function" and not _is_torch_function(node.target):
-            return True
+        return node.op == "call_function" and not _is_torch_function(node.target)
+
+    def _is_computed(self, node: fx.Node) -> bool:
+        """Whether a node takes sizes that were computed, other than those of a reshape."""
         values = self.recorder.program.node_values
         return not is_reshape(node) and any(not values[source] for source in node.all_input_nodes)
 
@@ -260,7 +312,7 @@ def is_reshape(node: fx.Node) -> bool:
     """Whether a node is a ``view`` or ``reshape`` to sizes, literal or computed."""
     if node.op not in ("call_function", "call_method") or node.target not in _RESHAPES:
         return False
-    if node.kwargs or len(node.args) < 2:
+    if set(node.kwargs) - {"shape"} or len(node.args) + len(node.kwargs) < 2:
         return False
     return not isinstance(node.args[-1], torch.dtype)  # view(dtype) reads the same bytes otherwise
 

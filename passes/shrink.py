@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import follow_weight, layer_of
+from sparsefx.passes.literals import rewrite_literals, rewriter_of
 from sparsefx.passes.ops import is_known
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, is_reshape, record, untouched
-from sparsefx.passes.sizes import Pin, find_pins, rewrite_reshape
+from sparsefx.passes.program import Program, Value, record, untouched
+from sparsefx.passes.sizes import Pin, find_pins
 from sparsefx.passes.slices import Kept, find_kept
 
 
@@ -31,21 +33,21 @@ class Shrink:
     align: int = 1
     name = "shrink"
 
-    def run(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Cut the module in place.
 
         The cut graph is run once on the example inputs: a node whose result has not the shape that
         the analysis expects (its sizes come from somewhere it cannot see) keeps all its channels,
         and the cut is made again.
         """
-        program = record(graph_module, example_inputs)
+        program = record(graph_module, inputs)
         live = live_elements(program, forward_facts(program))
         pins = find_pins(graph_module, program)
         misfits: set[fx.Node] = set()
         while True:
             kept = find_kept(program, live, pinned=_flat(pins), align=self.align)
             undo = _cut(graph_module, program, kept)
-            failed = _first_misfit(graph_module, example_inputs, program, kept)
+            failed = _first_misfit(graph_module, inputs[0], program, kept)
             if failed is None:
                 break
             undo.close()
@@ -84,11 +86,10 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
             undo.callback(layer.__dict__.update, dict(layer.__dict__))
             source = program.node_inputs[node][0]
             follow_weight(layer, kept.shape(source)[1] if len(source.shape) > 1 else 0)
-        elif is_reshape(node):
-            undo.callback(node.__setattr__, "args", node.args)
-            undo.callback(node.__setattr__, "target", node.target)
-            (result,) = program.node_values[node]
-            rewrite_reshape(node, result.shape, kept.shape(result))
+        elif rewriter_of(node) is not None:
+            for field in ("op", "target", "args", "kwargs"):
+                undo.callback(node.__setattr__, field, getattr(node, field))
+            rewrite_literals(node, program, kept)
     graph_module.recompile()
     return undo
 

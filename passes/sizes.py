@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from sparsefx.passes.layers import CONTRACTIONS, is_plain, layer_of
+from sparsefx.passes.literals import cannot_follow, rewriter_of
 from sparsefx.passes.program import Program, Value, is_reshape
 
 Pin = tuple[Value, int | None]
@@ -20,7 +21,7 @@ Pin = tuple[Value, int | None]
 _CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 # Operations that take their sizes from arguments, so that a graph or a module may hold them literally.
-_SIZED = frozenset({"view", "_unsafe_view", "expand"})
+_SIZED = frozenset({"view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes"})
 
 # Torch's own functions that run a sized operation with sizes they read off their operands.
 _SIZE_FREE = frozenset({
@@ -47,28 +48,16 @@ def find_pins(graph_module: fx.GraphModule, program: Program) -> dict[fx.Node, l
     return {node: found for node, found in pins.items() if found}
 
 
-def rewrite_reshape(node: fx.Node, old: torch.Size, new: torch.Size) -> None:
-    """Replace the literal sizes of a reshape that changed.
-
-    A ``view`` becomes a ``reshape``: fewer channels may be laid out in memory otherwise, and a view
-    would refuse them.
-    """
-    if node.target == "view" and node.op == "call_method":
-        node.target = "reshape"
-    if old == new:
-        return
-    sizes = node.args[1:]
-    nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
-    listed: Any = sizes[0] if nested else sizes
-    replaced = [b if isinstance(s, int) and s == a else s for s, a, b in zip(listed, old, new, strict=True)]
-    node.args = (node.args[0], tuple(replaced)) if nested else (node.args[0], *replaced)
-
-
 def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> Iterator[Pin]:
     calls = program.calls_of(node)
     layer = layer_of(graph_module, node)
     if layer is None:
-        free = node.target in _SIZE_FREE or (is_reshape(node) and not _is_ambiguous(program, node))
+        if rewriter_of(node) is not None and not (is_reshape(node) and _is_ambiguous(program, node)):
+            source = program.node_inputs[node][0] if program.node_inputs[node] else None
+            if source is not None:
+                yield from ((source, dim) for dim in cannot_follow(node, source))
+            return
+        free = node.target in _SIZE_FREE or not any(_integers(node))
         blocked = [] if free else [call for call in calls if call.name in _SIZED]
     elif isinstance(layer, _CUTTABLE) and is_plain(layer):
         blocked = []
@@ -80,6 +69,17 @@ def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node
         yield from ((value, None) for value in (*call.inputs, *call.outputs))
 
 
+def _integers(node: fx.Node) -> list[int]:
+    """The literal integers among a node's arguments that may be sizes."""
+    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    slices = [bound for leaf in leaves if isinstance(leaf, slice) for bound in (leaf.start, leaf.stop)]
+    return [
+        leaf
+        for leaf in (*leaves, *slices)
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1
+    ]
+
+
 def _is_ambiguous(program: Program, node: fx.Node) -> bool:
     """Whether a reshape may do otherwise at another size: what is 1 now may then mix with channels.
 
@@ -87,7 +87,7 @@ def _is_ambiguous(program: Program, node: fx.Node) -> bool:
     """
     source, result = program.node_inputs[node][0], program.node_values[node][0]
     flattens = len(result.shape) == 2 and result.shape[0] == source.shape[0]
-    return 1 in source.shape[1:] and not flattens
+    return not flattens and any(source.shape[dim] == 1 for dim in source.varying)
 
 
 def _sizes_used_as_numbers(program: Program, node: fx.Node) -> Iterator[Pin]:

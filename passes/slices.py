@@ -87,6 +87,7 @@ def find_kept(
         for dim in range(len(value.shape)):
             others = [d for d in range(len(value.shape)) if d != dim]
             kept.keep(value, dim, elements.any(others) if others else elements)
+        kept.keep_all(value, value.varying)
     for value in (*program.inputs, *program.outputs):
         kept.keep_all(value)
     for value, pinned_dim in pinned:

@@ -16,10 +16,10 @@ from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import check_invariant, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.capture import capture
+from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
-from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
 from sparsefx.passes.program import untouched
 from sparsefx.passes.shrink import Shrink
@@ -64,19 +64,21 @@ def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -
     inputs = _check(model, example_inputs, align)
     check_invariant(model)
     original = _plain_copy(model)
-    verify = _Verify(inputs, _expected(original, inputs))
-    passes: list[PassReport] = []
-    compact: nn.Module
-    try:
-        compact = _graph_module(original)
-        verify("capture", compact)
-        steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), FoldBatchNorm(), FoldConstants()]
-        passes = run_pipeline([*steps, Shrink(align)], compact, inputs, check=verify)
-    except _ReturnedWhole as reason:
-        compact, passes = copy.deepcopy(original), []
-        warnings.warn(f"export: the model was returned whole, without its masks: {reason}", stacklevel=2)
-    compact.report = compare(original, compact, inputs, passes)  # type: ignore[assignment]
-    return compact
+    expected = _expected(original, inputs)
+    examples = at_other_sizes(lambda values: _run(original, values), inputs)
+    steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), FoldBatchNorm(), FoldConstants()]
+    steps.append(Shrink(align))
+
+    def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
+        verify = _Verify(graph_module, values[0])
+        return run_pipeline(steps, graph_module, values, check=verify)
+
+    compiled = compile_model(copy.deepcopy(original), examples, rewrite)
+    if not _same(_run_or_none(compiled.model, inputs), expected):
+        compiled = Compiled(original, opaque={"": "its parts do not fit together as graphs"})
+    _warn(compiled)
+    compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
+    return compiled.model
 
 
 def _check(model: nn.Module, example_inputs: Sequence[Any], align: int) -> tuple[Any, ...]:
@@ -114,40 +116,41 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return model(*copies)
 
 
-class _ReturnedWhole(Exception):
-    """Why nothing can be removed from a model."""
-
-
-def _graph_module(model: nn.Module) -> fx.GraphModule:
-    """The model's graph over a copy of its modules, with its forward hooks."""
-    if model._forward_pre_hooks:
-        raise _ReturnedWhole("a forward pre-hook of the model changes its arguments")
-    if isinstance(model, TwoModeGraphModule):
-        graph = model.mode_graph(False)
-    else:
-        captured = capture(model)
-        if captured.graph is None:
-            raise _ReturnedWhole(f"its forward does not trace ({captured.opaque['']})")
-        graph = captured.graph
-    graph_module = copy.deepcopy(fx.GraphModule(model, graph).eval())
-    for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
-        graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
-    return graph_module
+def _warn(compiled: Compiled) -> None:
+    """Say what stays Python, and why, where that costs more than a single module."""
+    reason = compiled.opaque.get("")
+    if reason is None:
+        return
+    parts = f"{len(compiled.graphs)} parts of it were compiled, each for itself" if compiled.graphs else ""
+    what = parts or "the model was returned whole, without its masks"
+    warnings.warn(f"export: {what}, because its forward stays Python: {reason}", stacklevel=3)
 
 
 class _Verify:
-    """After each pass: the outputs on the example inputs are still the model's."""
+    """After each pass: the outputs on the example inputs are still those of the captured graph."""
 
-    def __init__(self, inputs: tuple[Any, ...], expected: Any) -> None:
-        self.inputs, self.expected = inputs, pytree.tree_leaves(expected)
+    def __init__(self, graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+        self.inputs, self.expected = inputs, _run(graph_module, inputs)
 
     def __call__(self, name: str, graph_module: fx.GraphModule) -> None:
-        outputs = pytree.tree_leaves(_run(graph_module, self.inputs))
-        for output, expected in zip(outputs, self.expected, strict=True):
-            if isinstance(expected, Tensor) and not _close(output, expected):
-                raise _ReturnedWhole(
-                    f"{name} would change its outputs; please report this with the model's code"
-                )
+        if not _same(_run(graph_module, self.inputs), self.expected):
+            raise Refused(f"{name} would change its outputs; please report this with the model's code")
+
+
+def _run_or_none(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    try:
+        return _run(model, inputs)
+    except Exception:  # Python code around a graph may ask more of it than its forward
+        return None
+
+
+def _same(outputs: Any, expected: Any) -> bool:
+    """Whether two results are alike up to rounding."""
+    one, spec = pytree.tree_flatten(outputs)
+    other, expected_spec = pytree.tree_flatten(expected)
+    if spec != expected_spec:
+        return False
+    return all(_close(a, b) for a, b in zip(one, other, strict=True) if isinstance(b, Tensor))
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

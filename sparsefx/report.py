@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sparsefx.costs import layer_flops, maskable_layers
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import masked_weights
+from sparsefx.passes.parts import Compiled
 from sparsefx.passes.pipeline import PassReport
 from sparsefx.table import format_count, format_table
 
@@ -108,12 +109,21 @@ class ExportReport:
         parameters_before: all parameters of the model.
         parameters_after: all parameters of the exported model.
         passes: what each pass did, in order, with what kept channels that nothing reads.
+        graphs: the modules that were compiled, by name; ``""`` is the whole model.
+        opaque: the modules that stay Python, by name, with the reason.
     """
 
     layers: tuple[LayerChange, ...]
     parameters_before: int
     parameters_after: int
     passes: tuple[PassReport, ...] = ()
+    graphs: tuple[str, ...] = ()
+    opaque: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def captured(self) -> str:
+        """How the model was captured: ``"whole"``, ``"parts"`` of it, or ``"not"`` at all."""
+        return "whole" if "" in self.graphs else "parts" if self.graphs else "not"
 
     @property
     def channels_before(self) -> int:
@@ -139,6 +149,7 @@ class ExportReport:
             f"channels {self.channels_before} -> {self.channels_after}"
         )
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
+        lines += [f"{name or 'the model'} stays Python: {reason}" for name, reason in self.opaque.items()]
         return "\n".join(lines)
 
 
@@ -209,15 +220,23 @@ def compare(
     before: nn.Module,
     after: nn.Module,
     example_inputs: Sequence[Any] | None = None,
-    passes: Sequence[PassReport] = (),
+    compiled: Compiled | None = None,
 ) -> ExportReport:
     """The report of a model and its exported form; see :func:`report`."""
+    compiled = compiled or Compiled(after)
     old, new = describe(before, example_inputs), describe(after, example_inputs)
     after_by_name = {layer.name: layer for layer in new.layers}
     before_by_name = {layer.name: layer for layer in old.layers}
     names = dict.fromkeys((*before_by_name, *after_by_name))
     changes = [LayerChange(name, before_by_name.get(name), after_by_name.get(name)) for name in names]
-    return ExportReport(tuple(changes), old.parameters, new.parameters, tuple(passes))
+    return ExportReport(
+        tuple(changes),
+        old.parameters,
+        new.parameters,
+        tuple(compiled.passes),
+        tuple(compiled.graphs),
+        compiled.opaque,
+    )
 
 
 def empty_channels(weight: Tensor, transposed: bool, groups: int) -> tuple[int, int]:
@@ -286,7 +305,7 @@ def _describe_weight(
 
 def _before_after(change: LayerChange) -> list[str]:
     cells = []
-    for field in ("in_channels", "out_channels", "parameters", "flops_dense"):
+    for cell in ("in_channels", "out_channels", "parameters", "flops_dense"):
         sides = (change.before, change.after)
-        cells += [format_count(None if side is None else getattr(side, field)) for side in sides]
+        cells += [format_count(None if side is None else getattr(side, cell)) for side in sides]
     return cells

@@ -44,10 +44,15 @@ OPERATIONS: dict[str, Operation] = {
     # data movement
     **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
     **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
-    "roll": Movement(rolled_dims),
-    **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "unbind"], Movement(dim_argument)),
-    "constant_pad_nd": Movement(padded_dims),
-    **{f"{kind}_pad{n}d": Movement(padded_dims) for kind in ("reflection", "replication") for n in (1, 2, 3)},
+    "roll": Movement(rolled_dims, whole=True),
+    **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
+    "unbind": Movement(dim_argument, whole=True),
+    "constant_pad_nd": Movement(padded_dims, whole=True),
+    **{
+        f"{kind}_pad{n}d": Movement(padded_dims, whole=True)
+        for kind in ("reflection", "replication")
+        for n in (1, 2, 3)
+    },
     **dict.fromkeys(["t", "transpose", "permute"], Permute()),
     "cat": Concatenate(),
     # contractions
@@ -72,6 +77,20 @@ OPERATIONS: dict[str, Operation] = {
     },
 }
 
+_ANY_SIZE = frozenset({
+    "view", "_unsafe_view", "expand", "slice", "select",
+    *(name for name in OPERATIONS if name.startswith(("upsample_", "_adaptive_", "adaptive_"))),
+})  # fmt: skip
+
+
+def holds_for_computed_sizes(call: Call) -> bool:
+    """Whether an operation's facts hold whatever the sizes that it is handed.
+
+    A padding of 0 in one run may be 1 in another; but a map may be resized to any size, and a slice
+    along positions is described by what all positions have in common.
+    """
+    return call.name in _ANY_SIZE
+
 
 def is_known(call: Call) -> bool:
     """Whether the table describes an operation; if not, it keeps every channel that it touches."""
@@ -84,7 +103,7 @@ def operation_of(call: Call) -> Operation:
         return _UNKNOWN
     if call.name in OPERATIONS and call.op.namespace == "aten":
         operation = OPERATIONS[call.name]
-        # where elements come from may be otherwise at another size; dimensions that only trade places may not
+        # where elements come from may be otherwise in another run; dimensions that only trade places may not
         moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))
-        return _UNKNOWN if call.size_dependent and moved else operation
+        return _UNKNOWN if call.opaque and moved else operation
     return _ELEMENTWISE if torch.Tag.pointwise in call.op.tags and len(call.outputs) == 1 else _UNKNOWN

@@ -25,13 +25,17 @@ class Movement:
 
     Attributes:
         literal_dims: the dimensions along which the call names positions (a slice's start, a split's
-            sizes); they stay whole, so that the positions stay right.
+            sizes).
+        whole: such dimensions always stay whole; otherwise only where their size follows the input,
+            since other positions may then be the ones that are named.
     """
 
     literal_dims: Callable[[Call], list[int]] = lambda call: []
+    whole: bool = False
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        operands = [facts[value] for value in call.inputs]
+        dims = self._uniform_dims(call)
+        operands = [alike_along(facts[value], dims) for value in call.inputs]
         pairs = list(zip(operands, call.inputs, strict=True))
         values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
         marks = [f.varies.to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
@@ -43,10 +47,9 @@ class Movement:
         read = _Elements(call.inputs)
         for labels, elements in zip(_labels(call), wanted, strict=True):
             read.mark(labels[elements.expand(labels.shape)])
-        dims = self.literal_dims(call)
+        dims = self._uniform_dims(call)
         if not dims:
             return read.each()
-        # these stay whole anyway, and at another size other positions may be the ones that are named
         if any(output.shape.numel() == 0 for output in call.outputs):
             return [torch.ones(value.shape, dtype=torch.bool) for value in call.inputs]
         return [elements.any(dims, keepdim=True) for elements in read.each()]
@@ -54,7 +57,7 @@ class Movement:
     def tie(self, call: Call, kept: Kept) -> None:
         for value in (*call.inputs, *call.outputs):
             if len(value.shape) == len(call.inputs[0].shape):
-                kept.keep_all(value, self.literal_dims(call))
+                kept.keep_all(value, self.literal_dims(call) if self.whole else self._uniform_dims(call))
         sources = torch.cat([_product(kept, value).flatten() for value in call.inputs])
         moved = _Elements(call.inputs)
         for labels, output in zip(_labels(call), call.outputs, strict=True):
@@ -63,6 +66,13 @@ class Movement:
             moved.mark(labels[placed & _product(kept, output)])
         for value, elements in zip(call.inputs, moved.each(), strict=True):
             _keep_product(kept, value, elements)
+
+    def _uniform_dims(self, call: Call) -> list[int]:
+        """The literal dimensions of which nothing can be said position by position."""
+        values = [*call.inputs, *call.outputs]
+        rank = len(call.inputs[0].shape)
+        varying = {dim for value in values if len(value.shape) == rank for dim in value.varying}
+        return [dim for dim in self.literal_dims(call) if call.computed or dim in varying]
 
 
 class Permute(Movement):
@@ -121,6 +131,17 @@ class Concatenate(Movement):
             start = stop
 
 
+def alike_along(known: Fact, dims: list[int]) -> Fact:
+    """What all positions along some dimensions have in common; they vary where that is nothing."""
+    dims = [dim for dim in dims if max(known.varies.shape[dim], known.value.shape[dim]) > 1]
+    varies, value = known.varies, known.value
+    for dim in dims:
+        first = value.narrow(dim, 0, 1)
+        varies = (varies | (value != first)).any(dim, keepdim=True)
+        value = first
+    return fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value, known.fixed)
+
+
 def dim_argument(call: Call) -> list[int]:
     """The dimension that a slice, selection or split works along."""
     named = {argument.name: position for position, argument in enumerate(call.op._schema.arguments)}
@@ -140,7 +161,8 @@ def padded_dims(call: Call) -> list[int]:
     """The dimensions that a padding really pads."""
     padding = call.args[1]
     rank = len(call.inputs[0].shape)
-    return [rank - 1 - pair for pair in range(len(padding) // 2) if any(padding[2 * pair : 2 * pair + 2])]
+    pairs = range(len(padding) // 2)
+    return [rank - 1 - pair for pair in pairs if call.computed or any(padding[2 * pair : 2 * pair + 2])]
 
 
 def _cat_dim(call: Call) -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.ops import is_known, operation_of
+from sparsefx.passes.ops.movement import dim_argument
 from sparsefx.passes.program import Call, Program, Value, record
 from sparsefx.passes.slices import Kept, find_kept
 
@@ -156,7 +157,7 @@ def image(row: Row, seed: int) -> Tensor:
 
 def test_constants_are_constant_and_have_the_value(row: Row) -> None:
     module = graph_module(row)
-    program = record(module, (image(row, 0),))
+    program = record(module, [(image(row, 0),)])
     known = forward_facts(program)[program.outputs[0]]
     for seed in (1, 2):
         result = module(image(row, seed))
@@ -170,7 +171,7 @@ def test_what_is_not_read_has_no_effect(row: Row) -> None:
     """Elements of the input that are not live can be anything."""
     module = graph_module(row)
     x = image(row, 3)
-    program = record(module, (x,))
+    program = record(module, [(x,)])
     live = live_elements(program, forward_facts(program))[program.inputs[0]].expand(x.shape)
     changed = torch.where(live, x, x + 1e3)
     torch.testing.assert_close(module(changed), module(x), rtol=1e-12, atol=1e-12)
@@ -179,13 +180,13 @@ def test_what_is_not_read_has_no_effect(row: Row) -> None:
 def test_channels_that_nobody_reads_are_not_live() -> None:
     """The constant channels of the probe do not read the input, so the analysis is not trivially safe."""
     row = next(row for row in ROWS if row.name == "relu")
-    program = record(graph_module(row), (image(row, 0),))
+    program = record(graph_module(row), [(image(row, 0),)])
     live = live_elements(program, forward_facts(program))[program.inputs[0]]
     assert live.expand(row.shape)[0, :, 0, 0].tolist() == [True, False, True, True, False, True]
 
 
 def test_which_operations_the_table_knows(row: Row) -> None:
-    program = record(graph_module(row), (image(row, 0),))
+    program = record(graph_module(row), [(image(row, 0),)])
     unknown = {"attention", "unknown", "written through a view"}
     assert all(is_known(call) for call in program.calls if call.inputs) == (row.name not in unknown)
 
@@ -194,7 +195,7 @@ def test_which_operations_the_table_knows(row: Row) -> None:
 def test_what_is_kept_is_computed_from_what_is_kept(row: Row, seed: int) -> None:
     """Some channels of the result are wanted: cut to what the ties keep, every call still computes them."""
     module, x = graph_module(row), image(row, seed)
-    program = record(module, (x,))
+    program = record(module, [(x,)])
     live = live_for_some_channels(program, seed)
     source = program.inputs.pop()  # neither inputs nor outputs are pinned here: let all go that can
     program.outputs.clear()
@@ -238,7 +239,23 @@ def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
         return [operands[0].reshape(kept.shape(call.outputs[0]))]
     if call.name == "expand":
         return [operands[0].expand(kept.shape(call.outputs[0]))]
+    if call.name in ("slice", "select", "split", "split_with_sizes"):
+        return run_cut_positions(call, kept, operands[0])
     if call.name == "convolution" and call.args[-1] > 1:
         groups = operands[0].shape[1] // operands[1].shape[1]
         call = dataclasses.replace(call, args=(*call.args[:-1], groups))
     return call.run(operands)
+
+
+def run_cut_positions(call: Call, kept: Kept, operand: Tensor) -> list[Tensor]:
+    """A slice, selection or split of what is left: positions count what is kept before them."""
+    (dim,) = dim_argument(call)
+    before = kept.of(call.inputs[0], dim)
+    sizes = [kept.shape(output)[dim] for output in call.outputs if len(output.shape) == operand.dim()]
+    if call.name.startswith("split"):
+        return list(operand.split(sizes, dim))
+    if call.name == "select":
+        return [operand.select(dim, int(before[: call.args[2]].sum()))]
+    positions = range(len(before))[slice(*call.args[2:])]
+    numbers = [int(before[:position].sum()) for position in positions if before[position]]
+    return [operand.index_select(dim, torch.tensor(numbers, dtype=torch.long))]

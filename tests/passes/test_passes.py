@@ -43,7 +43,7 @@ def check_pass(step: Pass, model: nn.Module, x: Tensor, *, removes: int | None =
     """A valid graph out, an honest flag, equal outputs, and a second run that changes nothing."""
     graph_module = graph_of(model.double())
     before = copy.deepcopy(graph_module)
-    (report,) = run_pipeline([step], graph_module, (x,))
+    (report,) = run_pipeline([step], graph_module, [(x,)])
     graph_module.graph.lint()
     assert report.modified == (not same(before, graph_module))
     if removes is not None:
@@ -51,7 +51,7 @@ def check_pass(step: Pass, model: nn.Module, x: Tensor, *, removes: int | None =
     with torch.no_grad():
         assert relative_difference(graph_module(x), before(x)) <= 1e-11
     after = copy.deepcopy(graph_module)
-    assert not step.run(graph_module, (x,)).modified
+    assert not step.run(graph_module, [(x,)]).modified
     assert same(after, graph_module)
     return graph_module
 
@@ -245,8 +245,8 @@ def test_each_pass_in_turn_on_networks(name: str) -> None:
     graph_module = graph_of(model)
 
     for step in steps:
-        run_pipeline([step], graph_module, (x,))
+        run_pipeline([step], graph_module, [(x,)])
         graph_module.graph.lint()
         with torch.no_grad():
             assert relative_difference(graph_module(x), expected) <= 1e-11
-        assert not step.run(graph_module, (x,)).modified
+        assert not step.run(graph_module, [(x,)]).modified

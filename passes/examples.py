@@ -1,0 +1,131 @@
+"""Example calls of a model at several sizes: what tells a fixed size from one that follows the input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+Example = Mapping[str, Any]
+"""One call of a forward: its arguments by name, defaults included, in the order of its signature."""
+
+Examples = Sequence[Example]
+"""The same call at several sizes; the user's own comes first."""
+
+Inputs = Sequence[tuple[Any, ...]]
+"""Positional arguments of a graph, for each example."""
+
+_LARGE = 128  # sizes from here on are halved, which is cheap to run; smaller ones are doubled
+
+
+def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
+    """The arguments of one call by name: those of ``**kwargs`` beside the others, ``*args`` as ``"*args"``.
+
+    Raises:
+        TypeError: the forward does not take these arguments.
+    """
+    signature = inspect.signature(model.forward)
+    arguments = signature.bind(*args, **kwargs)
+    arguments.apply_defaults()
+    example: dict[str, Any] = {}
+    for name, value in arguments.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            example.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            example[f"*{name}"] = value
+        else:
+            example[name] = value
+    return example
+
+
+def graph_inputs(graph: fx.Graph, examples: Examples) -> Inputs:
+    """The positional arguments of a captured graph for each example."""
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    inputs = []
+    for example in examples:
+        values: list[Any] = []
+        for name in names:
+            values.extend(example[name]) if name.startswith("*") else values.append(example[name])
+        inputs.append(tuple(values))
+    return inputs
+
+
+def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...]) -> Inputs:
+    """The inputs, and copies of them in other sizes that the model takes too.
+
+    Dimensions of equal size change together first, since they usually mean the same (batch, height and
+    width, the steps of two sequences), and one by one where that is refused. What no trial run
+    accepts is taken as fixed.
+
+    Args:
+        run: calls the model with positional arguments, and raises for sizes that it does not accept.
+        inputs: the example inputs.
+    """
+    if not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in pytree.tree_leaves(inputs)):
+        return [inputs]
+    accepted = [places for places in _groups(inputs) if _accepts(run, inputs, [places])]
+    single = {place for places in _groups(inputs) if places not in accepted for place in places}
+    accepted += [[place] for place in sorted(single) if _accepts(run, inputs, [[place]])]
+    if not accepted:
+        return [inputs]
+    together = _accepted_change(run, inputs, accepted)
+    if together is not None:
+        return [inputs, together]
+    changes = (_accepted_change(run, inputs, [places]) for places in accepted)
+    return [inputs, *(change for change in changes if change is not None)]
+
+
+_Place = tuple[int, int]  # which tensor leaf, which dimension
+
+
+def _groups(inputs: tuple[Any, ...]) -> list[list[_Place]]:
+    """Dimensions of the tensors, those of one size together; of one tensor, the first by itself."""
+    groups: dict[Any, list[_Place]] = {}
+    for number, leaf in enumerate(pytree.tree_leaves(inputs)):
+        if isinstance(leaf, Tensor):
+            for dim, size in enumerate(leaf.shape):
+                groups.setdefault((dim == 0, size), []).append((number, dim))
+    return list(groups.values())
+
+
+def _accepts(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...], groups: Any) -> bool:
+    return _accepted_change(run, inputs, groups) is not None
+
+
+def _accepted_change(
+    run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...], groups: list[list[_Place]]
+) -> tuple[Any, ...] | None:
+    """The inputs with some dimensions changed in the first way that the model accepts."""
+    places = {place for group in groups for place in group}
+    for change in _changes():
+        other = _resized(inputs, places, change)
+        try:
+            run(other)
+        except Exception:  # the model refuses a size in its own way
+            continue
+        return other
+    return None
+
+
+def _changes() -> Iterator[Callable[[int, int], int]]:
+    """Ways to change a size, by dimension and present size; the batch only ever grows by one."""
+    yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else 2 * size)
+    yield lambda dim, size: size + 1 if dim == 0 else 2 * size
+    yield lambda dim, size: size + 1
+    yield lambda dim, size: size + 1 if dim == 0 else size + 32
+
+
+def _resized(inputs: tuple[Any, ...], places: set[_Place], change: Callable[[int, int], int]) -> Any:
+    leaves, spec = pytree.tree_flatten(inputs)
+    for number, dim in sorted(places):
+        leaf = leaves[number]
+        size = leaf.shape[dim]
+        leaves[number] = leaf.index_select(
+            dim, torch.arange(change(dim, size), device=leaf.device) % max(size, 1)
+        )
+    return pytree.tree_unflatten(leaves, spec)

@@ -1,0 +1,181 @@
+"""The ``torch.fx`` tracer: stops at layers, and keeps as leaves the modules that a graph cannot replay."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import fx, nn
+
+
+class ModuleTracer(fx.Tracer):
+    """Stops at torch's own layers and their subclasses, and at modules that do not trace.
+
+    Attributes:
+        opaque: the modules that did not trace, by name, with the reason.
+    """
+
+    # A buffer read while tracing would otherwise be folded in as a constant, and go stale when a
+    # checkpoint is loaded.
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque: dict[str, str] = {}
+        self.contexts = _contexts()
+        self._reads: dict[str, fx.Proxy] = {}
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if _contexts() != self.contexts:
+            raise NotReplayable("its forward switches gradients or autocast on or off")
+        return super().create_proxy(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or _inherits_torch_forward(m)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        self._reads = parameter_proxy_cache  # fx's own: so that what is taken back is not read again
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace into a module; if that fails, take back what it left and make the module a leaf."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)  # what fails here is its caller's doing
+        if path not in self.opaque:
+            last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
+            try:
+                if m._forward_hooks or m._forward_pre_hooks:
+                    raise NotReplayable("it has forward hooks")
+                with must_be_replayable(m):
+                    return super().call_module(m, forward, args, kwargs)
+            except Exception as error:  # tracing runs the user's code on proxies: anything may be raised
+                self._take_back(last)
+                self.module_stack = stack
+                inside = [name for name in self.opaque if name.startswith(f"{path}.")]
+                for name in inside:  # part of this leaf now
+                    del self.opaque[name]
+                self.opaque[path] = reason_of(error)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with must_be_replayable(root):
+            return super().trace(root, concrete_args)
+
+    def _take_back(self, last: fx.Node | None) -> None:
+        """Erase the nodes after one."""
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+        alive = set(self.graph.nodes)
+        read = {str(node.target) for node in alive if node.op == "get_attr"}
+        for tensor, constant in list(self.tensor_attrs.items()):
+            if constant.startswith("_tensor_constant") and constant not in read:  # made by this forward
+                del self.tensor_attrs[tensor], self.root.__dict__[constant]
+        for name in [name for name, proxy in self._reads.items() if proxy.node not in alive]:
+            del self._reads[name]
+
+
+def reason_of(error: Exception) -> str:
+    """One line for why a forward does not trace, and where."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if isinstance(error, NotReplayable):
+        text = str(error)
+    place = _place(error)
+    return f"{text}, at {place}" if place else text
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of code outside torch and this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        parts = frame.filename.replace("\\", "/").split("/")
+        if not {"torch", "sparsefx", "passes", "contextlib.py"} & set(parts):
+            return f"{parts[-1]}:{frame.lineno}"
+    return ""
+
+
+class NotReplayable(RuntimeError):
+    """A forward that a graph cannot replay."""
+
+
+@contextmanager
+def must_be_replayable(module: nn.Module) -> Iterator[None]:
+    """Refuse a forward with an effect that its graph would lose; undo that effect."""
+    before = {part: _Attributes(part) for part in module.modules()}
+    seeds = _rng_state()
+    try:
+        yield
+    finally:
+        changed = [name for attributes in before.values() for name in attributes.restore()]
+        drawn = _rng_state() != seeds
+        _restore_rng(seeds)
+    if changed:
+        raise NotReplayable(f"its forward changes its attribute {changed[0]!r}")
+    if drawn:
+        raise NotReplayable("its forward draws random numbers outside the graph")
+
+
+def _contexts() -> tuple[bool, ...]:
+    """The switches that a graph does not record."""
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+class _Attributes:
+    """A module's attributes at one moment, and what its lists, dicts and sets contained then."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.live = module.__dict__
+        self.attributes = dict(module.__dict__)
+        containers = {k: v for k, v in module.__dict__.items() if isinstance(v, (list, dict, set))}
+        self.contents = {key: copy.copy(value) for key, value in containers.items()}
+
+    def restore(self) -> list[str]:
+        """Undo every change since then; the names of what changed."""
+        constants = {key: value for key, value in self.live.items() if key.startswith("_tensor_constant")}
+        before = self.attributes | constants  # fx's own, for tensors made in forward
+        changed = [key for key in self.live | before if self.live.get(key, self) is not before.get(key, self)]
+        if changed:
+            self.live.clear()
+            self.live.update(before)
+        for key, contents in self.contents.items():
+            container = self.live[key]
+            if _identities(container) != _identities(contents):
+                changed.append(key)
+                container.clear()
+                container.extend(contents) if isinstance(container, list) else container.update(contents)
+        return changed
+
+
+def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
+    keys = list(map(id, container))
+    return keys + list(map(id, container.values())) if isinstance(container, dict) else keys
+
+
+def _rng_state() -> tuple[bytes, Any, bytes]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(numpy.random.get_state())
+
+
+def _restore_rng(state: tuple[bytes, Any, bytes]) -> None:
+    torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
+    random.setstate(state[1])
+    numpy.random.set_state(pickle.loads(state[2]))
+
+
+def _inherits_torch_forward(module: nn.Module) -> bool:
+    """Whether a user's subclass of a torch layer computes just what that layer does."""
+    if isinstance(module, (nn.Sequential, fx.GraphModule)):
+        return False
+    return str(getattr(type(module).forward, "__module__", "")).startswith("torch.nn.modules.")

@@ -1,0 +1,181 @@
+"""Rewrite a model as one graph, or, where its forward does not trace, each part of it that does.
+
+A forward that branches on data (a detector's proposals, a language model's cache) stays Python, and
+so does a module that a graph has to call as it is. What they call is compiled for itself, the largest
+modules first, with its inputs and outputs kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsefx.passes.capture import capture
+from sparsefx.passes.examples import Example, Examples, Inputs, bind, graph_inputs
+from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.pipeline import PassReport
+from sparsefx.passes.program import untouched
+
+Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
+"""Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""
+
+
+class Refused(Exception):
+    """Why a graph is not used."""
+
+
+@dataclass
+class Compiled:
+    """A model with graphs in the place of what could be captured.
+
+    Attributes:
+        model: the rewritten model: a graph module where its own forward traces.
+        passes: what each pass did; the name of a part stands before that of the pass.
+        graphs: the modules that became graphs; ``""`` is the model itself.
+        opaque: the modules that stay Python, with the reason.
+    """
+
+    model: nn.Module
+    passes: list[PassReport] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite) -> Compiled:
+    """Rewrite all of a model that can be captured.
+
+    Args:
+        model: a model in evaluation mode; it may be changed.
+        inputs: positional arguments of its forward, at one or more sizes.
+        rewrite: what to do with each graph.
+    """
+    compiled = Compiled(model)
+    compiled.model = _Compiler(rewrite, compiled, model, inputs).compile(model)
+    return compiled
+
+
+class _Compiler:
+    def __init__(self, rewrite: Rewrite, compiled: Compiled, model: nn.Module, inputs: Inputs) -> None:
+        self.rewrite, self.compiled, self.root, self.inputs = rewrite, compiled, model, inputs
+        self._done: dict[nn.Module, nn.Module | None] = {}
+
+    def compile(self, model: nn.Module) -> nn.Module:
+        root = (
+            fx.GraphModule(model, model.mode_graph(False)) if isinstance(model, TwoModeGraphModule) else model
+        )
+        graph = self._graph_of(root, "", [bind(root, values, {}) for values in self.inputs])
+        if graph is None:
+            self._compile_children(model, "", _calls(model, self.inputs))
+            return model
+        return graph
+
+    def _graph_of(self, module: nn.Module, name: str, examples: Examples) -> fx.GraphModule | None:
+        """A module as a rewritten graph; None if it stays Python."""
+        if module._forward_pre_hooks:
+            self.compiled.opaque[name] = "a forward pre-hook changes its arguments"
+            return None
+        own = copy.deepcopy(module)  # so that nothing is lost if its graph cannot be used
+        with untouched(own, examples) as copies:
+            captured = capture(own, copies)
+        if captured.graph is None:
+            self.compiled.opaque[name] = captured.opaque[""]
+            return None
+        graph = _graph_module(own, captured.graph, whole=name == "")
+        inputs = graph_inputs(captured.graph, examples)
+        try:
+            passes = self.rewrite(graph, inputs)
+        except Refused as reason:
+            self.compiled.opaque[name] = str(reason)
+            return None
+        _share_unchanged(graph, module)
+        self.compiled.graphs.append(name)
+        self.compiled.passes += [step.inside(name) for step in passes]
+        left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
+        if left:
+            calls = _calls(graph, inputs)
+            for path, reason in left.items():
+                self.compiled.opaque[_join(name, path)] = reason
+                self._compile_children(graph.get_submodule(path), path, calls, name)
+        return graph
+
+    def _compile_children(
+        self, parent: nn.Module, path: str, calls: Mapping[str, Sequence[_Call]], above: str = ""
+    ) -> None:
+        for key, child in parent.named_children():
+            inner = _join(path, key)
+            if child not in self._done:
+                examples = _as_examples(child, calls.get(inner, ()))
+                worth = bool(examples) and next(child.children(), None) is not None
+                self._done[child] = self._graph_of(child, _join(above, inner), examples) if worth else None
+            part = self._done[child]
+            if part is None:
+                self._compile_children(child, inner, calls, above)
+            else:
+                parent._modules[key] = part
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
+    """The arguments with which each module inside a model is called when it runs on the inputs."""
+    calls: dict[str, list[_Call]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if name and next(module.children(), None) is not None:
+
+            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                calls.setdefault(name, []).append((args, kwargs))
+
+            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        for values in inputs:
+            with torch.no_grad(), untouched(model, values) as copies:
+                model(*copies)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
+    try:
+        return [bind(module, args, kwargs) for args, kwargs in calls]
+    except TypeError:  # a hook of the module's own rewrites its arguments
+        return []
+
+
+def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphModule:
+    """A graph over a model's modules; a part keeps what else its parent may read of it."""
+    graph_module = fx.GraphModule(model, graph, type(model).__name__).eval()
+    kept = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    for hooks in kept:
+        graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
+    if not whole:
+        plain = {key: value for key, value in model.__dict__.items() if not isinstance(value, Tensor)}
+        for key, value in plain.items():
+            graph_module.__dict__.setdefault(key, value)
+    return graph_module
+
+
+def _share_unchanged(graph: nn.Module, module: nn.Module) -> None:
+    """Give parameters that no pass changed back as they were: others may hold them too."""
+    originals = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
+        original = originals.get(name)
+        if original is not None and torch.equal(parameter, original):
+            path, _, attribute = name.rpartition(".")
+            graph.get_submodule(path)._parameters[attribute] = original
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in model.named_modules())
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
