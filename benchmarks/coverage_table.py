@@ -1,0 +1,141 @@
+"""The page docs/coverage.md: what the benchmarks of public models found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import networks
+import zoo
+from workers import Record
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
+TITLE = "# Public models\n\nMeasured by `benchmarks/coverage.py` and `benchmarks/completeness.py`.\n"
+SHRINKING = ("rows", "random")
+"""The patterns that every model should lose weights by."""
+
+Models = dict[str, dict[str, Record]]
+"""Zoo/name to pattern to its latest record."""
+
+
+def write_section(name: str, text: str) -> None:
+    """Put a section into the page, in the place of the former one of that name."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    page = PAGE.read_text() if PAGE.exists() else TITLE
+    before, _, rest = page.partition(begin)
+    after = rest.partition(end)[2] if rest else ""
+    PAGE.write_text(f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}\n{after.lstrip()}")
+
+
+def write(records: list[Record]) -> None:
+    """Write the section on coverage."""
+    models = latest(records)
+    parts = [_summary(models)]
+    for name in zoo.ZOOS:
+        if chosen := {key: found for key, found in models.items() if key.startswith(f"{name}/")}:
+            parts.append(f"### {name}\n\n{_table(chosen)}")
+    parts.append(f"### What fails, and why\n\n{_failures(models)}")
+    write_section("coverage", "## Coverage\n\n" + "\n\n".join(parts))
+
+
+def latest(records: Iterable[Record]) -> Models:
+    """The latest record of each model and pattern, in order of first appearance."""
+    models: Models = {}
+    for record in records:
+        models.setdefault(record["model"], {})[record["pattern"]] = record
+    return models
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _summary(models: Models) -> str:
+    rows = []
+    for name in [*zoo.ZOOS, ""]:
+        chosen = [found for key, found in models.items() if key.startswith(name)]
+        measured = [found for found in chosen if not _has(found, "too large")]
+        numbers = [
+            len(chosen),
+            len(measured),
+            sum(all(record["status"] == "exact" for record in found.values()) for found in measured),
+            sum(_shrinks(found) for found in measured),
+            sum(any(record.get("captured") == "whole" for record in found.values()) for found in measured),
+            sum(_has(found, "WRONG") for found in measured),
+            sum(any(_has(found, status) for status in ("error", "timeout", "harness")) for found in measured),
+        ]
+        rows.append([name or "**all**", *map(str, numbers)])
+    header = ["", "models", "measured", "exact", "exact and smaller", "returned whole", "wrong", "failed"]
+    return f"{table(header, rows)}\n\n{_legend()}"
+
+
+def _legend() -> str:
+    patterns = ", ".join(f"`{pattern}`" for pattern in networks.PATTERNS)
+    return (
+        f"Exact: by every pattern measured (of {patterns}) the outputs in float64 differ by at most 1e-9 "
+        "of the largest, at the example's size, with another batch and at another size if the model takes "
+        "one. Smaller: by `rows` and `random` it has fewer weights, not counting the one-dimensional ones of "
+        "norms. Failed: export or the model raised, or took too long. Larger models are not measured."
+    )
+
+
+def _has(found: dict[str, Record], status: str) -> bool:
+    return any(record["status"] == status for record in found.values())
+
+
+def _shrinks(found: dict[str, Record]) -> bool:
+    exact = all(record["status"] == "exact" for record in found.values())
+    return exact and all(found[pattern].get("shrinks", False) for pattern in SHRINKING if pattern in found)
+
+
+def _table(models: Models) -> str:
+    patterns = [p for p in networks.PATTERNS if any(p in found for found in models.values())]
+    rows = [[key.partition("/")[2], *_cells(found, patterns)] for key, found in models.items()]
+    header = ["model", "captured", "parameters", *(f"{p}: left" for p in patterns), "difference", "export, s"]
+    return table(header, rows)
+
+
+def _cells(found: dict[str, Record], patterns: list[str]) -> Iterator[str]:
+    measured = [record for record in found.values() if "weights" in record]
+    yield ", ".join(sorted({record["captured"] for record in measured}))
+    yield f"{measured[0]['parameters'][0]:,}" if measured else ""
+    for pattern in patterns:
+        yield _left(found.get(pattern))
+    differences = [record["difference"] for record in measured if "difference" in record]
+    yield f"{max(differences):.0e}" if differences else ""
+    yield f"{max(record['seconds'] for record in measured):.1f}" if measured else ""
+
+
+def _left(record: Record | None) -> str:
+    """The weights that are left, or what went wrong."""
+    if record is None:
+        return ""
+    if record["status"] != "exact":
+        return f"**{record['status']}**"
+    before, after = record["weights"]
+    return f"{100 * after / before:.1f}%" if after < before else "all"
+
+
+def _failures(models: Models) -> str:
+    """Models by the reason why they fail or come back whole, most frequent first."""
+    reasons: dict[str, list[str]] = {}
+    for key, found in models.items():
+        for reason in sorted({_reason(record) for record in found.values()} - {""}):
+            reasons.setdefault(reason, []).append(key)
+    order = Counter({reason: len(keys) for reason, keys in reasons.items()}).most_common()
+    lines = [f"- **{count}**: {reason}\n  {', '.join(reasons[reason])}" for reason, count in order]
+    return "\n".join(lines) or "Nothing."
+
+
+def _reason(record: Record) -> str:
+    if record["status"] == "exact" and not record["message"]:
+        lost = record["shrinks"] or record["pattern"] not in SHRINKING
+        return "" if lost else "exact, but no weight is removed"
+    message = " ".join(record["message"].split()).replace("|", "\\|")
+    for noise in ("export: the model was returned whole, without its masks: ", "its forward does not trace "):
+        message = message.replace(noise, "")
+    status = "whole" if record["status"] == "exact" else record["status"]
+    return f"{status}: {message[:160]}"
