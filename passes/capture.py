@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sparsefx.passes.example_tracer import ExampleTracer, require_default
 from sparsefx.passes.examples import Examples
+from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.module_tracer import ModuleTracer, reason_of
 
 
@@ -57,6 +58,7 @@ def capture(model: nn.Module, examples: Examples = ()) -> Capture:
         return Capture(None, {"": reason_of(error)})
     if specialised:
         _restore_arguments(graph, specialised)
+    erase_unused(graph, (node for node in reversed(list(graph.nodes)) if node.op == "get_attr"))
     _adopt_constants(model)
     for node in graph.nodes:
         node.type = None  # annotations do nothing here, and torch 2.6 cannot pickle those that are strings

@@ -347,6 +347,8 @@ def _is_metadata(node: fx.Node) -> bool:
     """Whether a value follows from data types and devices alone, which no size of the input changes."""
     if node.target is getattr and node.args[1] in _METADATA:
         return True
+    if node.target in (torch.is_floating_point, torch.is_complex):
+        return True
     sources = node.all_input_nodes
     return bool(sources) and node.op == "call_function" and all(_is_metadata(source) for source in sources)
 

@@ -24,20 +24,19 @@ class Fact:
         varies: bool, broadcastable to the value's shape and of its rank: True where the element may
             depend on the model's input (or is not known).
         value: the element where it does not vary; 0 elsewhere. Broadcastable likewise.
-        fixed: the value is a parameter, or made of parameters element by element. Its zeros then
-            stay zeros whatever is removed from the graph; those of a sum may not.
+        fixed: bool, broadcastable likewise: True where the value comes from parameters alone: a
+            parameter, the bias of an empty row, and what is made of them. Such a value stays what it is
+            whatever else is removed from the graph; a sum that only comes out constant may not.
     """
 
     varies: Tensor
     value: Tensor
-    fixed: bool = False
+    fixed: Tensor
 
     @property
     def matters(self) -> Tensor:
         """False where the element is a zero that a product can rely on."""
-        if not self.fixed:
-            return torch.ones_like(self.varies)
-        return self.value != 0
+        return ~self.fixed | (self.value != 0)
 
     def over(self, dim: int, size: int) -> tuple[Tensor, Tensor]:
         """``varies`` and ``value`` over one dimension alone: two vectors of ``size``.
@@ -50,24 +49,31 @@ class Fact:
         varies = varies.any(1) | (value != first[:, None]).any(1)
         return varies.expand(size), first.masked_fill(varies, 0).expand(size)
 
+    def fixed_over(self, dim: int, size: int) -> Tensor:
+        """``fixed`` over one dimension alone: a vector of ``size``."""
+        return self.fixed.movedim(dim, 0).flatten(1).all(1).expand(size)
 
-def fact(varies: Tensor, value: Tensor, fixed: bool = False) -> Fact:
-    """A fact, with what is not finite counted as varying and 0 where it varies."""
+
+def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
+    """A fact, with what is not finite counted as varying and 0 where it varies; nothing fixed by default."""
     varies = varies | ~torch.isfinite(value)
+    fixed = torch.zeros((1,) * value.dim(), dtype=torch.bool) if fixed is None else fixed & ~varies
     if not bool(varies.any()):
         return Fact(torch.zeros((1,) * value.dim(), dtype=torch.bool), value, fixed)
-    return Fact(varies, torch.where(varies, torch.zeros((), dtype=value.dtype), value))
+    return Fact(varies, torch.where(varies, torch.zeros((), dtype=value.dtype), value), fixed)
 
 
 def unknown(value: Value) -> Fact:
     """Nothing is known: every element may vary."""
     shape = (1,) * len(value.shape)
-    return Fact(torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=value.dtype))
+    nothing = torch.zeros(shape, dtype=torch.bool)
+    return Fact(~nothing, torch.zeros(shape, dtype=value.dtype), nothing)
 
 
 def constant(tensor: Tensor) -> Fact:
     """A parameter, a buffer or another constant: nothing varies. Facts live on the CPU."""
-    return Fact(torch.zeros((1,) * tensor.dim(), dtype=torch.bool), tensor.cpu(), fixed=True)
+    nothing = torch.zeros((1,) * tensor.dim(), dtype=torch.bool)
+    return Fact(nothing, tensor.cpu(), ~nothing)
 
 
 def forward_facts(program: Program) -> dict[Value, Fact]:

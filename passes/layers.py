@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -111,3 +112,10 @@ def is_evenly_padded(layer: nn.Linear | _ConvNd) -> bool:
 def double(tensor: Tensor | None, like: Tensor) -> Tensor:
     """A tensor in float64 (zeros like ``like`` for None), so that folding rounds once."""
     return torch.zeros_like(like, dtype=torch.float64) if tensor is None else tensor.detach().double()
+
+
+def erase_unused(graph: fx.Graph, nodes: Iterable[fx.Node | None]) -> None:
+    """Erase those of some nodes that nobody reads; readers come before what they read."""
+    for node in dict.fromkeys(nodes):
+        if node is not None and not node.users:
+            graph.erase_node(node)

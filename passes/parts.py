@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from sparsefx.passes.capture import capture
-from sparsefx.passes.examples import Example, Examples, Inputs, bind, graph_inputs
+from sparsefx.passes.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
 from sparsefx.passes.graph_module import TwoModeGraphModule
 from sparsefx.passes.pipeline import PassReport
 from sparsefx.passes.program import untouched
@@ -144,10 +145,27 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
 
 
 def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
+    """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes."""
+
+    def run(call: tuple[Any, ...]) -> None:
+        with torch.no_grad(), untouched(module, call) as (args, kwargs):
+            module(*args, **kwargs)
+
     try:
-        return [bind(module, args, kwargs) for args, kwargs in calls]
+        others = at_other_sizes(run, calls[0])[1:] if calls else []
+        return [bind(module, args, kwargs) for args, kwargs in (*calls[:1], *others, *_distinct(calls)[1:])]
     except TypeError:  # a hook of the module's own rewrites its arguments
         return []
+
+
+def _distinct(calls: Sequence[_Call]) -> list[_Call]:
+    """Calls that differ in a size: one of each kind, the first and the last few are enough."""
+    shapes = {}
+    for call in calls:
+        leaves = pytree.tree_leaves(call)
+        shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), call)
+    kinds = list(shapes.values())
+    return [*kinds[:1], *kinds[1:][-2:]]
 
 
 def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphModule:

@@ -102,6 +102,7 @@ class Program:
         node_inputs: for each node, the tensors of its arguments as they were when it ran; a later
             write in place makes them other values than the ``node_values`` of their nodes.
         constants: the parameters, buffers and other tensors that the graph holds.
+        example: the positional arguments of the recorded run.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -110,6 +111,7 @@ class Program:
     node_values: dict[fx.Node, list[Value]] = field(default_factory=dict)
     node_inputs: dict[fx.Node, list[Value]] = field(default_factory=dict)
     constants: list[Value] = field(default_factory=list)
+    example: tuple[Any, ...] = ()
 
     @cached_property
     def by_node(self) -> dict[fx.Node, list[Call]]:
@@ -136,17 +138,25 @@ def record(graph_module: fx.GraphModule, inputs: Inputs) -> Program:
 
     Args:
         graph_module: the graph.
-        inputs: positional arguments of its forward; the program is that of the first. The others, of
-            other sizes, tell which dimensions follow the input.
+        inputs: positional arguments of its forward at one or more sizes. The program is that of the
+            one with the fewest dimensions of size 1, which hide what a reshape mixes; the others
+            tell which dimensions follow the input.
     """
-    program = _record_once(graph_module, inputs[0])
-    for other in inputs[1:]:
-        _mark_what_differs(program, _record_once(graph_module, other))
+    programs = [_record_once(graph_module, values) for values in inputs]
+    program = min(programs, key=_ones) if len(programs) > 1 else programs[0]
+    for other in programs:
+        if other is not program:
+            _mark_what_differs(program, other)
     return program
+
+
+def _ones(program: Program) -> int:
+    return sum(list(value.shape).count(1) for call in program.calls for value in call.outputs)
 
 
 def _record_once(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
     recorder = _Recorder(graph_module)
+    recorder.program.example = tuple(example_inputs)
     with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
         _RecordingInterpreter(graph_module, recorder).run(*inputs)
     return recorder.program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +46,7 @@ class Shrink:
         while True:
             kept = find_kept(program, live, pinned=_flat(pins), align=self.align)
             undo = _cut(graph_module, program, kept)
-            failed = _first_misfit(graph_module, inputs[0], program, kept)
+            failed = _first_misfit(graph_module, program, kept)
             if failed is None:
                 break
             undo.close()
@@ -113,13 +112,11 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
         held[attribute] = replacement
 
 
-def _first_misfit(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], program: Program, kept: Kept
-) -> fx.Node | None:
+def _first_misfit(graph_module: fx.GraphModule, program: Program, kept: Kept) -> fx.Node | None:
     """The first node of the cut graph that fails or whose result is not of the expected shape."""
     replay = _Replay(graph_module, program, kept)
     try:
-        with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
+        with torch.no_grad(), untouched(graph_module, program.example) as inputs:
             replay.run(*inputs)
     except Exception:  # any operator may refuse a shape in its own way; the node then keeps everything
         if replay.node is None:
@@ -153,16 +150,18 @@ def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: dict[Value
     lines = []
     unknown = {call.node: call.name for call in program.calls if call.inputs and not is_known(call)}
     for node in dict.fromkeys((*unknown, *pins)):
-        pinned = [value for value, _ in pins.get(node, [])]
+        pinned = set(pins.get(node, []))
         if node in unknown:
-            pinned += [value for call in program.calls_of(node) for value in call.outputs]
-        dead = sum(_dead_channels(live[value]) for value in set(pinned) if value.constant is None)
+            pinned |= {(value, None) for call in program.calls_of(node) for value in call.outputs}
+        dead = sum(_dead_channels(live[value], dim) for value, dim in pinned if value.constant is None)
         if dead:
             lines.append(f"{unknown.get(node, 'sizes')} at {node.name} keeps {dead} dead channels")
     return lines
 
 
-def _dead_channels(elements: Tensor) -> int:
+def _dead_channels(elements: Tensor, pinned: int | None) -> int:
+    """How many indices nobody reads along the pinned dimension, or along any but the first."""
     if elements.dim() < 2 or not bool(elements.any()):
         return 0
-    return max(int((~elements.movedim(dim, 0).flatten(1).any(1)).sum()) for dim in range(1, elements.dim()))
+    dims = range(1, elements.dim()) if pinned is None else [pinned]
+    return max(int((~elements.movedim(dim, 0).flatten(1).any(1)).sum()) for dim in dims)

@@ -19,10 +19,13 @@ from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.line_up import LineUp
+from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
 from sparsefx.passes.program import untouched
 from sparsefx.passes.shrink import Shrink
+from sparsefx.passes.split_fused import SplitFused
 from sparsefx.report import compare
 
 # Beyond this relative difference on the example inputs a pass is at fault, not rounding.
@@ -66,8 +69,8 @@ def export(model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1) -
     original = _plain_copy(model)
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: _run(original, values), inputs)
-    steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), FoldBatchNorm(), FoldConstants()]
-    steps.append(Shrink(align))
+    steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), OpenAttention()]
+    steps += [SplitFused(), FoldBatchNorm(), FoldConstants(), LineUp(), Shrink(align)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])

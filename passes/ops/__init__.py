@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from sparsefx.passes.ops.attention import Attention
 from sparsefx.passes.ops.base import Operation, Unknown
 from sparsefx.passes.ops.batch_norm import BatchNorm
 from sparsefx.passes.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
-from sparsefx.passes.ops.elementwise import Elementwise, Multiply
+from sparsefx.passes.ops.elementwise import Elementwise, Like, Multiply
+from sparsefx.passes.ops.group_norm import GroupNorm
+from sparsefx.passes.ops.lookup import Embedding, Index
 from sparsefx.passes.ops.movement import (
     Concatenate,
     Movement,
@@ -22,10 +25,10 @@ from sparsefx.passes.ops.movement import (
 )
 from sparsefx.passes.ops.reduction import (
     Mix,
-    all_but_batch,
     always,
     dims_argument,
     last_dims,
+    norm_dims,
     normalized_dims,
     pads_nothing,
 )
@@ -36,14 +39,20 @@ __all__ = ["OPERATIONS", "ConvolutionCall", "Operation", "is_known", "operation_
 _UNKNOWN = Unknown()
 _ELEMENTWISE = Elementwise()
 
+_ATTENTIONS = (
+    "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
+    "fused_attention_overrideable",
+)  # fmt: skip
+
 OPERATIONS: dict[str, Operation] = {
     # elementwise, but not tagged so
     **dict.fromkeys(["hardswish", "_prelu_kernel", "_to_copy"], _ELEMENTWISE),
-    **dict.fromkeys(["alias", "detach", "lift_fresh"], _ELEMENTWISE),
+    **dict.fromkeys(["alias", "detach", "lift_fresh", "copy"], _ELEMENTWISE),
+    **{f"{kind}_like": Like() for kind in ("zeros", "ones", "full")},
     "mul": Multiply(),
     # data movement
     **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
-    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
+    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle"], Movement()),
     "roll": Movement(rolled_dims, whole=True),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
     "unbind": Movement(dim_argument, whole=True),
@@ -61,15 +70,28 @@ OPERATIONS: dict[str, Operation] = {
     # normalisation
     **dict.fromkeys(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"], BatchNorm()),
     "native_layer_norm": Mix(normalized_dims),
-    "native_group_norm": Mix(all_but_batch),
-    **dict.fromkeys(["_softmax", "_log_softmax"], Mix(dims_argument)),
+    "native_group_norm": GroupNorm(),
+    "_fused_rms_norm": Mix(normalized_dims),
+    **dict.fromkeys(["_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"], Mix(dims_argument)),
+    # attention and lookup
+    **{f"_scaled_dot_product_{kind}": Attention() for kind in _ATTENTIONS},
+    "embedding": Embedding(),
+    **dict.fromkeys(["index", "index_select"], Index()),
     # reductions and pooling
     **dict.fromkeys(["mean", "amax", "amin"], Mix(dims_argument, always)),
-    "sum": Mix(dims_argument),
+    **dict.fromkeys(["sum", "prod", "logsumexp", "any", "all", "cumsum", "cumprod"], Mix(dims_argument)),
+    **dict.fromkeys(["argmax", "argmin", "max", "min", "sort", "median"], Mix(dims_argument)),
+    **dict.fromkeys(["var", "std", "var_mean", "std_mean"], Mix(dims_argument)),
+    "linalg_vector_norm": Mix(norm_dims),
     **{f"max_pool{n}d_with_indices": Mix(last_dims(n), always) for n in (2, 3)},
     **{f"avg_pool{n}d": Mix(last_dims(n), pads_nothing) for n in (2, 3)},
     **{f"_adaptive_avg_pool{n}d": Mix(last_dims(n), always) for n in (2, 3)},
     **{f"adaptive_max_pool{n}d": Mix(last_dims(n), always) for n in (2, 3)},
+    **dict.fromkeys(
+        ["upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"], Mix(last_dims(2), always)
+    ),
+    "grid_sampler_2d": Mix(last_dims(2)),
+    **{f"_upsample_nearest_exact{n}d": Mix(last_dims(n), always) for n in (1, 2, 3)},
     **{f"upsample_nearest{n}d": Mix(last_dims(n), always) for n in (1, 2, 3)},
     **{
         f"upsample_{kind}{n}d": Mix(last_dims(n), always)

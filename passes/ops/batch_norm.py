@@ -25,7 +25,8 @@ class BatchNorm:
         value = (known.value - mean) * torch.rsqrt(var + call.args[-1])
         value = value if weight is None else value * weight
         value = value if bias is None else value + bias
-        result = fact(known.varies.expand(torch.broadcast_shapes(known.varies.shape, value.shape)), value)
+        shape = torch.broadcast_shapes(known.varies.shape, value.shape)
+        result = fact(known.varies.expand(shape), value, known.fixed)
         return [result, *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:

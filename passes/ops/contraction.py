@@ -59,18 +59,22 @@ class Convolution:
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         conv = ConvolutionCall.of(call)
         weight = facts[conv.weight]
-        if bool(weight.varies.any()):
+        if not bool(weight.fixed.all()):
             return [unknown(call.outputs[0])]
         kernel = conv.grouped(weight.value.expand(conv.weight.shape).double())
         varies_in, value_in = facts[conv.input].over(1, conv.input.shape[1])
         varying, value_in = varies_in.reshape(conv.groups, -1), value_in.reshape(conv.groups, -1).double()
         uneven = varying if conv.spreads_evenly else varying | (value_in != 0)
-        varies = torch.einsum("goi,gi->go", (kernel != 0).any(3).double(), uneven.double()) > 0
+        reads = (kernel != 0).any(3).double()
+        varies = torch.einsum("goi,gi->go", reads, uneven.double()) > 0
+        loose = ~facts[conv.input].fixed_over(1, conv.input.shape[1]).reshape(conv.groups, -1)
+        fixed = torch.einsum("goi,gi->go", reads, loose.double()) == 0
         value = torch.einsum("goi,gi->go", kernel.sum(3), value_in).flatten()
+        fixed = fixed.flatten()
         if conv.bias is not None:
-            value = value + facts[conv.bias].value
+            value, fixed = value + facts[conv.bias].value, fixed & facts[conv.bias].fixed
         shape = [1, -1] + [1] * (len(conv.input.shape) - 2)
-        return [fact(varies.view(shape), value.to(conv.weight.dtype).view(shape))]
+        return [fact(varies.view(shape), value.to(conv.weight.dtype).view(shape), fixed.view(shape))]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         conv = ConvolutionCall.of(call)
@@ -122,9 +126,16 @@ class MatrixProduct:
         a_any, b_any = a_varies | (a_value != 0), b_varies | (b_value != 0)
         varies = _any_product(a_varies, b_any) | _any_product(a_any, b_varies)
         value = a_value @ b_value
+        a_matters, b_matters = (
+            _expand_dim(facts[left].matters, -1, k),
+            _expand_dim(facts[right].matters, -2, k),
+        )
+        a_loose, b_loose = _expand_dim(~facts[left].fixed, -1, k), _expand_dim(~facts[right].fixed, -2, k)
+        fixed = ~(_any_product(a_loose, b_matters) | _any_product(a_matters, b_loose))
         if addend is not None:
             varies, value = varies | facts[addend].varies, value + facts[addend].value
-        return [fact(varies.expand(value.shape), value)]
+            fixed = fixed & facts[addend].fixed
+        return [fact(varies.expand(value.shape), value, fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         addend, left, right = _operands(call)

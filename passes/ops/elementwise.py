@@ -17,10 +17,10 @@ class Elementwise:
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         operands = [facts[value] for value in call.inputs]
         (value,) = call.run([operand.value for operand in operands])
-        varies = torch.zeros((), dtype=torch.bool)
+        varies, fixed = torch.zeros((), dtype=torch.bool), torch.ones((), dtype=torch.bool)
         for operand in operands:
-            varies = varies | operand.varies
-        return [fact(varies.expand(value.shape), value, all(operand.fixed for operand in operands))]
+            varies, fixed = varies | operand.varies, fixed & operand.fixed
+        return [fact(varies.expand(value.shape), value, fixed.expand(value.shape))]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         return [reduce_to(wanted[0], value) for value in call.inputs]
@@ -36,19 +36,30 @@ class Multiply(Elementwise):
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         (product,) = super().forward(call, facts)
-        zero = torch.zeros((), dtype=torch.bool)
+        zero, fixed = torch.zeros((), dtype=torch.bool), product.fixed
         for value in call.inputs:
             zero = zero | (~facts[value].varies & (facts[value].value == 0))
-        return [fact(product.varies & ~zero, product.value.where(~zero, 0), product.fixed)]
+            fixed = fixed | ~facts[value].matters
+        return [fact(product.varies & ~zero, product.value.where(~zero, 0), fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         if len(call.inputs) != 2:
             return super().backward(call, facts, wanted)
         one, other = call.inputs
-        return [
-            reduce_to(wanted[0] & facts[other].matters, one),
-            reduce_to(wanted[0] & facts[one].matters, other),
-        ]
+        read = wanted[0] & facts[one].matters & facts[other].matters
+        return [reduce_to(read, one), reduce_to(read, other)]
+
+
+class Like(Elementwise):
+    """``zeros_like`` and its kin: of the shape of the operand, whose elements are not read."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (value,) = call.run([facts[value].value for value in call.inputs])
+        nothing = torch.zeros((1,) * value.dim(), dtype=torch.bool)
+        return [fact(nothing, value, ~nothing)]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        return [torch.zeros((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs]
 
 
 def tie_broadcast(kept: Kept, operand: Value, result: Value) -> None:

@@ -39,9 +39,10 @@ class Movement:
         pairs = list(zip(operands, call.inputs, strict=True))
         values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
         marks = [f.varies.to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
+        loose = [(~f.fixed).to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
         varies = [mark != 0 for mark in call.run(marks)]
-        fixed = all(operand.fixed for operand in operands)
-        return [fact(mark, value, fixed) for mark, value in zip(varies, values, strict=True)]
+        fixed = [mark == 0 for mark in call.run(loose)]
+        return [fact(*parts) for parts in zip(varies, values, fixed, strict=True)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         read = _Elements(call.inputs)
@@ -80,8 +81,9 @@ class Permute(Movement):
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         (value,) = call.inputs
-        (moved,), (varies,) = call.run([facts[value].value]), call.run([facts[value].varies])
-        return [fact(varies, moved, facts[value].fixed)]
+        known = facts[value]
+        (moved,), (varies,), (fixed,) = (call.run([rep]) for rep in (known.value, known.varies, known.fixed))
+        return [fact(varies, moved, fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         origin = self._origin(call)
@@ -104,12 +106,13 @@ class Concatenate(Movement):
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         dim, operands = _cat_dim(call), [facts[value] for value in call.inputs]
-        reps = [rep for operand in operands for rep in (operand.varies, operand.value)]
+        reps = [rep for operand in operands for rep in (operand.varies, operand.value, operand.fixed)]
         common = torch.broadcast_shapes(*(_resized(rep.shape, dim, 1) for rep in reps))
         shapes = [_resized(common, dim, value.shape[dim]) for value in call.inputs]
         varies = [f.varies.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
         values = [f.value.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
-        return [fact(torch.cat(varies, dim), torch.cat(values, dim), all(f.fixed for f in operands))]
+        fixed = [f.fixed.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
+        return [fact(torch.cat(varies, dim), torch.cat(values, dim), torch.cat(fixed, dim))]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         dim = _cat_dim(call)
@@ -133,13 +136,14 @@ class Concatenate(Movement):
 
 def alike_along(known: Fact, dims: list[int]) -> Fact:
     """What all positions along some dimensions have in common; they vary where that is nothing."""
-    dims = [dim for dim in dims if max(known.varies.shape[dim], known.value.shape[dim]) > 1]
-    varies, value = known.varies, known.value
+    reps = (known.varies, known.value, known.fixed)
+    dims = [dim for dim in dims if any(rep.shape[dim] > 1 for rep in reps)]
+    varies, value, fixed = known.varies, known.value, known.fixed
     for dim in dims:
         first = value.narrow(dim, 0, 1)
         varies = (varies | (value != first)).any(dim, keepdim=True)
-        value = first
-    return fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value, known.fixed)
+        value, fixed = first, fixed.all(dim, keepdim=True)
+    return fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value, fixed)
 
 
 def dim_argument(call: Call) -> list[int]:

@@ -32,19 +32,19 @@ class Mix:
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         known, mixed = facts[call.inputs[0]], self._mixed(call)
-        varies, value = any_over(known.varies, mixed), known.value
+        varies, value, fixed = any_over(known.varies, mixed), known.value, known.fixed
         if not self.keeps_constant(call):
             varies = torch.ones_like(varies)
         for dim in mixed:
             first = value.narrow(dim, 0, 1)
             varies = varies | (value != first).any(dim, keepdim=True)
-            value = first
+            value, fixed = first, fixed.all(dim, keepdim=True)
         varies = any_over(varies, mixed)
         varies = varies.expand(torch.broadcast_shapes(varies.shape, value.shape))
         if len(call.outputs[0].shape) < value.dim():
-            varies, value = varies.squeeze(mixed), value.squeeze(mixed)
+            varies, value, fixed = varies.squeeze(mixed), value.squeeze(mixed), fixed.squeeze(mixed)
         # the others are indices of maxima or saved statistics
-        return [fact(varies, value), *(unknown(output) for output in call.outputs[1:])]
+        return [fact(varies, value, fixed), *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         source = call.inputs[0]
@@ -93,14 +93,15 @@ def dims_argument(call: Call) -> list[int]:
     return [dims] if isinstance(dims, int) else list(dims)
 
 
+def norm_dims(call: Call) -> list[int]:
+    """The dimensions of a vector norm; all where it names none."""
+    dims = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim")
+    return list(range(len(call.inputs[0].shape))) if dims is None else list(dims)
+
+
 def normalized_dims(call: Call) -> list[int]:
     """The last dimensions, as many as ``normalized_shape`` has."""
     return list(range(-len(call.args[1]), 0))
-
-
-def all_but_batch(call: Call) -> list[int]:
-    """Every dimension but the first."""
-    return list(range(1, len(call.inputs[0].shape)))
 
 
 def pads_nothing(call: Call) -> bool:

@@ -108,9 +108,39 @@ ROWS = [
     Row("upsample", lambda x: F.interpolate(x, scale_factor=2)),
     Row("bilinear", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")),
     Row("attention", lambda x: F.scaled_dot_product_attention(x, x, x)),
-    Row("unknown", lambda x: x.cumsum(1)),
+    Row("attention between channels", lambda x: _attend(x.transpose(1, 3))),
+    Row("masked attention", lambda x: _attend(x.transpose(1, 3), _MASK)),
+    Row("attention of repeated heads", lambda x: _attend(x, None, x[:, :2])),
+    Row("index", lambda x: x[:, :, _POSITIONS]),
+    Row("index channels", lambda x: x[:, _POSITIONS]),
+    Row(
+        "index apart",
+        lambda x: x[:, :, _POSITIONS].transpose(1, 2)[:, _POSITIONS % 3, :, _POSITIONS].movedim(1, 0),
+    ),
+    Row("index_select", lambda x: x.index_select(2, _POSITIONS)),
+    Row("embedding", lambda x: F.embedding((x[:, :, 0, 0] > 0).long(), _LINEAR)),
+    Row("zeros_like", lambda x: torch.zeros_like(x) + x.flip(2)),
+    Row("cumsum", lambda x: x.cumsum(1)),
+    Row("cumsum along a map", lambda x: x.cumsum(3)),
+    Row("sort", lambda x: x.sort(2)[0]),
+    Row("variance", lambda x: torch.var_mean(x, (2, 3))[0]),
+    Row("norm", lambda x: torch.linalg.vector_norm(x, dim=2)),
+    Row("logsumexp", lambda x: x.logsumexp(3)),
+    Row("rms_norm", lambda x: F.rms_norm(x, (4,))),
+    Row("bicubic", lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic")),
+    Row("einsum", lambda x: torch.einsum("bchw,oc->bohw", x, _LINEAR.T[:, [0, 1, 2, 3, 4, 4]])),
+    Row("unknown", lambda x: torch.fft.fft(x, dim=1).real),
     Row("written through a view", lambda x: _write_through_view(x)),
 ]
+
+
+_POSITIONS = torch.tensor([2, 0, 3])
+_MASK = torch.eye(4, dtype=torch.bool)
+
+
+def _attend(x: Tensor, mask: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    keys = x if keys is None else keys
+    return F.scaled_dot_product_attention(x, keys, keys, mask, enable_gqa=keys is not x).transpose(1, 3)
 
 
 def _swap_halves(x: Tensor) -> Tensor:
@@ -187,7 +217,7 @@ def test_channels_that_nobody_reads_are_not_live() -> None:
 
 def test_which_operations_the_table_knows(row: Row) -> None:
     program = record(graph_module(row), [(image(row, 0),)])
-    unknown = {"attention", "unknown", "written through a view"}
+    unknown = {"unknown", "written through a view"}
     assert all(is_known(call) for call in program.calls if call.inputs) == (row.name not in unknown)
 
 
@@ -239,6 +269,11 @@ def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
         return [operands[0].reshape(kept.shape(call.outputs[0]))]
     if call.name == "expand":
         return [operands[0].expand(kept.shape(call.outputs[0]))]
+    if call.name == "native_group_norm":
+        channels, groups = operands[0].shape[1], call.args[4] // call.args[6]
+        call = dataclasses.replace(
+            call, args=(*call.args[:4], channels, call.args[5], channels // groups, 1e-5)
+        )
     if call.name in ("slice", "select", "split", "split_with_sizes"):
         return run_cut_positions(call, kept, operands[0])
     if call.name == "convolution" and call.args[-1] > 1:

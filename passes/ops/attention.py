@@ -1,0 +1,88 @@
+"""Scaled dot-product attention, in the fused forms that torch has for each device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsefx.passes.facts import Fact, fact, unknown
+from sparsefx.passes.ops.base import Facts, any_over
+from sparsefx.passes.program import Call, Value
+from sparsefx.passes.slices import Kept
+
+
+class Attention:
+    """``softmax(q k^T) v`` for q (..., L, E), k (..., S, E), v (..., S, Ev), with any mask.
+
+    The weights of a row sum to 1, so a channel of v that is constant comes out as that constant;
+    with a mask only 0 does, since a row may be masked as a whole.
+    """
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        _, _, v, *masks = call.inputs
+        known = facts[v]
+        first = known.value.narrow(-2, 0, 1)
+        alike = ~(known.varies | (known.value != first)).any(-2, keepdim=True)
+        constant = alike & (first == 0) if masks else alike
+        constant = constant.expand(torch.broadcast_shapes(constant.shape, first.shape))
+        if not _same_heads(call):  # heads of v are repeated: only what all of them share is known
+            constant = constant.all(-3, keepdim=True) & (
+                (first == first[..., :1, :, :]).all(-3, keepdim=True)
+            )
+            first = first[..., :1, :, :]
+        fixed = known.fixed.all(-2, keepdim=True) & constant
+        result = fact(~constant, first.where(constant, 0).expand(constant.shape), fixed)
+        return [result, *(unknown(output) for output in call.outputs[1:])]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        q, k, v, *masks = call.inputs
+        out = wanted[0]
+        some = any_over(out, [-1])
+        if not _same_heads(call):
+            some, out = any_over(some, [-3]), any_over(out, [-3])
+        read_q = some & any_over(facts[k].matters, [-2]) & facts[q].matters if _same_heads(call) else some
+        read_k = any_over(some, [-2])
+        if _same_heads(call):
+            read_k = read_k & any_over(facts[q].matters, [-2]) & facts[k].matters
+        read_v = any_over(out, [-2])
+        whole = (torch.ones((1,) * len(mask.shape), dtype=torch.bool) for mask in masks)
+        return [*(_fit(*pair) for pair in ((read_q, q), (read_k, k), (read_v, v))), *whole]
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        q, k, v, *masks = call.inputs
+        out = call.outputs[0]
+        kept.tie((q, -1), (k, -1))
+        kept.tie((v, -1), (out, -1))
+        kept.tie((q, -2), (out, -2))
+        kept.keep_all(k, [-2])
+        kept.keep_all(v, [-2])
+        for dim in range(len(q.shape) - 2):
+            values = (q, k, v, out)
+            whole = len({value.shape[dim] for value in values}) > 1
+            whole = whole or any(_reaches(mask, dim - len(q.shape)) for mask in masks)
+            for value in values:
+                kept.keep_all(value, [dim]) if whole else kept.tie((q, dim), (value, dim))
+        for value in masks:
+            kept.keep_all(value)
+        for saved in call.outputs[1:]:  # the sums of the softmax, and random states; nobody reads them
+            for dim in range(len(saved.shape)):
+                ties = dim < len(out.shape) - 2 and saved.shape[dim] == out.shape[dim]
+                kept.tie((saved, dim), (out, dim)) if ties else kept.keep_all(saved, [dim])
+
+
+def _same_heads(call: Call) -> bool:
+    q, k, v, *_ = call.inputs
+    return len(q.shape) < 3 or q.shape[-3] == k.shape[-3] == v.shape[-3]
+
+
+def _reaches(mask: Value, dim: int) -> bool:
+    """Whether a mask differs along a dimension, counted from the back."""
+    return len(mask.shape) >= -dim and mask.shape[dim] > 1
+
+
+def _fit(elements: Tensor, value: Value) -> Tensor:
+    """Reduce dimensions that the operand has once."""
+    for dim, size in enumerate(value.shape):
+        if elements.shape[dim] not in (1, size):
+            elements = elements.any(dim, keepdim=True)
+    return elements
