@@ -137,7 +137,7 @@ def _measure_pattern(model: nn.Module, case: zoo.Case) -> workers.Record:
         "weights": (before[1], after[1]),
         "shrinks": after[1] < before[1],
         "captured": getattr(report, "captured", None) or ("whole" if whole else "fx"),
-        "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:1000],
+        "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:4000],
         **_compare(model, compact, case, inputs),
     }
 

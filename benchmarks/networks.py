@@ -137,11 +137,12 @@ class AsDouble(TorchFunctionMode):
         """Run one function with float64 in the place of float32."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        args, kwargs = (
-            pytree.tree_map(lambda value: torch.float64 if value is torch.float32 else value, part)
-            for part in (args, kwargs or {})
-        )
-        return func(*args, **kwargs)
+        kwargs = {name: _as_double(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_as_double, args), **kwargs)
+
+
+def _as_double(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
 
 
 class SinglePrecision(TorchDispatchMode):
