@@ -93,6 +93,7 @@ def measure(key: str, largest: float, results: Path) -> None:
         record = {"status": "too large", "message": f"{size[0] / 1e6:.0f} million parameters"}
     else:
         networks.randomise(model)
+        networks.calibrate(model, case.inputs(4, *case.size))
         record = {"parameters": size[0], "weights": size[1], **_compare(model, case.inputs(2, *case.size))}
     workers.append(results, [{"model": key, **record}])
 
