@@ -17,6 +17,7 @@ from sparsefx.passes.vocabulary import Names, name_of
 
 _ASCII_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ATTRIBUTE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ -]*")
+_MAX_PARTS = 100
 _NODE = {"name": str, "op": str, "target": str, "args": list, "kwargs": list}
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 
@@ -45,7 +46,7 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         _check_target(node.op, target)
     except DataError as error:
         raise DataError(f"node {node.name!r}: {error}") from error
-    return row
+    return {**row, "wrapped": True} if node.meta.get("is_wrapped") else row
 
 
 def decode_graph(rows: list[Any], names: Names, root: nn.Module) -> fx.Graph:
@@ -63,7 +64,7 @@ def decode_graph(rows: list[Any], names: Names, root: nn.Module) -> fx.Graph:
     reachable = _Reachable(root)
     nodes: dict[str, fx.Node] = {}
     for position, row in enumerate(rows):
-        node = fields(row, f"node {position}", _NODE, {})
+        node = fields(row, f"node {position}", _NODE, {"wrapped": bool})
         try:
             nodes[node["name"]] = _decode_node(graph, node, nodes, names, reachable)
         except DataError as error:
@@ -77,7 +78,11 @@ class _Reachable:
     """What a graph over a module may call and read."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.modules = {name for name, _ in root.named_modules(remove_duplicate=False) if name}
+        self.modules = {
+            name
+            for name, module in root.named_modules(remove_duplicate=False)
+            if name and type(module) is not nn.Module  # which has no forward
+        }
         self.tensors = {name for name, _ in root.named_parameters(remove_duplicate=False)}
         self.tensors |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
 
@@ -106,6 +111,8 @@ def _decode_node(
     node = graph.create_node(op, target, args, kwargs, name)
     if node.name != name:
         raise DataError("its name is taken or reserved")
+    if row.get("wrapped", False):
+        node.meta["is_wrapped"] = True  # a later trace of the generated code stops at this function
     return node
 
 
@@ -144,6 +151,8 @@ def check_name(name: Any) -> str:
 
 def check_path(path: Any) -> str:
     """The dotted path of a module or tensor, or an error."""
+    if str(path).count(".") >= _MAX_PARTS:
+        raise DataError(f"path {str(path)[:80]!r} has more than {_MAX_PARTS} parts")
     for part in str(path).split("."):
         if not _ATTRIBUTE_NAME.fullmatch(part) or keyword.iskeyword(part):
             raise DataError(f"{str(path)[:80]!r} is not a path of plain names")

@@ -182,13 +182,16 @@ def _own_graphs(plans: Iterable[ModulePlan], architecture: Architecture) -> list
 def _set_graph(plan: ModulePlan, module: fx.GraphModule, names: Names, architecture: Architecture) -> None:
     """Decode a module's graph and compile it."""
     assert plan.graph is not None
-    graph = decode_graph(plan.graph, names, module)
-    arguments = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    which = plan.path or "the model"
     own = architecture.arguments_of(plan.path)
-    if own is not None and own != arguments:
-        raise Mismatch(f"forward of {plan.path or 'the model'!r} takes {arguments}, in the model given {own}")
     try:
+        graph = decode_graph(plan.graph, names, module)
+        arguments = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        if own is not None and own != arguments:
+            raise Mismatch(f"forward of {which!r} takes {arguments}, in the model given {own}")
         module.graph = graph
         graph.lint()
+    except DataError:
+        raise
     except Exception as error:  # the checked parts do not fit together, which fx says in many ways
-        raise DataError(f"graph of {plan.path or 'the model'!r} is not valid: {error}") from error
+        raise DataError(f"graph of {which!r} is not valid: {error}") from error
