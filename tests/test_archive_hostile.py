@@ -354,6 +354,10 @@ EDITS: dict[str, Callable[[Any], None]] = {
     **{f"class {name}": change("a", **{"class": name}) for name in (
         "os.system", "torch.nn.modules.linear.Bilinear", "torch.nn.modules.module.Module",
         "__main__.Linear", CODE)},
+    "many modules": lambda plan: plan["modules"].extend(
+        {"path": f"c{i}", "class": "torch.nn.modules.module.Module"} for i in range(12_000)),
+    "a graph that is not the user's": add_module(
+        path="c", graph=[], **{"class": "torch.fx.graph_module.GraphModule"}),
     "a class for a new module": add_module(path="c", **{"class": "torch.nn.modules.rnn.LSTM"}),
     "a new module inside a layer": add_module(path="a.c", **{"class": "torch.nn.modules.module.Module"}),
     "a module in no parent": add_module(path="c.d", **{"class": "torch.nn.modules.module.Module"}),

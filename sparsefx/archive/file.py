@@ -23,8 +23,8 @@ from torch import Tensor
 from sparsefx.passes.plain_values import DataError
 
 FORMAT = 1
-MAX_HEADER = 16 * 2**20  # bytes; a node or a module takes about 300
-MAX_CONTAINERS = 2**19  # lists and objects of the plan, of which a node or a module has about 6
+MAX_HEADER = 8 * 2**20  # bytes; a node or a module takes about 400
+MAX_CONTAINERS = 2**18  # lists and objects of the plan, of which a node or a module has about 6
 _KEY = "sparsefx"
 _STAMP = re.compile(rb'"sparsefx":"\{\\"format\\":([0-9]{1,9}),\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _NO_CHECKSUM = "0" * 64

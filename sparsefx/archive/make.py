@@ -51,9 +51,11 @@ class Maker:
         """A module that only holds others, with the user's forward hooks if it has a graph."""
         if plan.graph is None:
             return nn.Module()
+        if plan.path not in self._own:
+            raise Mismatch(f"module {plan.path!r} has a graph, but is not in the model given")
         module = fx.GraphModule(nn.Module(), fx.Graph())
-        own = self._own.get(plan.path)
-        if own is not None and plan.hooks[0]:
+        own = self._own[plan.path]
+        if plan.hooks[0]:
             module.__dict__.update({hooks: copy.copy(own.__dict__[hooks]) for hooks in _HOOKS})
         return module
 

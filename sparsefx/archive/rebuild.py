@@ -21,6 +21,8 @@ from sparsefx.passes.layer_sizes import promised_shapes
 from sparsefx.passes.plain_values import DataError
 from sparsefx.passes.vocabulary import Names
 
+_MANY = 10_000  # modules that passes may have made
+
 
 def rebuild(
     plans: Sequence[ModulePlan], stored: Mapping[str, Tensor], architecture: Architecture
@@ -35,6 +37,8 @@ def rebuild(
     Raises:
         DataError: the plan contradicts itself, the tensors or the architecture.
     """
+    if len(plans) > _MANY + 2 * sum(1 for _ in architecture.model.modules()):
+        raise Mismatch(f"the file has {len(plans)} modules, far more than the model given")
     tensors = _Tensors(stored)
     for plan in plans:
         _load_tensors(plan, tensors, architecture)
