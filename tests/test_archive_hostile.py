@@ -341,6 +341,7 @@ EDITS: dict[str, Callable[[Any], None]] = {
     "no graph": lambda plan: module(plan, "").pop("graph"),
     "graph of a layer": change("a", graph=[]),
     "huge integer": call("torch.add", {"node": "a"}, 10**30),
+    "a huge list": call("torch.add", {"node": "a"}, [0] * 300_000),
     "deep nesting": call("torch.add", {"node": "a"}, nested(60)),
     "a dict with a dict as key": call("torch.add", {"node": "a"}, {"dict": [[[], 0]]}),
     "operator with too few operands": call("operator.add", {"node": "a"}),

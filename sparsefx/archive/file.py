@@ -24,7 +24,7 @@ from sparsefx.passes.plain_values import DataError
 
 FORMAT = 1
 MAX_HEADER = 8 * 2**20  # bytes; a node or a module takes about 400
-MAX_CONTAINERS = 2**18  # lists and objects of the plan, of which a node or a module has about 6
+MAX_PARTS = 2**18  # values, lists and objects of the plan, of which a node or a module has about 20
 _KEY = "sparsefx"
 _STAMP = re.compile(rb'"sparsefx":"\{\\"format\\":([0-9]{1,9}),\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _NO_CHECKSUM = "0" * 64
@@ -42,8 +42,8 @@ def write(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     """
     stamp = {"format": FORMAT, "sha256": _NO_CHECKSUM}
     text = json.dumps({**stamp, **plan}, separators=(",", ":"), allow_nan=False)
-    if len(text) > MAX_HEADER // 2 or _containers(text) > MAX_CONTAINERS:
-        raise DataError(f"its plan has {len(text)} bytes and {_containers(text)} parts, which is too large")
+    if len(text) > MAX_HEADER // 2 or _parts(text) > MAX_PARTS:
+        raise DataError(f"its plan has {len(text)} bytes and {_parts(text)} parts, which is too large")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         save_file(dict(tensors), temporary, metadata={_KEY: text})
@@ -127,14 +127,14 @@ def _checksum(stream: IO[bytes], found: re.Match[bytes], header_end: int) -> str
     return digest.hexdigest()
 
 
-def _containers(text: str) -> int:
-    """At most so many lists and objects does JSON hold."""
-    return text.count("[") + text.count("{")
+def _parts(text: str) -> int:
+    """At most so many values, lists and objects does JSON hold."""
+    return sum(map(text.count, "[{,"))
 
 
 def _parse(text: str) -> dict[str, Any]:
-    if _containers(text) > MAX_CONTAINERS:  # in memory each is many times as large
-        raise DataError(f"its plan has more than {MAX_CONTAINERS} parts; {_FOREIGN}")
+    if _parts(text) > MAX_PARTS:  # in memory each is many times as large
+        raise DataError(f"its plan has more than {MAX_PARTS} parts; {_FOREIGN}")
     try:
         plan = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
