@@ -186,7 +186,10 @@ def _selected(
     copied.weight = nn.Parameter(weight, layer.weight.requires_grad)
     if rows is not None and layer.bias is not None:
         copied.bias = nn.Parameter(layer.bias[rows], layer.bias.requires_grad)
-    follow_weight(copied, weight.shape[1])
+    positions = weight.shape[2:]
+    follow_weight(
+        copied, torch.Size((weight.shape[1], *positions)), torch.Size((weight.shape[0], *positions))
+    )
     return copied
 
 

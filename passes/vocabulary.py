@@ -25,7 +25,8 @@ from sparsefx.passes.open_attention import attention_mask
 from sparsefx.passes.plain_values import DataError
 
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{function.__module__}.{function.__qualname__}": function for function in (attention_mask, require_default)
+    f"{function.__module__}.{function.__qualname__}": function
+    for function in (attention_mask, require_default)
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
 

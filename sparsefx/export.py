@@ -22,6 +22,7 @@ from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather, When
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
+from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
 from sparsefx.passes.program import untouched
@@ -77,7 +78,8 @@ def export(
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: _run(original, values), inputs)
     steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), OpenAttention()]
-    steps += [SplitFused(), FoldBatchNorm(), FoldConstants(), LineUp(), Shrink(align), Gather(gather)]
+    steps += [SplitFused(), FoldBatchNorm(), FoldConstants(), OpenNorms(), LineUp()]
+    steps += [Shrink(align), Gather(gather)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])

@@ -50,6 +50,19 @@ class Multiply(Elementwise):
         return [reduce_to(read, one), reduce_to(read, other)]
 
 
+class Restride(Elementwise):
+    """``as_strided`` to the same shape, which pooling uses to set a memory format."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        return [facts[call.inputs[0]]]
+
+    @staticmethod
+    def describes(call: Call) -> bool:
+        """Whether every element surely stays where it is: only one position is left of the map."""
+        (source,), (result,) = call.inputs, call.outputs
+        return source.shape == result.shape and source.shape[2:].numel() == 1
+
+
 class Like(Elementwise):
     """``zeros_like`` and its kin: of the shape of the operand, whose elements are not read."""
 

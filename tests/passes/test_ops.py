@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sparsefx.passes.facts import forward_facts, live_elements
-from sparsefx.passes.ops import is_known, operation_of
+from sparsefx.passes.ops import ConvolutionCall, is_known, operation_of
 from sparsefx.passes.ops.movement import dim_argument
 from sparsefx.passes.program import Call, Program, Value, record
 from sparsefx.passes.slices import Kept, find_kept
@@ -86,12 +86,16 @@ ROWS = [
     Row("strided convolution", lambda x: F.conv2d(x, _CONV, _VECTOR[:4], stride=2, dilation=1, padding=1)),
     Row("depthwise convolution", lambda x: F.conv2d(x, _DEPTHWISE, padding=1, groups=6)),
     Row("grouped convolution", lambda x: F.conv2d(x, _GROUPED, groups=2)),
+    Row("grouped transposed convolution", lambda x: F.conv_transpose2d(x, _weight(6, 3, 2, 2), groups=3)),
     Row("transposed convolution", lambda x: F.conv_transpose2d(x, _TRANSPOSED, stride=2)),
     Row("linear", lambda x: F.linear(x, _LINEAR, _LINEAR[:, 1])),
     Row("matmul", lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2)),
     Row("batch_norm", lambda x: F.batch_norm(x, _VECTOR, _VECTOR.abs() + 1, _VECTOR, _VECTOR)),
     Row("batch_norm of the batch", lambda x: F.batch_norm(x, None, None, _VECTOR, None, training=True)),
     Row("layer_norm", lambda x: F.layer_norm(x, (4, 4))),
+    Row("scaled group_norm", lambda x: F.group_norm(x, 3, _VECTOR, _VECTOR + 1)),
+    Row("scaled layer_norm", lambda x: F.layer_norm(x, (4,), _LINEAR[2], _LINEAR[3])),
+    Row("scaled rms_norm", lambda x: F.rms_norm(x, (4,), _LINEAR[2])),
     Row("group_norm", lambda x: F.group_norm(x, 3)),
     Row("softmax", lambda x: x.softmax(1)),
     Row("log_softmax", lambda x: x.log_softmax(-1)),
@@ -257,9 +261,7 @@ def live_for_some_channels(program: Program, seed: int) -> dict[Value, Tensor]:
 
 
 def cut(kept: Kept, value: Value, tensor: Tensor) -> Tensor:
-    for dim, indices in enumerate(kept[value]):
-        tensor = tensor.index_select(dim, indices.nonzero().flatten())
-    return tensor
+    return kept.cut(value, tensor)
 
 
 def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
@@ -277,7 +279,9 @@ def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
     if call.name in ("slice", "select", "split", "split_with_sizes"):
         return run_cut_positions(call, kept, operands[0])
     if call.name == "convolution" and call.args[-1] > 1:
-        groups = operands[0].shape[1] // operands[1].shape[1]
+        conv = ConvolutionCall.of(call)
+        side = (conv.weight, 0) if conv.transposed else (call.outputs[0], 1)
+        groups = int(kept.of(*side).view(conv.groups, -1).any(1).sum())
         call = dataclasses.replace(call, args=(*call.args[:-1], groups))
     return call.run(operands)
 
