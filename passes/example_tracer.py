@@ -81,7 +81,10 @@ class ExampleTracer(ModuleTracer):
         return lambda: self.root.forward(*positional, **named), []  # type: ignore[operator]
 
     def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
-        proxy = self.proxy(self.create_node("placeholder", name, (), {}))
+        # after an argument with a default, Python wants one here too
+        follows = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        default = (None,) if follows and not name.startswith("*") else ()
+        proxy = self.proxy(self.create_node("placeholder", name, default, {}))
         proxy.examples = values
         return proxy
 

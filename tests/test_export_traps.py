@@ -239,3 +239,52 @@ def test_complex_layers_are_left_alone() -> None:
     model[0].weight.data[:3] = 0
     x = torch.randn(2, 4, dtype=torch.complex128)
     assert torch.allclose(sparsefx.export(model, (x,))(x), model(x))
+
+
+def exported(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """An export in float64, checked on its example."""
+    model = model.double().eval()
+    compact = sparsefx.export(model, inputs)
+    assert relative_difference(compact(*inputs), model(*inputs)) <= 1e-11
+    return compact
+
+
+def test_attention_of_repeated_heads_whose_values_are_constant() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.v = nn.Linear(6, 16), nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, v = (part.unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q(x), self.v(x)))
+            return F.scaled_dot_product_attention(q, v, v, enable_gqa=True)[:, :, ::2]
+
+    torch.manual_seed(0)
+    model = Repeated()
+    model.v.weight.data[[0, 4]] = 0
+    exported(model, torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+def test_a_part_that_takes_a_tensor_after_an_argument_with_a_default() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, negate: bool = False, mask: Tensor | None = None) -> Tensor:
+            return self.last(F.relu(self.first(x))) * mask
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Masked()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x, mask=x.sigmoid()) if x.sum() < 1e6 else x
+
+    torch.manual_seed(0)
+    model = Branching()
+    model.part.first.weight.data[::2] = 0
+    with pytest.warns(UserWarning, match="1 parts of it were compiled"):
+        compact = exported(model, torch.randn(2, 6, dtype=torch.float64))
+    assert compact.part.first.out_features == 3
