@@ -72,8 +72,9 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operator's name without its namespace and overload: ``convolution``."""
-        return str(self.op.overloadpacket.__name__)
+        """The operator's name without its overload: ``convolution``; not ATen's own: ``library::name``."""
+        name = str(self.op.overloadpacket.__name__)
+        return name if self.op.namespace == "aten" else f"{self.op.namespace}::{name}"
 
     @property
     def inputs(self) -> list[Value]:

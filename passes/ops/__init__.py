@@ -1,7 +1,8 @@
 """The operation table: what the passes know of each ATen operation, one entry each.
 
 An operation that is not here, and is not elementwise by torch's own tag, keeps every channel it
-touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING).
+touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING). One that is
+not ATen's goes by its qualified name, ``mylib::op``.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def operation_of(call: Call) -> Operation:
     """The rules of a recorded operation."""
     if call.aliases or not call.outputs:
         return _UNKNOWN
-    if call.name in OPERATIONS and call.op.namespace == "aten":
+    if call.name in OPERATIONS:
         operation = OPERATIONS[call.name]
         # where elements come from may be otherwise in another run; dimensions that only trade places may not
         moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))
