@@ -54,7 +54,7 @@ def _unscaled(node: fx.Node) -> bool:
 
 
 def _has_fixed_width(program: Program, attention: fx.Node) -> bool:
-    """Whether the width of the queries does not follow the input, as it does in attention between channels."""
+    """Whether the width of the queries is fixed; in attention between channels it follows the input."""
     query = program.node_inputs[attention][0]
     return len(query.shape) - 1 not in query.varying
 
