@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
 import operator
 import sys
@@ -54,7 +55,7 @@ class ExampleTracer(ModuleTracer):
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _unwrapped_functions(), self._recorded_constructors():
+        with _entered_functions(), self._recorded_constructors():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -81,7 +82,10 @@ class ExampleTracer(ModuleTracer):
         return lambda: self.root.forward(*positional, **named), []  # type: ignore[operator]
 
     def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
-        proxy = self.proxy(self.create_node("placeholder", name, (), {}))
+        # after an argument with a default, Python wants one here too
+        follows = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        default = (None,) if follows and not name.startswith("*") else ()
+        proxy = self.proxy(self.create_node("placeholder", name, default, {}))
         proxy.examples = values
         return proxy
 
@@ -124,6 +128,16 @@ class ExampleTracer(ModuleTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace into a function that fx would leave alone, since values are known; or leave it too."""
+        if inspect.isfunction(function):
+            last = next(iter(reversed(self.graph.nodes)), None)
+            try:
+                return function(*args, **kwargs)
+            except Exception:  # it runs on proxies: anything may be raised
+                self._take_back(last)
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[index] for index in range(len(obj))])
@@ -380,11 +394,22 @@ def _lines_that_guard_errors(filename: str) -> frozenset[int]:
 
 
 @contextmanager
-def _unwrapped_functions() -> Iterator[None]:
-    """Trace into functions that their authors told fx not to enter: values are known here."""
-    wrapped = dict(_symbolic_trace._wrapped_fns_to_patch)
-    _symbolic_trace._wrapped_fns_to_patch.clear()
+def _entered_functions() -> Iterator[None]:
+    """Let the functions that their authors told fx not to enter go through the tracer."""
+    original = _symbolic_trace._create_wrapped_func
+    _symbolic_trace._create_wrapped_func = _through_the_tracer
     try:
         yield
     finally:
-        _symbolic_trace._wrapped_fns_to_patch.update(wrapped)
+        _symbolic_trace._create_wrapped_func = original
+
+
+def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        proxies = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, ExampleProxy)]
+        return (
+            proxies[0].tracer.call_wrapped(function, args, kwargs) if proxies else function(*args, **kwargs)
+        )
+
+    return called

@@ -20,6 +20,7 @@ Inputs = Sequence[tuple[Any, ...]]
 """Positional arguments of a graph, for each example."""
 
 _LARGE = 128  # sizes from here on are halved, which is cheap to run; smaller ones are doubled
+_SMALL = 4  # below this doubled sizes may be alike after a stride
 
 
 def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
@@ -114,10 +115,14 @@ def _accepted_change(
 
 def _changes() -> Iterator[Callable[[int, int], int]]:
     """Ways to change a size, by dimension and present size; the batch only ever grows by one."""
-    yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else 2 * size)
+    yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else _grown(size))
     yield lambda dim, size: size + 1 if dim == 0 else 2 * size
     yield lambda dim, size: size + 1
     yield lambda dim, size: size + 1 if dim == 0 else size + 32
+
+
+def _grown(size: int) -> int:
+    return 4 * size if size < _SMALL else 2 * size
 
 
 def _resized(inputs: tuple[Any, ...], places: set[_Place], change: Callable[[int, int], int]) -> Any:

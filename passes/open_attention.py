@@ -39,6 +39,7 @@ class OpenAttention:
         if not layers and not attentions:
             return Outcome(False, "0 opened")
         program = record(graph_module, inputs)
+        attentions = [node for node in attentions if _has_fixed_width(program, node)]
         for node in attentions:
             node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(program.node_inputs[node][0].shape[-1])}
         calls = Counter(str(node.target) for node in nodes)
@@ -50,6 +51,12 @@ class OpenAttention:
 
 def _unscaled(node: fx.Node) -> bool:
     return node.kwargs.get("scale") is None and len(node.args) < 7
+
+
+def _has_fixed_width(program: Program, attention: fx.Node) -> bool:
+    """Whether the width of the queries is fixed; in attention between channels it follows the input."""
+    query = program.node_inputs[attention][0]
+    return len(query.shape) - 1 not in query.varying
 
 
 def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> bool:
@@ -116,9 +123,7 @@ def _projections(layer: nn.MultiheadAttention) -> nn.Module:
         if bias is not None:
             projection.bias = nn.Parameter(bias.clone(), layer.out_proj.weight.requires_grad)
         result.add_module(name, projection)
-    output = nn.Linear(layer.embed_dim, layer.embed_dim, layer.out_proj.bias is not None, device="meta")
-    output._parameters.update(layer.out_proj._parameters)
-    result.add_module("out_proj", output)
+    result.add_module("out_proj", layer.out_proj)
     return result.train(layer.training)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -39,6 +41,17 @@ class PartialLayerNorm(nn.Module):
         like = norm.weight if norm.weight is not None else value
         self.register_buffer("counted", (~constant).to(like)[:, None])
         self.weight, self.bias = norm.weight, norm.bias
+
+    @classmethod
+    def of_attributes(cls, values: Mapping[str, Any]) -> PartialLayerNorm:
+        """A layer without tensors, from its other attributes by name."""
+        norm = cls.__new__(cls)
+        nn.Module.__init__(norm)
+        norm.size, norm.missing = int(values["size"]), int(values["missing"])
+        norm.eps, norm.total, norm.squares = (float(values[name]) for name in ("eps", "total", "squares"))
+        norm.register_buffer("counted", torch.empty(0, device="meta"))
+        norm.weight = norm.bias = nn.Parameter(torch.empty(0, device="meta"))
+        return norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., channels)."""

@@ -184,11 +184,16 @@ def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphMod
 def _share_unchanged(graph: nn.Module, module: nn.Module) -> None:
     """Give parameters that no pass changed back as they were: others may hold them too."""
     originals = dict(module.named_parameters(remove_duplicate=False))
-    for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
-        original = originals.get(name)
-        if original is not None and torch.equal(parameter, original):
+    held = list(graph.named_parameters(remove_duplicate=False))
+    unchanged = {
+        parameter: originals[name]
+        for name, parameter in held
+        if name in originals and torch.equal(parameter, originals[name])
+    }
+    for name, parameter in held:  # under names that a pass gave it too
+        if parameter in unchanged:
             path, _, attribute = name.rpartition(".")
-            graph.get_submodule(path)._parameters[attribute] = original
+            graph.get_submodule(path)._parameters[attribute] = unchanged[parameter]
 
 
 def _has(model: nn.Module, path: str) -> bool:

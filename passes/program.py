@@ -22,6 +22,7 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
+_VIEWS = frozenset({"view", "_unsafe_view"})
 
 
 @dataclass(eq=False)
@@ -72,8 +73,9 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operator's name without its namespace and overload: ``convolution``."""
-        return str(self.op.overloadpacket.__name__)
+        """The operator's name without its overload: ``convolution``; not ATen's own: ``library::name``."""
+        name = str(self.op.overloadpacket.__name__)
+        return name if self.op.namespace == "aten" else f"{self.op.namespace}::{name}"
 
     @property
     def inputs(self) -> list[Value]:
@@ -175,10 +177,46 @@ def _mark_what_differs(program: Program, other: Program) -> None:
             continue
         for call, its in zip(calls, others, strict=True):
             pairs += zip(call.outputs, its.outputs, strict=True)
+            if call.name in _VIEWS and _regroups(call, its):
+                call.opaque = True
     for value, its_value in pairs:
         if len(value.shape) == len(its_value.shape):
             sizes = zip(value.shape, its_value.shape, strict=True)
             value.varying.update(dim for dim, (one, two) in enumerate(sizes) if one != two)
+
+
+def _regroups(call: Call, its: Call) -> bool:
+    """Whether a view takes dimensions together otherwise in another run.
+
+    ``(b, n, 12)`` as ``(b, 4, 3, -1)`` splits the channels where n is 4, and mixes them with the
+    positions where it is 8.
+    """
+    sources, results = ([c.inputs[0].shape for c in (call, its)], [c.outputs[0].shape for c in (call, its)])
+    if len({len(shape) for shape in sources}) > 1 or len({len(shape) for shape in results}) > 1:
+        return True
+    return _grouped(sources[:1], results[:1]) != _grouped(sources, results)
+
+
+def _grouped(sources: Sequence[torch.Size], results: Sequence[torch.Size]) -> list[tuple[int, int]]:
+    """Where the groups of dimensions end that a view takes together, in all of some runs at once."""
+    ends, rows, columns = [], 0, 0
+    while rows < len(sources[0]) or columns < len(results[0]):
+        before, after = ([1] * len(sources) for _ in range(2))
+        start = (rows, columns)
+        while (rows, columns) == start or before != after:
+            fewer = any(one < other for one, other in zip(before, after, strict=True))
+            more = any(one > other for one, other in zip(before, after, strict=True))
+            first = (rows, columns) == start
+            if rows < len(sources[0]) and (fewer or first or columns == len(results[0])):
+                before = [size * shape[rows] for size, shape in zip(before, sources, strict=True)]
+                rows += 1
+            if columns < len(results[0]) and (more or first or rows == len(sources[0])):
+                after = [size * shape[columns] for size, shape in zip(after, results, strict=True)]
+                columns += 1
+            if rows == len(sources[0]) and columns == len(results[0]):
+                break
+        ends.append((rows, columns))
+    return ends
 
 
 @contextmanager

@@ -81,8 +81,11 @@ def _split(graph_module: fx.GraphModule, program: Program, linear: fx.Node, laye
     permutation = _permutation(chain.permute, rank)
     selected = permutation[0]
     sizes = _sizes(chain.reshape)
-    lead = len(program.node_values[linear][0].shape) - 1
-    if len(sizes) != rank or selected < lead or result.shape[lead:].numel() != layer.out_features:
+    (source,) = program.node_values[linear]
+    lead = len(source.shape) - 1
+    if len(sizes) != rank or selected < lead or result.shape[:lead] != source.shape[:lead]:
+        return False
+    if result.varying != source.varying:  # at other sizes the reshape mixes what it does not mix here
         return False
     rows = torch.arange(layer.out_features).view(result.shape[lead:])
     remaining = tuple(dim - (dim > selected) for dim in permutation[1:])

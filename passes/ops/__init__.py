@@ -1,7 +1,8 @@
 """The operation table: what the passes know of each ATen operation, one entry each.
 
 An operation that is not here, and is not elementwise by torch's own tag, keeps every channel it
-touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING).
+touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING). One that is
+not ATen's goes by its qualified name, ``mylib::op``.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def operation_of(call: Call) -> Operation:
         return _UNKNOWN
     if call.name == "as_strided":
         return _RESTRIDE if Restride.describes(call) else _UNKNOWN
-    if call.name in OPERATIONS and call.op.namespace == "aten":
+    if call.name in OPERATIONS:
         operation = OPERATIONS[call.name]
         # where elements come from may be otherwise in another run; dimensions that only trade places may not
         moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))

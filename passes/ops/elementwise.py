@@ -16,7 +16,10 @@ class Elementwise:
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         operands = [facts[value] for value in call.inputs]
-        (value,) = call.run([operand.value for operand in operands])
+        shape = torch.broadcast_shapes(*(operand.value.shape for operand in operands))
+        # not every kernel broadcasts its first operand; of a scalar, torch wants to see that it is one
+        values = [f.value.expand(shape) if f.value.dim() == len(shape) else f.value for f in operands]
+        (value,) = call.run(values)
         varies, fixed = torch.zeros((), dtype=torch.bool), torch.ones((), dtype=torch.bool)
         for operand in operands:
             varies, fixed = varies | operand.varies, fixed & operand.fixed

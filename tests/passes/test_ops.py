@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import sparsefx
 from sparsefx.passes.facts import forward_facts, live_elements
-from sparsefx.passes.ops import ConvolutionCall, is_known, operation_of
+from sparsefx.passes.ops import OPERATIONS, ConvolutionCall, is_known, operation_of
+from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import dim_argument
 from sparsefx.passes.program import Call, Program, Value, record
 from sparsefx.passes.slices import Kept, find_kept
@@ -298,3 +300,33 @@ def run_cut_positions(call: Call, kept: Kept, operand: Tensor) -> list[Tensor]:
     positions = range(len(before))[slice(*call.args[2:])]
     numbers = [int(before[:position].sum()) for position in positions if before[position]]
     return [operand.index_select(dim, torch.tensor(numbers, dtype=torch.long))]
+
+
+@torch.library.custom_op("sparsefx_tests::smooth_relu", mutates_args=())
+def smooth_relu(x: Tensor) -> Tensor:
+    """An operation that torch knows nothing of."""
+    return (x + (x * x + 1).sqrt()) / 2
+
+
+def test_an_operation_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 8), nn.Linear(8, 2)
+    last.weight.data[:, ::2] = 0
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(smooth_relu(self.first(x)))
+
+    model = Net().double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert compact.first.out_features == 8
+    assert "sparsefx_tests::smooth_relu at smooth_relu_default keeps 4 dead channels" in str(compact.report)
+    monkeypatch.setitem(OPERATIONS, "sparsefx_tests::smooth_relu", Elementwise())
+    compact = sparsefx.export(model, (x,))
+    assert compact.first.out_features == 4
+    torch.testing.assert_close(compact(x), model(x), rtol=1e-12, atol=1e-12)
