@@ -79,7 +79,7 @@ class ExampleTracer(ModuleTracer):
                 named[name] = self._placeholder(name, values)
             else:
                 named[name] = self._specialised(name, values)
-        return lambda: self.root.forward(*positional, **named), []  # type: ignore[operator]
+        return lambda: self.root.forward(*positional, **named), []
 
     def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
         # after an argument with a default, Python wants one here too
@@ -103,7 +103,7 @@ class ExampleTracer(ModuleTracer):
         return ExampleProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         proxy.examples = [
             self._evaluate(kind, target, *_values((args, kwargs), number))
             for number in range(len(self.calls))
@@ -202,7 +202,7 @@ class ExampleProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.examples = []
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # isinstance(x, Tensor) and isinstance(n, int) are common in forwards
         kinds = {type(value) for value in self.__dict__.get("examples", ())}
         if kinds == {int}:
@@ -283,7 +283,7 @@ class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
     def examples(self) -> list[Any]:  # type: ignore[override]
         return [getattr(value, self.attr) for value in self.root.examples]
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return ExampleAttribute
 
@@ -396,20 +396,20 @@ def _lines_that_guard_errors(filename: str) -> frozenset[int]:
 @contextmanager
 def _entered_functions() -> Iterator[None]:
     """Let the functions that their authors told fx not to enter go through the tracer."""
-    original = _symbolic_trace._create_wrapped_func
-    _symbolic_trace._create_wrapped_func = _through_the_tracer
+    fx_module: Any = _symbolic_trace
+    original = fx_module._create_wrapped_func
+    fx_module._create_wrapped_func = _through_the_tracer
     try:
         yield
     finally:
-        _symbolic_trace._create_wrapped_func = original
+        fx_module._create_wrapped_func = original
 
 
 def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        proxies = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, ExampleProxy)]
-        return (
-            proxies[0].tracer.call_wrapped(function, args, kwargs) if proxies else function(*args, **kwargs)
-        )
+        leaves = pytree.tree_leaves((args, kwargs))
+        tracer: Any = next((leaf.tracer for leaf in leaves if isinstance(leaf, ExampleProxy)), None)
+        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
 
     return called

@@ -104,7 +104,7 @@ def _accepted_change(
     """The inputs with some dimensions changed in the first way that the model accepts."""
     places = {place for group in groups for place in group}
     for change in _changes():
-        other = _resized(inputs, places, change)
+        other: tuple[Any, ...] = _resized(inputs, places, change)
         try:
             run(other)
         except Exception:  # the model refuses a size in its own way

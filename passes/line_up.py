@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -65,7 +66,7 @@ class _Pair:
     one: fx.Node
     other: fx.Node
     attention: fx.Node
-    ends: tuple[fx.Node, fx.Node]
+    ends: tuple[Any, Any]
     forward: bool
 
     def of_other(self, live: Mapping[Value, Tensor], program: Program) -> Tensor:

@@ -82,6 +82,7 @@ def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> bool
 class _Call:
     """The arguments of a call of ``nn.MultiheadAttention``."""
 
+    node: fx.Node
     query: Any
     key: Any
     value: Any
@@ -90,15 +91,14 @@ class _Call:
     attn_mask: Any = None
     average_attn_weights: Any = True
     is_causal: Any = False
-    node: fx.Node | None = None
 
     @classmethod
     def of(cls, node: fx.Node) -> _Call:
-        return cls(*node.args, **node.kwargs, node=node)
+        arguments: Any = (node.args, node.kwargs)
+        return cls(node, *arguments[0], **arguments[1])
 
 
 def _is_simple(layer: nn.MultiheadAttention, call: _Call, program: Program) -> bool:
-    assert call.node is not None
     if layer._forward_hooks or layer._forward_pre_hooks or type(layer) is not nn.MultiheadAttention:
         return False
     if layer.bias_k is not None or layer.add_zero_attn or not is_plain(layer.out_proj):

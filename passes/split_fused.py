@@ -66,7 +66,7 @@ def _selections(node: fx.Node) -> dict[fx.Node, int]:
     if len(users) == 1 and users[0].target in ("unbind", torch.unbind) and _dim_of(users[0]) == 0:
         users = list(users[0].users)
     selecting = [user for user in users if user.target is operator.getitem and isinstance(user.args[1], int)]
-    return {user: user.args[1] for user in selecting} if len(selecting) == len(users) else {}
+    return {user: int(str(user.args[1])) for user in selecting} if len(selecting) == len(users) else {}
 
 
 def _dim_of(unbind: fx.Node) -> Any:
@@ -111,13 +111,13 @@ def _split(graph_module: fx.GraphModule, program: Program, linear: fx.Node, laye
 def _permutation(permute: fx.Node | None, rank: int) -> tuple[int, ...]:
     if permute is None:
         return tuple(range(rank))
-    dims = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
+    dims: Any = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
     nested = len(dims) == 1 and isinstance(dims[0], (tuple, list))
     return tuple(int(dim) % rank for dim in (dims[0] if nested else dims))
 
 
 def _sizes(reshape: fx.Node) -> tuple[Any, ...]:
-    sizes = reshape.args[1:]
+    sizes: Any = reshape.args[1:]
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else tuple(sizes)
 
 

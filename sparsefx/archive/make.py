@@ -88,7 +88,9 @@ def _construct_convolution(kind: type[nn.Module]) -> Callable[[Mapping[str, Any]
     return lambda values: kind(1, 1, **{name: values[name] for name in names}, device="meta")
 
 
-_PARTIAL_NORM = class_name(PartialLayerNorm)  # stands where the user's model has an nn.LayerNorm
+_PARTIAL_NORM = (
+    f"{PartialLayerNorm.__module__}.{PartialLayerNorm.__qualname__}"  # in the place of a LayerNorm
+)
 
 CONSTRUCTIBLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     _PARTIAL_NORM: lambda values: PartialLayerNorm.of_attributes(values),
