@@ -15,6 +15,7 @@ from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
 from sparsefx.passes.ops import is_known
+from sparsefx.passes.origins import follow
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record, untouched
 from sparsefx.passes.sizes import Pin, find_pins
@@ -97,9 +98,11 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
     """Cut a parameter or buffer under all its names, which keep sharing one tensor."""
     assert value.constant is not None
     tensor = value.constant
-    for dim, indices in enumerate(kept[value]):
-        if not bool(indices.all()):
-            tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
+    taken = {
+        dim: indices.nonzero().flatten() for dim, indices in enumerate(kept[value]) if not bool(indices.all())
+    }
+    for dim, indices in taken.items():
+        tensor = tensor.index_select(dim, indices.to(tensor.device))
     replacement: Tensor | None = None
     for name in value.names:
         path, _, attribute = name.rpartition(".")
@@ -108,7 +111,9 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
         old = held[attribute]
         undo.callback(held.__setitem__, attribute, old)
         if replacement is None:
-            replacement = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            replacement = tensor
+            if isinstance(old, nn.Parameter):
+                replacement = follow(nn.Parameter(tensor, old.requires_grad), old, taken)
         held[attribute] = replacement
 
 
