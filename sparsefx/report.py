@@ -111,6 +111,8 @@ class ExportReport:
         passes: what each pass did, in order, with what kept channels that nothing reads.
         graphs: the modules that were compiled, by name; ``""`` is the whole model.
         opaque: the modules that stay Python, by name, with the reason.
+        as_in_evaluation: the compiled modules that also in training do something that only evaluation did,
+            with what differs; only for ``fold_batchnorm=False``.
     """
 
     layers: tuple[LayerChange, ...]
@@ -119,6 +121,7 @@ class ExportReport:
     passes: tuple[PassReport, ...] = ()
     graphs: tuple[str, ...] = ()
     opaque: dict[str, str] = field(default_factory=dict)
+    as_in_evaluation: dict[str, str] = field(default_factory=dict)
 
     @property
     def captured(self) -> str:
@@ -150,6 +153,8 @@ class ExportReport:
         )
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
         lines += [f"{name or 'the model'} stays Python: {reason}" for name, reason in self.opaque.items()]
+        differing = self.as_in_evaluation.items()
+        lines += [f"{name or 'the model'} trains otherwise: {difference}" for name, difference in differing]
         return "\n".join(lines)
 
 
@@ -236,6 +241,7 @@ def compare(
         tuple(compiled.passes),
         tuple(compiled.graphs),
         compiled.opaque,
+        compiled.as_in_evaluation,
     )
 
 
