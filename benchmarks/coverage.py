@@ -3,11 +3,12 @@
     python benchmarks/coverage.py run --zoo torchvision --models 'resnet*' --patterns rows random
     python benchmarks/coverage.py table
 
-Every model has random weights and, where its constructor would leave 0 or 1, random norms, scales and
-statistics. Its weights are emptied by a pattern (``networks.empty``); export must then compute the same
-in float64, also at another batch size and at another image size or sequence length, if the model takes
-one. A model runs in a process of its own; results are appended to runs/coverage.jsonl, and what is
-there already is skipped. ``table`` writes docs/coverage.md from it. Needs timm, transformers and diffusers.
+Every model has random weights, random norms and scales where its constructor would leave 0 or 1, and
+statistics near those of what it computes. Its weights are emptied by a pattern (``networks.empty``);
+export must then compute the same in float64, also at another batch size and at another image size or
+sequence length, if the model takes one. A model runs in a process of its own; results are appended to
+runs/coverage.jsonl, and what is there already is skipped. ``table`` writes docs/coverage.md from it.
+Needs timm, transformers and diffusers (``pip install .[coverage]``).
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def measure(key: str, patterns: list[str], largest: float, results: Path) -> Non
             torch.manual_seed(1)
             emptied = copy.deepcopy(model)
             networks.empty(emptied, pattern)
+            networks.calibrate(emptied, case.inputs(4, *case.size))
             known = {"model": key, "pattern": pattern, "as_double": as_double}
             workers.append(results, [known | _measure_pattern(emptied, case)])
 
@@ -137,7 +139,7 @@ def _measure_pattern(model: nn.Module, case: zoo.Case) -> workers.Record:
         "weights": (before[1], after[1]),
         "shrinks": after[1] < before[1],
         "captured": getattr(report, "captured", None) or ("whole" if whole else "fx"),
-        "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:1000],
+        "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:4000],
         **_compare(model, compact, case, inputs),
     }
 

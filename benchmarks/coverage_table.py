@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import networks
@@ -35,7 +35,8 @@ def write(records: list[Record]) -> None:
     for name in zoo.ZOOS:
         if chosen := {key: found for key, found in models.items() if key.startswith(f"{name}/")}:
             parts.append(f"### {name}\n\n{_table(chosen)}")
-    parts.append(f"### What fails, and why\n\n{_failures(models)}")
+    parts.append(f"### What fails, comes back whole or keeps all, and why\n\n{_grouped(models, _reasons)}")
+    parts.append(f"### What keeps channels that nothing reads\n\n{_grouped(models, _keepers)}")
     write_section("coverage", "## Coverage\n\n" + "\n\n".join(parts))
 
 
@@ -119,23 +120,32 @@ def _left(record: Record | None) -> str:
     return f"{100 * after / before:.1f}%" if after < before else "all"
 
 
-def _failures(models: Models) -> str:
-    """Models by the reason why they fail or come back whole, most frequent first."""
-    reasons: dict[str, list[str]] = {}
+def _grouped(models: Models, reasons: Callable[[dict[str, Record]], set[str]]) -> str:
+    """Models by reason, the most frequent reason first."""
+    groups: dict[str, list[str]] = {}
     for key, found in models.items():
-        for reason in sorted({_reason(record) for record in found.values()} - {""}):
-            reasons.setdefault(reason, []).append(key)
-    order = Counter({reason: len(keys) for reason, keys in reasons.items()}).most_common()
-    lines = [f"- **{count}**: {reason}\n  {', '.join(reasons[reason])}" for reason, count in order]
+        for reason in sorted(reasons(found)):
+            groups.setdefault(reason, []).append(key)
+    order = sorted(groups, key=lambda reason: -len(groups[reason]))
+    lines = [f"- **{len(groups[reason])}**: {reason}. {', '.join(groups[reason])}" for reason in order]
     return "\n".join(lines) or "Nothing."
 
 
+def _reasons(found: dict[str, Record]) -> set[str]:
+    return {reason for record in found.values() if (reason := _reason(record))}
+
+
 def _reason(record: Record) -> str:
-    if record["status"] == "exact" and not record["message"]:
-        lost = record["shrinks"] or record["pattern"] not in SHRINKING
-        return "" if lost else "exact, but no weight is removed"
-    message = " ".join(record["message"].split()).replace("|", "\\|")
-    for noise in ("export: the model was returned whole, without its masks: ", "its forward does not trace "):
-        message = message.replace(noise, "")
-    status = "whole" if record["status"] == "exact" else record["status"]
-    return f"{status}: {message[:160]}"
+    """Why a record is not of an exact and smaller model, or ""."""
+    message = re.sub(r"tensor\(.*", "a tensor", " ".join(record.get("message", "").split()))
+    message = re.sub(r".*returned whole, without its masks: (its forward does not trace )?", "", message)
+    if record["status"] == "exact" and not message:
+        kept_all = record["pattern"] in SHRINKING and not record["shrinks"]
+        return "exact, but no weight is removed" if kept_all else ""
+    return f"{'whole' if record['status'] == 'exact' else record['status']}: {message[:160]}"
+
+
+def _keepers(found: dict[str, Record]) -> set[str]:
+    """The operations that an export names as keeping channels."""
+    details = " ".join(record.get("detail", "") for record in found.values())
+    return set(re.findall(r"(\S+) at \S+ keeps \d+ dead channels", details))

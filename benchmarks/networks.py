@@ -20,16 +20,35 @@ _UNTRAINED = 1e-3
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Move statistics, norms, scales, biases and whatever else starts as 0 or 1 away from it."""
+    """Move norms, scales, biases and whatever else starts as 0 or 1 away from it."""
     for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "running_mean":
-                buffer.normal_(0, 0.3)
-            elif name == "running_var":
-                buffer.uniform_(0.5, 2)
         for name, parameter in module.named_parameters(recurse=False):
             if _is_untrained(parameter):
                 _randomise_parameter(name, parameter)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Give each norm statistics near those of what reaches it, so that signals last to the outputs."""
+    handles = [
+        module.register_forward_pre_hook(_set_statistics)
+        for module in model.modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+    ]
+    try:
+        outputs(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _set_statistics(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    running_mean, running_var = module.get_buffer("running_mean"), module.get_buffer("running_var")
+    variance, mean = torch.var_mean(arguments[0].transpose(0, 1).flatten(1), 1, correction=0)
+    if mean.shape == running_mean.shape:
+        variance = torch.where(variance < 1e-6 * variance.max(), 1.0, variance).clamp_min(1e-12)
+        running_mean.copy_(mean + torch.randn_like(mean) * 0.3 * variance.sqrt())
+        running_var.copy_(variance * torch.empty_like(variance).uniform_(0.5, 2))
 
 
 def _is_untrained(parameter: Tensor) -> bool:
@@ -99,9 +118,10 @@ def sizes(model: nn.Module) -> tuple[int, int]:
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """All tensors of a model's outputs on a copy of the inputs."""
-    torch.manual_seed(0)
     copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
-    tensors = [leaf for leaf in pytree.tree_leaves(model(*copies)) if isinstance(leaf, Tensor)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tensors = [leaf for leaf in pytree.tree_leaves(model(*copies)) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the model returns no tensors")
     return [tensor.detach().clone() for tensor in tensors]
@@ -137,11 +157,12 @@ class AsDouble(TorchFunctionMode):
         """Run one function with float64 in the place of float32."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        args, kwargs = (
-            pytree.tree_map(lambda value: torch.float64 if value is torch.float32 else value, part)
-            for part in (args, kwargs or {})
-        )
-        return func(*args, **kwargs)
+        kwargs = {name: _as_double(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_as_double, args), **kwargs)
+
+
+def _as_double(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
 
 
 class SinglePrecision(TorchDispatchMode):

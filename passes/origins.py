@@ -7,7 +7,7 @@ says so with :func:`follow` and :func:`reorder`; what it writes into them is of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 _KEY = "_sparsefx_origin"
 _Module = TypeVar("_Module", bound=nn.Module)
 _Tensor = TypeVar("_Tensor", bound=Tensor)
+Take = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,8 @@ class Origin:
     Attributes:
         name: the parameter's name in the original model.
         shape: its shape there.
-        indices: for each dimension, which of the original's indices these are, in this order (int64, CPU).
+        indices: for each dimension of the original, where each element lies along it: int32 tensors on the
+            CPU that broadcast to the parameter's shape, so that ``original[indices]`` is the parameter.
     """
 
     name: str
@@ -36,13 +38,17 @@ class Origin:
     @classmethod
     def whole(cls, name: str, shape: torch.Size) -> Origin:
         """All of a parameter."""
-        return cls(name, shape, tuple(torch.arange(size) for size in shape))
+        indices = [torch.arange(size, dtype=torch.int32) for size in shape]
+        return cls(name, shape, tuple(_along(i, dim, len(shape)) for dim, i in enumerate(indices)))
 
-    def taken(self, dim: int, indices: Tensor) -> Origin:
-        """The origin of some indices along one dimension."""
-        own = list(self.indices)
-        own[dim] = own[dim][indices.to(own[dim].device)]
-        return replace(self, indices=tuple(own))
+    @property
+    def kept(self) -> torch.Size:
+        """The parameter's shape."""
+        return torch.broadcast_shapes(*(indices.shape for indices in self.indices))
+
+    def taken(self, take: Take) -> Origin:
+        """The origin of what is made of the parameter by taking some of its elements."""
+        return replace(self, indices=tuple(_narrow(take(i.expand(self.kept))) for i in self.indices))
 
     def cut(self, tensor: Tensor) -> Tensor | None:
         """What these indices take from a tensor that goes with the original parameter; always a copy.
@@ -50,20 +56,22 @@ class Origin:
         A dimension of size 1 that the parameter has at full size (a statistic of its rows, say) stays. None
         for any other shape.
         """
-        sizes = list(zip(tensor.shape, self.shape, strict=False))
-        if tensor.dim() != len(self.shape) or any(size not in (full, 1) for size, full in sizes):
+        if tensor.dim() != len(self.shape):
             return None
-        result = tensor.detach().clone()
-        for dim, (size, full) in enumerate(sizes):
-            if size == full:
-                result = result.index_select(dim, self.indices[dim].to(result.device))
-        return result
+        dims = [dim for dim, full in enumerate(self.shape) if tensor.shape[dim] != full]
+        indices = [i.to(tensor.device) for i in self.indices]
+        for dim in dims:
+            indices[dim] = torch.zeros((1,) * tensor.dim(), dtype=torch.int32, device=tensor.device)
+        shape = torch.broadcast_shapes(*(i.shape for i in indices))
+        if any(tensor.shape[dim] != 1 or shape[dim] != 1 for dim in dims):
+            return None
+        return tensor.detach()[tuple(indices)].clone()
 
     def matches(self, other: Origin | None) -> bool:
         """Whether two origins are the same."""
         if other is None or self.name != other.name:
             return False
-        return all(map(torch.equal, self.indices, other.indices))
+        return self.kept == other.kept and all(map(torch.equal, self.indices, other.indices))
 
 
 def mark(model: nn.Module) -> None:
@@ -77,31 +85,33 @@ def origin_of(parameter: Tensor) -> Origin | None:
     return parameter.__dict__.get(_KEY)
 
 
-def follow(new: _Tensor, old: Tensor, indices: Mapping[int, Tensor] | None = None) -> _Tensor:
+def follow(new: _Tensor, old: Tensor, take: Take | None = None) -> _Tensor:
     """Give a parameter the origin of the one that it replaces.
 
     Args:
         new: the replacement, which is also returned.
         old: what it replaces.
-        indices: dimension to the indices that were taken along it; all others are whole.
+        take: what was taken of it, as a function of any CPU tensor of its shape; all by default.
     """
     origin = origin_of(old)
     if origin is not None:
-        for dim, taken in (indices or {}).items():
-            origin = origin.taken(dim, taken)
-        _set(new, origin)
+        _set(new, origin if take is None else origin.taken(take))
     return new
 
 
 def rows_of(parameter: Tensor, rows: Tensor) -> nn.Parameter:
     """Some rows of a parameter as a parameter of their own."""
-    taken = parameter.detach()[rows.to(parameter.device)]
-    return follow(nn.Parameter(taken, parameter.requires_grad), parameter, {0: rows})
+    return _selected(parameter, 0, rows)
+
+
+def columns_of(parameter: Tensor, columns: Tensor) -> nn.Parameter:
+    """Some columns of a parameter as a parameter of their own."""
+    return _selected(parameter, 1, columns)
 
 
 def reorder(parameter: Tensor, dim: int, indices: Tensor) -> None:
     """Note that a parameter was permuted in place along a dimension."""
-    follow(parameter, parameter, {dim: indices})
+    follow(parameter, parameter, lambda labels: labels.index_select(dim, indices.cpu()))
 
 
 def duplicate(model: _Module) -> _Module:
@@ -124,6 +134,26 @@ def take_origins(model: nn.Module) -> dict[str, Origin]:
     for parameter in named.values():
         parameter.__dict__.pop(_KEY, None)
     return {name: origin for name, origin in found.items() if origin is not None}
+
+
+def _selected(parameter: Tensor, dim: int, indices: Tensor) -> nn.Parameter:
+    def take(tensor: Tensor) -> Tensor:
+        return tensor.index_select(dim, indices.to(tensor.device))
+
+    return follow(nn.Parameter(take(parameter.detach()), parameter.requires_grad), parameter, take)
+
+
+def _along(vector: Tensor, dim: int, rank: int) -> Tensor:
+    return vector.view(*(-1 if d == dim else 1 for d in range(rank)))
+
+
+def _narrow(labels: Tensor) -> Tensor:
+    """Labels without the dimensions along which they are all alike: those have size 1 then."""
+    for dim, size in enumerate(labels.shape):
+        first = labels.narrow(dim, 0, min(size, 1))
+        if size > 1 and labels.numel() and bool((labels == first).all()):
+            labels = first
+    return labels.clone()
 
 
 def _set(parameter: Tensor, origin: Origin) -> None:

@@ -97,12 +97,7 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
 def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -> None:
     """Cut a parameter or buffer under all its names, which keep sharing one tensor."""
     assert value.constant is not None
-    tensor = value.constant
-    taken = {
-        dim: indices.nonzero().flatten() for dim, indices in enumerate(kept[value]) if not bool(indices.all())
-    }
-    for dim, indices in taken.items():
-        tensor = tensor.index_select(dim, indices.to(tensor.device))
+    tensor = _kept_of(value.constant, kept[value])
     replacement: Tensor | None = None
     for name in value.names:
         path, _, attribute = name.rpartition(".")
@@ -113,8 +108,16 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
         if replacement is None:
             replacement = tensor
             if isinstance(old, nn.Parameter):
-                replacement = follow(nn.Parameter(tensor, old.requires_grad), old, taken)
+                replacement = nn.Parameter(tensor, old.requires_grad)
+                follow(replacement, old, lambda labels: _kept_of(labels, kept[value]))
         held[attribute] = replacement
+
+
+def _kept_of(tensor: Tensor, kept: list[Tensor]) -> Tensor:
+    for dim, indices in enumerate(kept):
+        if not bool(indices.all()):
+            tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 def _first_misfit(graph_module: fx.GraphModule, program: Program, kept: Kept) -> fx.Node | None:

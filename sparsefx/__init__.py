@@ -1,10 +1,12 @@
 """sparsefx: a compiler for sparse neural networks in PyTorch.
 
 ``sparsify`` masks a model, ``SparseMomentum`` trains it sparse from the first step to the last,
-``export`` removes the channels that do nothing.
+``export`` removes the channels that do nothing, ``save`` and ``load`` keep the result in a file.
 """
 
+from sparsefx.archive import load, save
 from sparsefx.errors import (
+    ArchiveError,
     ArgumentError,
     CheckpointError,
     CycleError,
@@ -29,6 +31,7 @@ from sparsefx.sparsify import sparsify
 from sparsefx.speedup import SpeedupEstimate, estimate_speedup
 
 __all__ = [
+    "ArchiveError",
     "ArgumentError",
     "CheckpointError",
     "CycleError",
@@ -50,8 +53,10 @@ __all__ = [
     "apply_masks",
     "estimate_speedup",
     "export",
+    "load",
     "masked_weights",
     "report",
+    "save",
     "sparsify",
 ]
 

@@ -60,7 +60,7 @@ def _origins(model: nn.Module, compact: nn.Module) -> Mapping[str, Origin]:
                 f"{tuple(origin.shape)} is not in this optimizer's model"
             )
     for name, parameter in bare(compact).named_parameters():
-        if name in origins and parameter.shape != tuple(map(len, origins[name].indices)):
+        if name in origins and parameter.shape != origins[name].kept:
             raise ArgumentError(f"compact's parameter {name!r} was given another shape after the export")
     return origins
 

@@ -29,6 +29,10 @@ class CheckpointError(SparseFxError, RuntimeError):
     """A saved state does not fit the object it is loaded into."""
 
 
+class ArchiveError(SparseFxError, RuntimeError):
+    """A file of an exported model is damaged, not one, or about another model; or none can be written."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ArgumentError:
     """The error for a name nobody registered, with the nearest registered names.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.gather import Gather, When
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.origins import duplicate, mark, take_origins
@@ -35,7 +36,12 @@ _COARSE_ROUNDING = 5e-2
 
 
 def export(
-    model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1, fold_batchnorm: bool = True
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    align: int = 1,
+    gather: When = "auto",
+    fold_batchnorm: bool = True,
 ) -> nn.Module:
     """Remove the channels that do nothing, physically, without changing the function.
 
@@ -49,8 +55,12 @@ def export(
             dimensions and the data types; the result accepts every batch and image size that the
             model accepts. One or two samples suffice; more only take longer.
         align: round layer widths up to a multiple of this with channels that could be removed.
+        gather: whether a layer that reads few channels of a residual stream gathers them first, and one
+            that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
+            size (the result may differ from machine to machine), ``"never"`` or ``"always"``.
         fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
-            be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it.
+            be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
+            learns as a whole, so that ``gather="auto"`` gathers nothing.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
@@ -65,7 +75,8 @@ def export(
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, or ``align`` is not a positive integer.
+        ArgumentError: the example inputs do not run, ``align`` is not a positive integer, or ``gather``
+            is none of the three.
 
     Example:
         >>> import torch, sparsefx
@@ -75,7 +86,7 @@ def export(
         >>> compact.get_submodule("0").out_features
         3
     """
-    inputs = _check(model, example_inputs, align)
+    inputs = _check(model, example_inputs, align, gather)
     check_invariant(model)
     original = _plain_copy(model)
     trains = not fold_batchnorm
@@ -83,9 +94,11 @@ def export(
         mark(bare(original))
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: _run(original, values), inputs)
+    if trains and gather == "auto":
+        gather = "never"
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), LineUp(), Shrink(align)]
+    steps += [FoldConstants(), LineUp(), Shrink(align), Gather(gather)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
@@ -103,13 +116,15 @@ def export(
     return compiled.model
 
 
-def _check(model: nn.Module, example_inputs: Sequence[Any], align: int) -> tuple[Any, ...]:
+def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, gather: str) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(align, int) or align < 1:
         raise ArgumentError(
             f"align={align!r} is not a positive integer; align=1 removes all that is removable"
         )
+    if gather not in get_args(When):
+        raise ArgumentError(f"gather={gather!r} is none of {', '.join(map(repr, get_args(When)))}")
     return positional(example_inputs)
 
 
@@ -174,7 +189,7 @@ class _Verify:
         self.inputs, self.expected = inputs, _run(graph_module, inputs)
 
     def __call__(self, name: str, graph_module: fx.GraphModule) -> None:
-        if not _same(_run(graph_module, self.inputs), self.expected):
+        if not _same(_run_or_none(graph_module, self.inputs), self.expected):
             raise Refused(f"{name} would change its outputs; please report this with the model's code")
 
 

@@ -101,6 +101,14 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
+class AsInEvaluation:
+    """A compiled module (``""`` is the model itself), and what of its forward in training is left out."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export changed; ``print(report)`` shows the table, :meth:`as_dict` plain data.
 
@@ -111,8 +119,8 @@ class ExportReport:
         passes: what each pass did, in order, with what kept channels that nothing reads.
         graphs: the modules that were compiled, by name; ``""`` is the whole model.
         opaque: the modules that stay Python, by name, with the reason.
-        as_in_evaluation: the compiled modules that also in training do something that only evaluation did,
-            with what differs; only for ``fold_batchnorm=False``.
+        as_in_evaluation: the compiled modules that also in training do something that only evaluation did;
+            none unless ``fold_batchnorm=False``.
     """
 
     layers: tuple[LayerChange, ...]
@@ -121,7 +129,7 @@ class ExportReport:
     passes: tuple[PassReport, ...] = ()
     graphs: tuple[str, ...] = ()
     opaque: dict[str, str] = field(default_factory=dict)
-    as_in_evaluation: dict[str, str] = field(default_factory=dict)
+    as_in_evaluation: tuple[AsInEvaluation, ...] = ()
 
     @property
     def captured(self) -> str:
@@ -153,8 +161,9 @@ class ExportReport:
         )
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
         lines += [f"{name or 'the model'} stays Python: {reason}" for name, reason in self.opaque.items()]
-        differing = self.as_in_evaluation.items()
-        lines += [f"{name or 'the model'} trains otherwise: {difference}" for name, difference in differing]
+        lines += [
+            f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
+        ]
         return "\n".join(lines)
 
 
@@ -241,7 +250,7 @@ def compare(
         tuple(compiled.passes),
         tuple(compiled.graphs),
         compiled.opaque,
-        compiled.as_in_evaluation,
+        tuple(AsInEvaluation(name, what) for name, what in compiled.as_in_evaluation.items()),
     )
 
 

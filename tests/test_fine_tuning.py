@@ -6,6 +6,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,8 +190,8 @@ def test_projections_lose_their_dimensions_and_keep_their_places() -> None:
     for part, name in enumerate(names):
         origin, parameter = compact.origins[name], compact.get_parameter(name)
         assert origin.name == "layer.self_attn.in_proj_weight"
-        assert sorted(origin.indices[0].tolist()) == [index + 16 * part for index in kept]
-        assert torch.equal(state[parameter]["exp_avg"], old["exp_avg"][origin.indices[0]])
+        assert sorted(origin.indices[0].flatten().tolist()) == [index + 16 * part for index in kept]
+        assert torch.equal(state[parameter]["exp_avg"], old["exp_avg"][origin.indices[0].flatten()])
         assert state[parameter]["step"] == old["step"] == 3
 
 
@@ -319,7 +320,7 @@ def test_a_model_whose_forward_stays_python() -> None:
     train(model, optimizer, x, 2)
     with pytest.warns(UserWarning, match="parts of it were compiled"):
         compact = sparsefx.export(model, (x,), fold_batchnorm=False)
-    assert compact.origins["body.3.weight"].indices[1].tolist() == [3, 4, 5, 6, 7]
+    assert compact.origins["body.3.weight"].indices[1].flatten().tolist() == [3, 4, 5, 6, 7]
     assert not torch.equal(compact.train()(x), compact(x))
     small = optimizer.compact(compact)
     state = small.state[compact.get_parameter("body.3.weight")]["momentum_buffer"]
@@ -340,7 +341,10 @@ def test_what_only_training_computes_is_left_out_and_named() -> None:
     x = torch.randn(2, 4)
     with pytest.warns(UserWarning, match="in training what it does in evaluation.*it returns something else"):
         compact = sparsefx.export(model, (x,), fold_batchnorm=False)
-    assert compact.report.as_in_evaluation == {"": "it returns something else"}
+    assert compact.report.as_dict()["as_in_evaluation"] == (
+        {"name": "", "what": "it returns something else"},
+    )
+    assert "the model trains otherwise: it returns something else" in str(compact.report)
     assert not torch.equal(compact.train()(x), compact(x))  # it drops out all the same
 
 
@@ -486,3 +490,38 @@ def test_wrong_models() -> None:
     changed.get_submodule("fc2").weight = nn.Parameter(torch.ones(4, 2, dtype=torch.float64))
     with pytest.raises(ArgumentError, match=r"'fc2.weight' was given another shape"):
         optimizer.compact(changed)
+
+
+def test_gathered_layers_know_their_origins() -> None:
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.branch(x))
+
+    torch.manual_seed(0)
+    model, x = Stream().double(), torch.randn(3, 4, dtype=torch.float64)
+    model.branch.weight.data[[1, 5]] = 0
+    model.branch.weight.data[:, [0, 2, 6]] = 0
+    compact = sparsefx.export(model, (x,), fold_batchnorm=False, gather="always")
+    assert tuple(compact.get_parameter("branch.weight").shape) == (6, 5)
+    assert_restricted(compact, model, 0.0)
+    kept = sparsefx.export(model, (x,), fold_batchnorm=False)
+    assert tuple(kept.get_parameter("branch.weight").shape) == (8, 8)  # all of it can learn
+
+
+def test_after_fine_tuning_it_is_exported_once_more_and_saved(tmp_path: Path) -> None:
+    model, optimizer, compact, x = exported()
+    train(compact.train(), optimizer.compact(compact), x, 2)
+    expected = compact.eval()(x)
+    final = sparsefx.export(compact, (x,))
+    assert not any(isinstance(module, _BatchNorm) for module in final.modules())
+    assert relative_difference(final(x), expected) <= 1e-11
+    for number, small in enumerate((compact.train(), final)):
+        del small.report
+        sparsefx.save(small, tmp_path / f"{number}.safetensors")
+        loaded = sparsefx.load(tmp_path / f"{number}.safetensors", model)
+        assert relative_difference(loaded(x), expected) <= 1e-11

@@ -14,10 +14,14 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("source", code_blocks("python"))
-def test_example_runs(source: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out
+def test_examples_run_one_after_the_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for source in code_blocks("python"):
+        exec(compile(source, "README.md", "exec"), namespace)
+        assert capsys.readouterr().out
 
 
 def test_first_block_is_a_runnable_example() -> None:

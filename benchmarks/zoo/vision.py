@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.video import mvit
 
 from zoo.case import Case, images, other_images
 
+_MViT = mvit.MViT
 _SMALL = {"min_size": 64, "max_size": 128}
 _PROPOSALS = {"box_score_thresh": 0.0, "box_detections_per_img": 5, "rpn_post_nms_top_n_test": 20}
 _BOXES = {"score_thresh": 0.0, "detections_per_img": 10}
@@ -22,7 +25,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "inception": {"init_weights": False},
     "vit_h_14": {"image_size": 56},
     "vit": {"image_size": 64},
-    "mvit": {"spatial_size": (64, 64), "temporal_size": 8},
     **dict.fromkeys(("fasterrcnn", "maskrcnn", "keypointrcnn"), _SMALL | _PROPOSALS),
     **dict.fromkeys(("fcos", "retinanet"), _SMALL | _BOXES),
     "ssd": _BOXES,
@@ -59,7 +61,14 @@ def _build(name: str) -> nn.Module:
     options = dict(_by_prefix(OPTIONS, name, {}))
     if name.startswith(DETECTORS) or ".segmentation" in torchvision.models.get_model_builder(name).__module__:
         options["weights_backbone"] = None
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    with patch.object(mvit, "MViT", _small_mvit):
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return model
+
+
+def _small_mvit(**options: Any) -> nn.Module:
+    """MViT for small clips, which its builders do not offer."""
+    model: nn.Module = _MViT(**options | {"spatial_size": (64, 64), "temporal_size": 8})
     return model
 
 

@@ -1,0 +1,99 @@
+"""The user's model as the architecture that a file is loaded into: its modules, without its weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+
+from sparsefx.layers import MaskedLayer, unmask_layer
+from sparsefx.masks import detach_masks
+from sparsefx.passes.capture import capture
+from sparsefx.passes.graph_module import TwoModeGraphModule
+
+
+class Architecture:
+    """A user's model; it is not changed.
+
+    Args:
+        model: dense or sparsified, with any weights, on any device, the meta device included.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile
+        self.tensors = dict(named_tensors(self.model))
+        devices = (tensor.device for tensor in self.tensors.values() if not tensor.is_meta)
+        self._device = next(devices, torch.device("cpu"))
+
+    def device_of(self, name: str) -> torch.device:
+        """Where a tensor of a name goes: where the model has it, else where the model's first one is."""
+        tensor = self.tensors.get(name)
+        return self._device if tensor is None or tensor.is_meta else tensor.device
+
+    def shape_of(self, name: str) -> torch.Size | None:
+        """The shape of the model's tensor of a name; None where it has none."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None or is_lazy(tensor) else tensor.shape
+
+    def copy_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """A copy without masks whose tensors are those given, by name; others are empty placeholders."""
+        memo: dict[int, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            if id(tensor) not in memo:
+                given = tensors.get(name)
+                memo[id(tensor)] = _placeholder(tensor) if given is None else given
+        copied = copy.deepcopy(self.model, memo)
+        for module in copied.modules():
+            if isinstance(module, MaskedLayer):
+                unmask_layer(module)
+            else:
+                detach_masks(module)
+        return copied.eval()
+
+    @cached_property
+    def _traceable(self) -> nn.Module:
+        return self.copy_with({})
+
+    def graph_of(self, path: str) -> fx.Graph | None:
+        """The graph that capturing one of the model's modules gives; None where there is none."""
+        try:
+            module = self._traceable.get_submodule(path)
+        except AttributeError:
+            return None
+        return module.mode_graph(False) if isinstance(module, TwoModeGraphModule) else capture(module).graph
+
+    def arguments_of(self, path: str) -> list[str] | None:
+        """The arguments of the forward of one of the model's modules, as fx names them."""
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            return None
+        if isinstance(module, fx.GraphModule):
+            graph = module.mode_graph(False) if isinstance(module, TwoModeGraphModule) else module.graph
+            return [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+        parameters = inspect.signature(module.forward).parameters.values()
+        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        return [stars.get(parameter.kind, "") + parameter.name for parameter in parameters]
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain tensor attributes, under all their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield (f"{path}.{name}" if path else name), value
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        return tensor
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

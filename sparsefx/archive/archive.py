@@ -1,0 +1,126 @@
+"""``save`` and ``load``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sparsefx.archive import file
+from sparsefx.archive.architecture import Architecture
+from sparsefx.archive.describe import describe
+from sparsefx.archive.plan import ModulePlan
+from sparsefx.archive.rebuild import rebuild
+from sparsefx.archive.report_data import read_report
+from sparsefx.errors import ArchiveError, ArgumentError
+from sparsefx.masks import has_masks
+from sparsefx.passes.plain_values import DataError, fields
+from sparsefx.report import ExportReport
+
+_PLAN = {"format": int, "sha256": str, "sparsefx": str, "torch": str, "modules": list}
+
+
+def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write an exported model to one file: its tensors and, as plain data, its graph.
+
+    There is no code in the file and no pickle: :func:`load` needs the model that was exported, as an
+    architecture. The file is in the safetensors format, with a checksum; tied tensors are in it once.
+    It replaces one that is there only when it is complete. Of a model exported to be trained on it is the
+    graph of evaluation that is kept, and not ``origins``; ``torch.save`` keeps both.
+
+    Args:
+        compact: what :func:`sparsefx.export` returned.
+        path: the file to write.
+
+    Raises:
+        ArgumentError: ``compact`` is not the result of an export, or was returned whole.
+        ArchiveError: a part of it cannot be written as plain data; it is named.
+
+    Example:
+        >>> import tempfile, torch, sparsefx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> _ = net[0].weight.data[3:].zero_()
+        >>> compact = sparsefx.export(net, (torch.randn(1, 4),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sparsefx.save(compact, f"{folder}/net.safetensors")
+        ...     loaded = sparsefx.load(f"{folder}/net.safetensors", net)
+        >>> loaded.get_submodule("0").out_features
+        3
+    """
+    _check(compact)
+    target = Path(path)
+    report = getattr(compact, "report", None)
+    try:
+        modules, tensors = describe(compact)
+        plan: dict[str, Any] = {"sparsefx": _version(), "torch": str(torch.__version__)}
+        plan["modules"] = [module.as_data() for module in modules]
+        if isinstance(report, ExportReport):
+            plan["report"] = report.as_dict()
+        file.write(target, plan, tensors)
+    except DataError as error:
+        raise ArchiveError(
+            f"compact cannot be saved to {target}: {error}; torch.save keeps such a model whole"
+        ) from error
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Read a file of :func:`save` into the architecture that was exported.
+
+    Nothing in the file is executed and nothing is imported by a name from it: layers and functions come
+    from ``model`` and from torch, and everything is checked before it is used. Sizes, weights and graph
+    come from the file.
+
+    Args:
+        path: the file.
+        model: the model that was exported, or one built by the same code: dense or sparsified, with any
+            weights, on any device. It is not changed.
+
+    Returns:
+        The exported model in evaluation mode, with the same ``state_dict`` and outputs as when it was
+        saved, and its ``report``. Each tensor is on the device that ``model`` has the tensor of its name
+        on; for a model on the meta device, on the CPU.
+
+    Raises:
+        ArchiveError: the file is damaged, no file of :func:`save`, or about another model.
+        ArgumentError: ``model`` is not a module.
+        OSError: the file cannot be read.
+
+    Example:
+        See :func:`save`.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be the exported model's architecture, got {type(model).__name__}")
+    source, architecture = Path(path), Architecture(model)
+    try:
+        data, tensors = file.read(source, architecture.device_of)
+        found = fields(data, "the plan", _PLAN, {"report": dict})
+        plans = [ModulePlan.from_data(module) for module in found["modules"]]
+        report = read_report(found["report"]) if "report" in found else None
+        compact = rebuild(plans, tensors, architecture)
+    except DataError as error:
+        raise ArchiveError(f"{source} cannot be loaded: {error}") from error
+    if report is not None:
+        compact.report = report  # type: ignore[assignment]
+    return compact
+
+
+def _check(compact: nn.Module) -> None:
+    if not isinstance(compact, nn.Module):
+        raise ArgumentError(f"compact must be a torch.nn.Module, got {type(compact).__name__}")
+    modules = list(compact.modules())
+    if any(has_masks(module) for module in modules):
+        raise ArgumentError("compact is a sparsified model; save what sparsefx.export makes of it")
+    if not any(isinstance(module, fx.GraphModule) for module in modules):
+        raise ArgumentError(
+            f"compact is a {type(compact).__name__} without a graph; save what sparsefx.export returned, "
+            "and of a model that it returned whole the state_dict"
+        )
+
+
+def _version() -> str:
+    from sparsefx import __version__
+
+    return __version__

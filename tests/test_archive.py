@@ -1,0 +1,373 @@
+"""save and load: the same model back from a file of plain data, and clear errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from networks import NETWORKS, build
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import sparsefx
+from sparsefx import ArchiveError, ArgumentError
+
+
+def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> None:
+    """Same state dict, flags, code, report; bit for bit the same outputs."""
+    expected = compact.state_dict()
+    assert list(loaded.state_dict()) == list(expected)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == expected[name].dtype
+        assert tensor.stride() == expected[name].stride()
+        assert torch.equal(tensor, expected[name])
+    trainable = {name: p.requires_grad for name, p in compact.named_parameters(remove_duplicate=False)}
+    assert {name: p.requires_grad for name, p in loaded.named_parameters(remove_duplicate=False)} == trainable
+    assert [name for name, _ in loaded.named_modules()] == [name for name, _ in compact.named_modules()]
+    assert not any(module.training for module in loaded.modules())
+    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
+    if isinstance(compact, fx.GraphModule):
+        loaded.graph.lint()
+        assert loaded.code == compact.code
+    assert loaded.report == compact.report
+    with torch.no_grad():
+        actual, wanted = loaded(*copy.deepcopy(inputs)), compact(*copy.deepcopy(inputs))
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def round_trip(model: nn.Module, folder: Path, *inputs: Any, into: nn.Module | None = None) -> nn.Module:
+    """Export, save, load into another instance with other weights, compare."""
+    compact = sparsefx.export(model, inputs)
+    path = folder / "compact.safetensors"
+    sparsefx.save(compact, path)
+    if into is None:
+        into = copy.deepcopy(model)
+        for tensor in (*into.parameters(), *into.buffers()):
+            tensor.data = torch.zeros_like(tensor)
+    before = copy.deepcopy(into.state_dict())
+    loaded = sparsefx.load(path, into)
+    assert_identical(loaded, compact, *inputs)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in into.state_dict().items())
+    assert os.listdir(folder) == [path.name]
+    return loaded
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str, tmp_path: Path) -> None:
+    size = NETWORKS[name][1][0]
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    loaded = round_trip(build(name, "both"), tmp_path, x, into=NETWORKS[name][0]())
+    assert loaded(torch.randn(3, 3, size, size, dtype=torch.float64)).shape == (3, 10)
+
+
+def half_empty(*widths: int) -> nn.Sequential:
+    """A multilayer perceptron in float64, the first half of each layer's rows empty."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for inputs, outputs in pairwise(widths):
+        model.append(nn.Linear(inputs, outputs)).append(nn.ReLU())
+        model[-2].weight.data[: outputs // 2] = 0
+    return model[:-1].double()
+
+
+class Odd(nn.Module):
+    """Functional layers, tied weights, a layer called twice, a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(10, 6)), nn.Parameter(torch.randn(10), requires_grad=False)
+        self.k = nn.Parameter(torch.randn(8, 1, 3, 3))
+        self.twice, self.tied, self.out = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 3)
+        self.tied.weight = self.twice.weight
+        self.conv, self.up = nn.Conv2d(8, 2, 1), nn.Parameter(torch.randn(2, 3, 2, 2))
+        self.norm = nn.GroupNorm(2, 4)
+        self.scale = torch.tensor(1.5)
+
+    def forward(self, x: Tensor, image: Tensor, flag: bool = False, extra: Tensor | None = None) -> Any:
+        h = F.relu(F.linear(x, self.w, self.b))
+        h = F.relu(self.tied(F.relu(self.twice(F.relu(self.twice(h))))))
+        maps = self.conv(F.conv2d(image, self.k, padding="same", groups=1))
+        maps = F.conv_transpose2d(maps, self.up, stride=2)
+        if flag:
+            maps = maps * 2
+        top = maps.flatten(2).topk(2).values
+        masked = x.masked_fill(x < 0, -math.inf)[..., None, ::2]
+        pooled = F.max_pool2d(maps, 2) + math.sqrt(x.shape[-1])
+        shaped = self.norm(image.expand(-1, 4, -1, -1)).to(torch.float32).clamp(min=-0.5)
+        return {"out": self.out(h) * self.scale, "all": [maps, top, (masked, pooled)]}, shaped
+
+
+def odd() -> nn.Module:
+    torch.manual_seed(0)
+    model = Odd().double()
+    with torch.no_grad():
+        model.w[:4] = 0
+        model.twice.weight[:4] = 0
+        model.twice.weight[:, :4] = 0
+        model.out.weight[:, :4] = 0
+        model.k[:3] = 0
+    return model
+
+
+ODD_INPUTS = (
+    torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 6),
+    torch.linspace(-1, 1, 50, dtype=torch.float64).view(2, 1, 5, 5),
+)
+
+
+def test_functional_layers_tied_weights_and_optional_arguments(tmp_path: Path) -> None:
+    loaded = round_trip(odd(), tmp_path, *ODD_INPUTS)
+    assert loaded.get_submodule("twice").weight is loaded.get_submodule("tied").weight
+    assert loaded.get_submodule("twice").weight.shape == (6, 6)
+    made = [name for name, module in loaded.named_modules() if name.endswith("_layer")]
+    assert {type(loaded.get_submodule(name)).__name__ for name in made} == {
+        "Linear", "Conv2d", "ConvTranspose2d",
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="'flag' was traced as False"):
+        loaded(*ODD_INPUTS, True)
+    tensors = safetensors.torch.load_file(tmp_path / "compact.safetensors")
+    assert sum("weight" in name and ("twice" in name or "tied" in name) for name in tensors) == 1
+
+
+def test_the_loaded_model_is_an_ordinary_one(tmp_path: Path) -> None:
+    """It can be copied, pickled, trained, exported and saved once more."""
+    loaded = round_trip(odd(), tmp_path, *ODD_INPUTS)
+    torch.save(loaded, tmp_path / "pickled.pt")
+    for other in (copy.deepcopy(loaded), torch.load(tmp_path / "pickled.pt", weights_only=False)):
+        assert torch.equal(other(*ODD_INPUTS)[0]["out"], loaded(*ODD_INPUTS)[0]["out"])
+    loaded.train()(*ODD_INPUTS)[0]["out"].sum().backward()
+    assert loaded.get_submodule("out").weight.grad is not None
+    first = (tmp_path / "compact.safetensors").read_bytes()
+    sparsefx.save(loaded, tmp_path / "compact.safetensors")
+    assert (tmp_path / "compact.safetensors").read_bytes() == first
+
+
+class Branch(nn.Module):
+    """Does not trace; its recurrent layer keeps its weights twice; not all tensors are in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.lstm = nn.Linear(8, 8), nn.LSTM(8, 8, batch_first=True)
+        self.table, self.power = torch.randn(8, dtype=torch.float64), 2
+        self.register_buffer("shift", torch.randn(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x) if x.sum() > 0 else -self.layer(x)
+        return self.lstm(x[:, None])[0][:, 0] ** self.power + self.table + self.shift
+
+
+def with_branch() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), Branch(), nn.Linear(8, 2)).double()
+    model[0].weight.data[:9] = 0
+    return model
+
+
+def test_a_part_that_stays_python_comes_from_the_users_model(tmp_path: Path) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    loaded = round_trip(with_branch(), tmp_path, x)
+    assert type(loaded.get_submodule("3")) is Branch
+    assert "3.shift" not in loaded.state_dict()
+    other = with_branch()
+    other[3].power = 3
+    with pytest.raises(ArchiveError, match=r"'power' of '3' was saved as 2, in the model given it is 3"):
+        sparsefx.load(tmp_path / "compact.safetensors", other)
+    del other[3].lstm
+    other[3].power = 2
+    with pytest.raises(ArchiveError, match=r"'3.lstm' .* is not in the model given.*pass the model that was"):
+        sparsefx.load(tmp_path / "compact.safetensors", other)
+
+
+class Outer(nn.Module):
+    """A user's own model around two graphs, one of them used twice."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.again = nn.ModuleList([first, second]), first
+        self.head = nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks[1](self.blocks[0](x)) + self.again(x).sum() + self.head.weight.sum())
+
+
+def test_graphs_inside_a_users_own_model(tmp_path: Path) -> None:
+    x = torch.randn(3, 6, dtype=torch.float64)
+    blocks = [half_empty(6, 8, 6), half_empty(6, 8, 4)]
+    whole = Outer(*blocks)
+    compact = copy.deepcopy(whole)
+    compact.blocks[0] = compact.again = sparsefx.export(blocks[0], (x,))
+    compact.blocks[1] = sparsefx.export(blocks[1], (x,))
+    compact.report = None
+    sparsefx.save(compact.eval(), tmp_path / "outer")
+    whole.report = None
+    loaded = sparsefx.load(tmp_path / "outer", whole)
+    assert type(loaded) is Outer
+    assert loaded.again is loaded.blocks[0]
+    assert isinstance(loaded.again, fx.GraphModule)
+    assert_identical(loaded, compact, x)
+    assert type(whole.again) is nn.Sequential
+
+
+def test_into_a_sparsified_model_and_one_without_storage(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = half_empty(6, 8, 8, 2)
+    sparse = sparsefx.sparsify(dense, 0.5)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    compact = sparsefx.export(sparse, (x,))
+    sparsefx.save(compact, tmp_path / "file")
+    with torch.device("meta"):
+        hollow = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    untraced = sparsefx.sparsify(dense, 0.5, trace=False)
+    for model in (dense, sparse, untraced, hollow, torch.compile(dense, backend="eager")):
+        assert_identical(sparsefx.load(tmp_path / "file", model), compact, x)
+    assert hollow[0].weight.is_meta
+
+
+@fx.wrap
+def my_own_function(x: Tensor) -> Tensor:
+    return x.flip(0)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, uses_it: bool = True) -> None:
+        super().__init__()
+        self.layer, self.uses_it = nn.Linear(4, 4).double(), uses_it
+
+    def forward(self, x: Tensor) -> Tensor:
+        return my_own_function(self.layer(x)) if self.uses_it else self.layer(x)
+
+
+def test_a_users_function_is_found_in_the_users_model_only(tmp_path: Path) -> None:
+    round_trip(Wrapped(), tmp_path, torch.randn(3, 4, dtype=torch.float64))
+    with pytest.raises(ArchiveError, match=r"my_own_function' is neither known nor used by the model given"):
+        sparsefx.load(tmp_path / "compact.safetensors", Wrapped(uses_it=False))
+
+
+def test_hooks_and_parametrizations_come_from_the_users_model(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), parametrizations.weight_norm(nn.Conv2d(8, 6, 3)), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    ).double()
+    model[0].weight.data[:4] = 0
+    model[3].register_forward_hook(lambda _module, _args, result: result + 1)
+    model.register_forward_hook(lambda _module, _args, result: result * 2)
+    round_trip(model, tmp_path, torch.randn(2, 3, 9, 9, dtype=torch.float64))
+    model._forward_hooks.clear()
+    with pytest.raises(ArchiveError, match="module '' had 1 forward hooks when it was saved"):
+        sparsefx.load(tmp_path / "compact.safetensors", model)
+
+
+def test_types_and_memory_orders(tmp_path: Path) -> None:
+    """bfloat16 and complex numbers; channels last; two tensors in one storage; nothing left of a layer."""
+    model, x = build("vgg16_bn", "both").to(torch.float32), torch.randn(2, 3, 32, 32)
+    compact = sparsefx.export(model, (x,)).to(memory_format=torch.channels_last)
+    sparsefx.save(compact, tmp_path / "compact.safetensors")
+    loaded = sparsefx.load(tmp_path / "compact.safetensors", model)
+    assert_identical(loaded, compact, x)
+    assert loaded.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)
+    round_trip(half_empty(4, 6, 2).to(torch.bfloat16), tmp_path, torch.randn(2, 4, dtype=torch.bfloat16))
+    model = nn.Sequential(*(nn.Linear(*shape, dtype=torch.complex128) for shape in ((4, 6), (6, 2))))
+    round_trip(model, tmp_path, torch.randn(2, 4, dtype=torch.complex128))
+    model = half_empty(4, 4, 4)
+    both = torch.randn(8, 4, dtype=torch.float64)
+    model[0].weight.data, model[2].weight.data = both[:4], both[4:].mT
+    round_trip(model, tmp_path, torch.randn(2, 4, dtype=torch.float64))
+    round_trip(build("lenet5", "everything"), tmp_path, torch.randn(2, 3, 32, 32, dtype=torch.float64))
+
+
+def test_the_file_is_plain_safetensors_and_always_the_same(tmp_path: Path) -> None:
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    for name in ("one", "two"):
+        sparsefx.save(compact, tmp_path / name)
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "two").read_bytes()
+    for name, tensor in safetensors.torch.load(content).items():
+        assert torch.equal(tensor, compact.state_dict()[name])
+    length = int.from_bytes(content[:8], "little")
+    plan = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["sparsefx"])
+    assert plan["sparsefx"] == sparsefx.__version__
+    assert plan["report"]["parameters_after"] == compact.report.parameters_after
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    sparsefx.save(compact, tmp_path / "file")
+    before = (tmp_path / "file").read_bytes()
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="no space"):
+        sparsefx.save(compact, tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == before
+
+
+def fails(*_: object) -> None:
+    raise OSError("no space")
+
+
+def other_class() -> nn.Module:
+    model = half_empty(6, 8, 2)
+    model[1] = nn.GELU()
+    return model
+
+
+def other_arguments() -> nn.Module:
+    class TwoInputs(nn.Sequential):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return super().forward(x + y)
+
+    return TwoInputs(*half_empty(6, 8, 2))
+
+
+OTHER_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "narrower": (
+        lambda: half_empty(6, 2, 2),
+        r"tensor '0.weight' is \(\d, 6\), in the model given it is \(2, 6\)",
+    ),
+    "shorter": (lambda: half_empty(6, 8)[:1], "module '1' .* is not in the model given"),
+    "other class": (other_class, r"module '1' is a torch\S+ReLU, in the model given a torch\S+GELU"),
+    "no layers": (nn.Module, "module '1' .* is not in the model given"),
+    "other arguments": (other_arguments, r"takes \['input.*'\], in the model given \['x', 'y'\]"),
+}
+
+
+@pytest.mark.parametrize("which", OTHER_MODELS)
+def test_other_models_are_refused(which: str, tmp_path: Path) -> None:
+    other, message = OTHER_MODELS[which]
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    sparsefx.save(compact, tmp_path / "file")
+    with pytest.raises(ArchiveError, match=rf"file cannot be loaded: .*{message}.*pass the model that was"):
+        sparsefx.load(tmp_path / "file", other())
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(ArgumentError, match=r"compact must be a torch.nn.Module, got int"):
+        sparsefx.save(3, path)
+    with pytest.raises(ArgumentError, match=r"is a Linear without a graph; save what sparsefx.export"):
+        sparsefx.save(nn.Linear(2, 2), path)
+    with pytest.raises(ArgumentError, match=r"is a sparsified model; save what sparsefx.export"):
+        sparsefx.save(sparsefx.sparsify(nn.Sequential(nn.Linear(4, 4)), 0.5), path)
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    unsupported = copy.deepcopy(compact)
+    last = next(iter(reversed(unsupported.graph.nodes)))
+    last.args = ((last.args[0], range(3)),)
+    with pytest.raises(
+        ArchiveError, match=r"node 'output': a value of type range cannot be saved.*torch.save"
+    ):
+        sparsefx.save(unsupported, path)
+    with pytest.raises(ArchiveError, match=r"0.weight has no values to save"):
+        sparsefx.save(copy.deepcopy(compact).to("meta"), path)
+    with pytest.raises(ArgumentError, match="model must be the exported model's architecture, got str"):
+        sparsefx.load(path, "model")
+    with pytest.raises(FileNotFoundError):
+        sparsefx.load(path, nn.Linear(2, 2))
+    assert not os.listdir(tmp_path)
