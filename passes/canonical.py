@@ -18,16 +18,22 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 @dataclass(frozen=True)
 class RemoveIdentities:
-    """Take out ``nn.Identity`` and dropout layers: in evaluation they hand their input on."""
+    """Take out ``nn.Identity`` and dropout layers: in evaluation they hand their input on.
 
+    Attributes:
+        dropout: whether to take out dropout layers too; a model that will be trained needs them.
+    """
+
+    dropout: bool = True
     name = "remove_identities"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Remove them from the graph, in place."""
         removed = 0
+        kinds = (nn.Identity, *_DROPOUTS) if self.dropout else (nn.Identity,)
         for node in list(graph_module.graph.nodes):
             layer = layer_of(graph_module, node)
-            if isinstance(layer, (nn.Identity, *_DROPOUTS)) and _hands_on(layer) and len(node.args) == 1:
+            if isinstance(layer, kinds) and _hands_on(layer) and len(node.args) == 1:
                 node.replace_all_uses_with(node.args[0])
                 graph_module.graph.erase_node(node)
                 removed += 1

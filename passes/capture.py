@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,13 @@ class Capture:
     opaque: dict[str, str] = field(default_factory=dict)
 
 
-def capture(model: nn.Module, examples: Examples = ()) -> Capture:
+def capture(
+    model: nn.Module,
+    examples: Examples = (),
+    *,
+    keeps_idle: bool = False,
+    opaque: Mapping[str, str] | None = None,
+) -> Capture:
     """Trace a model in its present mode.
 
     A module whose forward does not trace becomes a leaf; so does one whose forward cannot be replayed
@@ -43,12 +50,15 @@ def capture(model: nn.Module, examples: Examples = ()) -> Capture:
         model: the model; tensors that its forward creates are added to it as buffers that are not
             saved, otherwise it is not changed.
         examples: bound arguments of its forward, at several sizes (:mod:`sparsefx.passes.examples`).
+        keeps_idle: keep modules that do nothing in evaluation, such as stochastic depth, as leaves.
+        opaque: modules to keep as leaves, with the reason.
 
     Returns:
         The graph and the modules that stay opaque in it.
     """
     specialised = None if examples else _control_arguments(model)
-    tracer = ExampleTracer(examples) if examples else ModuleTracer()
+    options: dict[str, Any] = {"keeps_idle": keeps_idle, "opaque": opaque}
+    tracer = ExampleTracer(examples, **options) if examples else ModuleTracer(**options)
     attributes = set(model.__dict__)
     try:
         graph = tracer.trace(model, concrete_args=specialised)
@@ -60,6 +70,7 @@ def capture(model: nn.Module, examples: Examples = ()) -> Capture:
         _restore_arguments(graph, specialised)
     erase_unused(graph, (node for node in reversed(list(graph.nodes)) if node.op == "get_attr"))
     _adopt_constants(model)
+    graph._tracer_cls = ModuleTracer  # fx unpickles a graph by tracing its code again, without examples
     for node in graph.nodes:
         node.type = None  # annotations do nothing here, and torch 2.6 cannot pickle those that are strings
     return Capture(graph, tracer.opaque)

@@ -47,10 +47,11 @@ class ExampleTracer(ModuleTracer):
 
     Args:
         examples: the arguments of the calls (:mod:`sparsefx.passes.examples`).
+        options: those of :class:`ModuleTracer`.
     """
 
-    def __init__(self, examples: Examples = ()) -> None:
-        super().__init__()
+    def __init__(self, examples: Examples = (), **options: Any) -> None:
+        super().__init__(**options)
         self.calls = examples
         self._evaluating = False
 
@@ -159,7 +160,7 @@ class ExampleTracer(ModuleTracer):
                 if kind == "call_method":
                     return getattr(args[0], target)(*args[1:], **kwargs)
                 found = operator.attrgetter(str(target))(self.root)
-                return found(*args, **kwargs) if kind == "call_module" else found
+                return _run_layer(found, args, kwargs) if kind == "call_module" else found
         finally:
             self._evaluating = False
             torch.set_rng_state(state)
@@ -183,6 +184,19 @@ class ExampleTracer(ModuleTracer):
             return original(*args, **kwargs)
 
         return constructor
+
+
+def _run_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return layer(*args, **kwargs)
+    except ValueError:
+        if not layer.training or layer._modules:
+            raise
+        layer.training = False  # a BatchNorm refuses to train on one value a channel
+        try:
+            return layer(*args, **kwargs)
+        finally:
+            layer.training = True
 
 
 class ExampleProxy(fx.Proxy):

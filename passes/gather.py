@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import follow_weight, sole_contractions
+from sparsefx.passes.origins import columns_of, rows_of
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record
 
@@ -181,11 +182,13 @@ def _selected(
     copied = type(layer).__new__(type(layer))
     copied.__dict__.update(layer.__dict__)
     copied._parameters = dict(layer._parameters)
-    weight = layer.weight if rows is None else layer.weight[rows]
-    weight = weight if columns is None else weight[:, columns]
-    copied.weight = nn.Parameter(weight, layer.weight.requires_grad)
-    if rows is not None and layer.bias is not None:
-        copied.bias = nn.Parameter(layer.bias[rows], layer.bias.requires_grad)
+    if rows is not None:
+        copied.weight = rows_of(layer.weight, rows)
+        if layer.bias is not None:
+            copied.bias = rows_of(layer.bias, rows)
+    if columns is not None:
+        copied.weight = columns_of(copied.weight, columns)
+    weight = copied.weight
     positions = weight.shape[2:]
     follow_weight(
         copied, torch.Size((weight.shape[1], *positions)), torch.Size((weight.shape[0], *positions))

@@ -10,6 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from sparsefx.passes.origins import follow
+
 CONTRACTIONS = (nn.Linear, _ConvNd)
 
 
@@ -58,9 +60,10 @@ def sole_contractions(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Linear |
 
 
 def set_bias(layer: nn.Linear | _ConvNd, bias: Tensor) -> None:
-    """Give a layer a bias, in the type, place and trainability of its weight."""
-    weight = layer.weight
-    layer.bias = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
+    """Give a layer a bias, in the type, place and trainability of the one it had, else of its weight."""
+    like = layer.weight if layer.bias is None else layer.bias
+    new = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
+    layer.bias = new if layer.bias is None else follow(new, layer.bias)
 
 
 def follow_weight(layer: nn.Module, inputs: torch.Size, outputs: torch.Size) -> None:

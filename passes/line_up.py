@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import sole_contractions
+from sparsefx.passes.origins import reorder
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, is_reshape, record
 
@@ -171,6 +172,8 @@ def _line_up(one: nn.Linear | _ConvNd, other: nn.Linear | _ConvNd, useful: Tenso
     for layer, columns in ((one, False), (other, forward)):
         index = moved.to(layer.weight.device)
         layer.weight.copy_(layer.weight[:, index] if columns else layer.weight[index])
+        reorder(layer.weight, int(columns), index)
         if layer.bias is not None and not columns:
             layer.bias.copy_(layer.bias[index])
+            reorder(layer.bias, 0, index)
     return True

@@ -6,7 +6,7 @@ import copy
 import pickle
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,23 @@ from torch import fx, nn
 class ModuleTracer(fx.Tracer):
     """Stops at torch's own layers and their subclasses, and at modules that do not trace.
 
+    Args:
+        keeps_idle: also stop at modules without parameters that hand their argument on in evaluation,
+            such as stochastic depth: they act in training, and follow the mode by themselves.
+        opaque: modules to stop at, with the reason.
+
     Attributes:
-        opaque: the modules that did not trace, by name, with the reason.
+        opaque: these, and the modules that did not trace, by name, with the reason.
     """
 
     # A buffer read while tracing would otherwise be folded in as a constant, and go stale when a
     # checkpoint is loaded.
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_idle: bool = False, opaque: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self.opaque: dict[str, str] = {}
+        self.keeps_idle = keeps_idle
+        self.opaque = dict(opaque or {})
         self.contexts = _contexts()
         self._reads: dict[str, fx.Proxy] = {}
 
@@ -51,7 +57,7 @@ class ModuleTracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)  # what fails here is its caller's doing
-        if path not in self.opaque:
+        if path not in self.opaque and not (self.keeps_idle and self._is_idle(m, forward, args, kwargs)):
             last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
             try:
                 if m._forward_hooks or m._forward_pre_hooks:
@@ -66,6 +72,23 @@ class ModuleTracer(fx.Tracer):
                     del self.opaque[name]
                 self.opaque[path] = reason_of(error)
         return self.create_proxy("call_module", path, args, kwargs)
+
+    def _is_idle(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a module without parameters, buffers or children does nothing in evaluation."""
+        if m._parameters or m._buffers or m._modules or m._forward_hooks or m._forward_pre_hooks or not args:
+            return False
+        last, mode = next(iter(reversed(self.graph.nodes)), None), m.training
+        m.training = False
+        try:
+            with must_be_replayable(m):
+                return forward(*args, **kwargs) is args[0]
+        except Exception:  # whatever it does, it does not just hand its argument on
+            return False
+        finally:
+            m.training = mode
+            self._take_back(last)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with must_be_replayable(root):

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain, layer_of
+from sparsefx.passes.modes import ByMode
+from sparsefx.passes.origins import rows_of
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, record
 
@@ -25,8 +27,12 @@ class OpenAttention:
     output projection, so that dimensions and whole heads can be removed. One whose weights are
     returned, or that adds keys of its own, stays as it is. ``scaled_dot_product_attention`` without a
     scale divides by the root of the head's width, which must stay that of the original.
+
+    Attributes:
+        trains: keep a layer's dropout, which acts in training only.
     """
 
+    trains: bool = False
     name = "open_attention"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
@@ -44,7 +50,9 @@ class OpenAttention:
             node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(program.node_inputs[node][0].shape[-1])}
         calls = Counter(str(node.target) for node in nodes)
         opened = [
-            node for node in layers if calls[str(node.target)] == 1 and _open(graph_module, program, node)
+            node
+            for node in layers
+            if calls[str(node.target)] == 1 and _open(graph_module, program, node, self.trains)
         ]
         return Outcome(bool(opened or attentions), f"{len(opened)} opened, {len(attentions)} scales stated")
 
@@ -59,7 +67,7 @@ def _has_fixed_width(program: Program, attention: fx.Node) -> bool:
     return len(query.shape) - 1 not in query.varying
 
 
-def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> bool:
+def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node, trains: bool) -> bool:
     """Replace one call; False where it does more than plain attention."""
     layer = layer_of(graph_module, node)
     assert isinstance(layer, nn.MultiheadAttention)
@@ -68,9 +76,12 @@ def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node) -> bool
         return False
     name = str(node.target)
     path, _, attribute = name.rpartition(".")
-    setattr(graph_module.get_submodule(path), attribute, _projections(layer))
+    opened = _projections(layer)
+    if trains and layer.dropout:
+        opened.add_module("dropout_p", ByMode(layer.dropout, 0.0).train(layer.training))
+    setattr(graph_module.get_submodule(path), attribute, opened)
     with graph_module.graph.inserting_before(node):
-        output = _attend(graph_module.graph, name, layer, call)
+        output = _attend(graph_module.graph, name, layer, call, trains)
     for user in list(node.users):
         user.replace_all_uses_with(output)
         graph_module.graph.erase_node(user)
@@ -108,26 +119,25 @@ def _is_simple(layer: nn.MultiheadAttention, call: _Call, program: Program) -> b
     return all(user.args[1:] == (0,) or not user.users for user in call.node.users)
 
 
-@torch.no_grad()
 def _projections(layer: nn.MultiheadAttention) -> nn.Module:
     """A module with the layer's four projections."""
-    if layer._qkv_same_embed_dim:
-        weights = layer.in_proj_weight.chunk(3)
-    else:
-        weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
-    biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
     result = nn.Module()
-    for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-        projection = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        projection.weight = nn.Parameter(weight.clone(), layer.out_proj.weight.requires_grad)
-        if bias is not None:
-            projection.bias = nn.Parameter(bias.clone(), layer.out_proj.weight.requires_grad)
+    thirds = torch.arange(3 * layer.embed_dim).chunk(3)
+    for name, third in zip(("q_proj", "k_proj", "v_proj"), thirds, strict=True):
+        if layer._qkv_same_embed_dim:
+            weight = rows_of(layer.in_proj_weight, third)
+        else:
+            weight = layer.get_parameter(f"{name}_weight")
+        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        projection.weight = weight
+        if layer.in_proj_bias is not None:
+            projection.bias = rows_of(layer.in_proj_bias, third)
         result.add_module(name, projection)
     result.add_module("out_proj", layer.out_proj)
     return result.train(layer.training)
 
 
-def _attend(graph: fx.Graph, name: str, layer: nn.MultiheadAttention, call: _Call) -> fx.Node:
+def _attend(graph: fx.Graph, name: str, layer: nn.MultiheadAttention, call: _Call, trains: bool) -> fx.Node:
     heads = (layer.num_heads, layer.head_dim)
     to_heads = (0, 2, 1, 3) if layer.batch_first else (1, 2, 0, 3)
     from_heads = (0, 2, 1, 3) if layer.batch_first else (2, 0, 1, 3)
@@ -141,6 +151,8 @@ def _attend(graph: fx.Graph, name: str, layer: nn.MultiheadAttention, call: _Cal
     if call.attn_mask is not None or call.key_padding_mask is not None:
         masks = (call.attn_mask, call.key_padding_mask, operands[0])
         options["attn_mask"] = graph.call_function(attention_mask, masks)
+    if trains and layer.dropout:
+        options["dropout_p"] = graph.call_module(f"{name}.dropout_p")
     attended = graph.call_function(F.scaled_dot_product_attention, tuple(operands), options)
     merged = graph.call_method("flatten", (graph.call_method("permute", (attended, *from_heads)), -2))
     return graph.call_module(f"{name}.out_proj", (merged,))

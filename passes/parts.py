@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.capture import capture
+from sparsefx.passes.capture import Capture, capture
 from sparsefx.passes.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
 from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.modes import follow_mode, split_modes
+from sparsefx.passes.origins import duplicate, origin_of
 from sparsefx.passes.pipeline import PassReport
 from sparsefx.passes.program import untouched
 
@@ -39,37 +41,43 @@ class Compiled:
         passes: what each pass did; the name of a part stands before that of the pass.
         graphs: the modules that became graphs; ``""`` is the model itself.
         opaque: the modules that stay Python, with the reason.
+        as_in_evaluation: the graphs that also in training do something that only evaluation did, with
+            what differs.
     """
 
     model: nn.Module
     passes: list[PassReport] = field(default_factory=list)
     graphs: list[str] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
+    as_in_evaluation: dict[str, str] = field(default_factory=dict)
 
 
-def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite) -> Compiled:
+def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite, *, trains: bool = False) -> Compiled:
     """Rewrite all of a model that can be captured.
 
     Args:
         model: a model in evaluation mode; it may be changed.
         inputs: positional arguments of its forward, at one or more sizes.
         rewrite: what to do with each graph.
+        trains: keep what acts in training only, such as dropout: each graph becomes a
+            :class:`TwoModeGraphModule`.
     """
     compiled = Compiled(model)
-    compiled.model = _Compiler(rewrite, compiled, model, inputs).compile(model)
+    compiled.model = _Compiler(rewrite, compiled, model, inputs, trains).compile(model)
     return compiled
 
 
 class _Compiler:
-    def __init__(self, rewrite: Rewrite, compiled: Compiled, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(
+        self, rewrite: Rewrite, compiled: Compiled, model: nn.Module, inputs: Inputs, trains: bool
+    ) -> None:
         self.rewrite, self.compiled, self.root, self.inputs = rewrite, compiled, model, inputs
+        self.trains = trains
         self._done: dict[nn.Module, nn.Module | None] = {}
 
     def compile(self, model: nn.Module) -> nn.Module:
-        root = (
-            fx.GraphModule(model, model.mode_graph(False)) if isinstance(model, TwoModeGraphModule) else model
-        )
-        graph = self._graph_of(root, "", [bind(root, values, {}) for values in self.inputs])
+        examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
+        graph = self._graph_of(model, "", examples)
         if graph is None:
             self._compile_children(model, "", _calls(model, self.inputs))
             return model
@@ -80,20 +88,24 @@ class _Compiler:
         if module._forward_pre_hooks:
             self.compiled.opaque[name] = "a forward pre-hook changes its arguments"
             return None
-        own = copy.deepcopy(module)  # so that nothing is lost if its graph cannot be used
+        # a copy, so that nothing is lost if its graph cannot be used
+        own = _in_mode(duplicate(module), False)
         with untouched(own, examples) as copies:
-            captured = capture(own, copies)
+            captured = capture(own, copies, keeps_idle=self.trains)
         if captured.graph is None:
             self.compiled.opaque[name] = captured.opaque[""]
             return None
         graph = _graph_module(own, captured.graph, whole=name == "")
         inputs = graph_inputs(captured.graph, examples)
+        held_back, differs = self._follow_mode(graph, module, examples, captured)
         try:
             passes = self.rewrite(graph, inputs)
         except Refused as refusal:
             self.compiled.opaque[name] = str(refusal)
             return None
         _share_unchanged(graph, module)
+        if differs:
+            self.compiled.as_in_evaluation[name] = differs
         self.compiled.graphs.append(name)
         self.compiled.passes += [step.inside(name) for step in passes]
         left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
@@ -102,7 +114,22 @@ class _Compiler:
             for path, reason in left.items():
                 self.compiled.opaque[_join(name, path)] = reason
                 self._compile_children(graph.get_submodule(path), path, calls, name)
-        return graph
+        return split_modes(graph, held_back) if self.trains else graph
+
+    def _follow_mode(
+        self, graph: fx.GraphModule, module: nn.Module, examples: Examples, evaluation: Capture
+    ) -> tuple[dict[bool, list[str]], str | None]:
+        """Let a graph follow the mode; what ``train`` leaves in evaluation, and what else differs."""
+        if not self.trains:
+            return {}, None
+        training = copy.deepcopy(module).train()
+        held_back = [path for path, part in training.named_modules() if not part.training]
+        root = _in_mode(training, True)
+        with untouched(root, examples) as copies:
+            captured = capture(root, copies, keeps_idle=True, opaque=evaluation.opaque)
+        traced = captured.graph
+        differs = captured.opaque[""] if traced is None else follow_mode(graph, traced)
+        return {True: held_back, False: []}, differs
 
     def _compile_children(
         self, parent: nn.Module, path: str, calls: Mapping[str, Sequence[_Call]], above: str = ""
@@ -118,6 +145,13 @@ class _Compiler:
                 self._compile_children(child, inner, calls, above)
             else:
                 parent._modules[key] = part
+
+
+def _in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """A model as the plain graph module of one of its modes, if it has a graph for each."""
+    if not isinstance(model, TwoModeGraphModule):
+        return model
+    return fx.GraphModule(model, model.mode_graph(training))
 
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -188,12 +222,18 @@ def _share_unchanged(graph: nn.Module, module: nn.Module) -> None:
     unchanged = {
         parameter: originals[name]
         for name, parameter in held
-        if name in originals and torch.equal(parameter, originals[name])
+        if name in originals and _is_same(parameter, originals[name])
     }
     for name, parameter in held:  # under names that a pass gave it too
         if parameter in unchanged:
             path, _, attribute = name.rpartition(".")
             graph.get_submodule(path)._parameters[attribute] = unchanged[parameter]
+
+
+def _is_same(parameter: Tensor, original: Tensor) -> bool:
+    """Whether no pass changed a parameter, nor reordered what is alike."""
+    one, other = origin_of(parameter), origin_of(original)
+    return torch.equal(parameter, original) and (one is None or one.matches(other))
 
 
 def _has(model: nn.Module, path: str) -> bool:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
+from sparsefx.passes.modes import ByMode
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
 _VIEWS = frozenset({"view", "_unsafe_view"})
@@ -345,7 +346,11 @@ class _RecordingInterpreter(fx.Interpreter):
     def _is_computed(self, node: fx.Node) -> bool:
         """Whether a node takes sizes that were computed, other than those of a reshape."""
         values = self.recorder.program.node_values
-        return not is_reshape(node) and any(not values[source] for source in node.all_input_nodes)
+        sources = [node for node in node.all_input_nodes if not self._is_by_mode(node)]
+        return not is_reshape(node) and any(not values[source] for source in sources)
+
+    def _is_by_mode(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), ByMode)
 
     def _values(self, result: Any) -> list[Value]:
         return [self.recorder.value(tensor) for tensor in _tensors(result)]

@@ -15,6 +15,7 @@ from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
 from sparsefx.passes.ops import is_known
+from sparsefx.passes.origins import follow
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record, untouched
 from sparsefx.passes.sizes import Pin, find_pins
@@ -105,7 +106,10 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
         old = held[attribute]
         undo.callback(held.__setitem__, attribute, old)
         if replacement is None:
-            replacement = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            replacement = tensor
+            if isinstance(old, nn.Parameter):
+                replacement = nn.Parameter(tensor, old.requires_grad)
+                follow(replacement, old, lambda labels: kept.cut(value, labels))
         held[attribute] = replacement
 
 

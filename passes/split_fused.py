@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import erase_unused, sole_contractions
+from sparsefx.passes.origins import rows_of
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, is_reshape, record
 
@@ -121,11 +122,9 @@ def _sizes(reshape: fx.Node) -> tuple[Any, ...]:
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else tuple(sizes)
 
 
-@torch.no_grad()
 def _part(layer: nn.Linear, rows: torch.Tensor) -> nn.Linear:
-    rows = rows.to(layer.weight.device)
     part = nn.Linear(layer.in_features, len(rows), layer.bias is not None, device="meta")
-    part.weight = nn.Parameter(layer.weight[rows], layer.weight.requires_grad)
+    part.weight = rows_of(layer.weight, rows)
     if layer.bias is not None:
-        part.bias = nn.Parameter(layer.bias[rows], layer.bias.requires_grad)
+        part.bias = rows_of(layer.bias, rows)
     return part.train(layer.training)

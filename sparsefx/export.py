@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
-from sparsefx.masks import check_invariant, detach_masks
+from sparsefx.masks import bare, check_invariant, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
@@ -23,6 +23,7 @@ from sparsefx.passes.gather import Gather, When
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
+from sparsefx.passes.origins import duplicate, mark, take_origins
 from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
 from sparsefx.passes.program import untouched
@@ -36,7 +37,12 @@ _COARSE_ROUNDING = 5e-2
 
 
 def export(
-    model: nn.Module, example_inputs: Sequence[Any], *, align: int = 1, gather: When = "auto"
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    align: int = 1,
+    gather: When = "auto",
+    fold_batchnorm: bool = True,
 ) -> nn.Module:
     """Remove the channels that do nothing, physically, without changing the function.
 
@@ -53,11 +59,20 @@ def export(
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
             size (the result may differ from machine to machine), ``"never"`` or ``"always"``.
+        fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
+            be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
+            learns as a whole, so that ``gather="auto"`` gathers nothing.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
         ``model.eval()`` up to float rounding. ``.report`` lists what was removed. A model whose own
         forward cannot be traced, or that a pass would change, is returned whole, with a warning.
+
+        With ``fold_batchnorm=False``, ``train()`` switches BatchNorm to the statistics of the batch and
+        dropout on, wherever the model did, and every weight that is left can change: nothing is masked any
+        more. What did nothing in evaluation but would in training by way of a constant (a BatchNorm after
+        an empty row) is gone. What a model only computes in training, such as an auxiliary head, is left
+        out, with a warning. ``.origins`` says which parameter, and which of its indices, each one was.
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
@@ -75,19 +90,28 @@ def export(
     inputs = _check(model, example_inputs, align, gather)
     check_invariant(model)
     original = _plain_copy(model)
+    trains = not fold_batchnorm
+    if trains:
+        mark(bare(original))
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: _run(original, values), inputs)
-    steps: list[Pass] = [RemoveIdentities(), FunctionalToModules(), OpenAttention()]
-    steps += [SplitFused(), FoldBatchNorm(), FoldConstants(), OpenNorms(), LineUp()]
-    steps += [Shrink(align), Gather(gather)]
+    if trains and gather == "auto":
+        gather = "never"
+    steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
+    steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
+    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align), Gather(gather)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
         return run_pipeline(steps, graph_module, values, check=verify)
 
-    compiled = compile_model(copy.deepcopy(original), examples, rewrite)
+    compiled = compile_model(duplicate(original), examples, rewrite, trains=trains)
     if not _same(_run_or_none(compiled.model, inputs), expected):
         compiled = Compiled(original, opaque={"": "its parts do not fit together as graphs"})
+    if trains:
+        if _trains(original, inputs) and not _trains(compiled.model, inputs):
+            compiled = Compiled(original, opaque={"": "what is left of it would not run in training"})
+        compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
     _warn(compiled)
     compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
     return compiled.model
@@ -130,8 +154,27 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return model(*copies)
 
 
+def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a model runs in training mode; it is left in evaluation."""
+    state = torch.get_rng_state()
+    try:
+        _run(model.train(), inputs)
+    except Exception:  # a BatchNorm refuses a batch of one, say
+        return False
+    finally:
+        model.eval()
+        torch.set_rng_state(state)
+    return True
+
+
 def _warn(compiled: Compiled) -> None:
     """Say what stays Python, and why, where that costs more than a single module."""
+    for name, difference in compiled.as_in_evaluation.items():
+        warnings.warn(
+            f"export: {name or 'the model'} does in training what it does in evaluation, apart from "
+            f"BatchNorm and dropout: {difference}",
+            stacklevel=3,
+        )
     reason = compiled.opaque.get("")
     if reason is None:
         return
@@ -168,7 +211,9 @@ def _same(outputs: Any, expected: Any) -> bool:
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:
-    if output.shape != expected.shape or not expected.is_floating_point():
+    if not isinstance(output, Tensor) or output.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
         return torch.equal(output, expected)
     tolerance = _ROUNDING.get(expected.dtype, _COARSE_ROUNDING)
     scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0

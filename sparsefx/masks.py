@@ -80,7 +80,7 @@ def masked_weights(model: nn.Module) -> list[MaskedWeight]:
     """
     names: dict[int, str] = {}
     holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
-    for path, module in _bare(model).named_modules():
+    for path, module in bare(model).named_modules():
         for parameter, mask in module.__dict__.get(_RECORD, {}).items():
             key = id(module.get_parameter(parameter))
             names.setdefault(key, _layer_name(path, parameter))
@@ -168,7 +168,7 @@ def zero_outside(weight: Tensor, mask: Tensor) -> None:
     weight.view(integer).mul_(mask.view(torch.int8))
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def bare(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
     while True:
         if "_orig_mod" in model._modules:  # torch.compile

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsefx.carry_over import carry_over
 from sparsefx.cycle import (
     DECAY,
     GROW,
@@ -271,6 +272,35 @@ class SparseMomentum(Optimizer):
         layers = tuple(outcome.record for outcome in outcomes)
         self.history.append(CycleRecord(self._cycle, self._step, rate, layers))
         return self.history[-1]
+
+    def compact(self, model: nn.Module) -> Optimizer:
+        """The optimizer that trains on a model which :func:`export` made with ``fold_batchnorm=False``.
+
+        Call it right after the export. Momentum and whatever else the wrapped optimizer keeps of a
+        weight are cut with the weight; a bias that the export made has none yet. Hooks and schedulers
+        stay with this one.
+
+        Args:
+            model: the exported model, on whatever device it will be trained.
+
+        Returns:
+            An optimizer of the wrapped one's class with the same parameter groups, of which it holds what
+            is left. The exported model has no masks, so it needs no wrapper.
+
+        Raises:
+            ArgumentError: ``model`` was not exported from this optimizer's model with
+                ``fold_batchnorm=False``, or the wrapped optimizer's class cannot be built from its defaults.
+
+        Example:
+            >>> import torch, sparsefx
+            >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), density=0.25)
+            >>> adam = torch.optim.Adam(model.parameters(), lr=0.1)
+            >>> optimizer = sparsefx.SparseMomentum(adam, model, cycles=10)
+            >>> small = sparsefx.export(model, (torch.ones(1, 8),), fold_batchnorm=False)
+            >>> type(optimizer.compact(small)).__name__
+            'Adam'
+        """
+        return carry_over(self._optimizer, self._model, model)
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state dict, and what resuming needs besides under ``sparse_momentum``.

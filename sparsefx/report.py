@@ -109,6 +109,14 @@ class OpaqueModule:
 
 
 @dataclass(frozen=True)
+class AsInEvaluation:
+    """A compiled module (``""`` is the model itself), and what of its forward in training is left out."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export changed; ``print(report)`` shows the table, :meth:`as_dict` plain data.
 
@@ -119,6 +127,8 @@ class ExportReport:
         passes: what each pass did, in order, with what kept channels that nothing reads.
         graphs: the modules that were compiled, by name; ``""`` is the whole model.
         opaque: the modules that stay Python, with the reason.
+        as_in_evaluation: the compiled modules that also in training do something that only evaluation did;
+            none unless ``fold_batchnorm=False``.
     """
 
     layers: tuple[LayerChange, ...]
@@ -127,6 +137,7 @@ class ExportReport:
     passes: tuple[PassReport, ...] = ()
     graphs: tuple[str, ...] = ()
     opaque: tuple[OpaqueModule, ...] = ()
+    as_in_evaluation: tuple[AsInEvaluation, ...] = ()
 
     @property
     def captured(self) -> str:
@@ -158,6 +169,9 @@ class ExportReport:
         )
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
         lines += [f"{part.name or 'the model'} stays Python: {part.reason}" for part in self.opaque]
+        lines += [
+            f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
+        ]
         return "\n".join(lines)
 
 
@@ -244,6 +258,7 @@ def compare(
         tuple(compiled.passes),
         tuple(compiled.graphs),
         tuple(OpaqueModule(name, reason) for name, reason in compiled.opaque.items()),
+        tuple(AsInEvaluation(name, what) for name, what in compiled.as_in_evaluation.items()),
     )
 
 

@@ -105,7 +105,7 @@ def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[boo
     for mode in (True, False):
         model.train(mode)
         held_back[mode] = [name for name, module in model.named_modules() if module.training is not mode]
-        captures[mode] = capture(model)
+        captures[mode] = capture(model, keeps_idle=True)
     for module, mode in modes.items():
         module.training = mode
     return captures, held_back

@@ -28,7 +28,8 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
 
     There is no code in the file and no pickle: :func:`load` needs the model that was exported, as an
     architecture. The file is in the safetensors format, with a checksum; tied tensors are in it once.
-    It replaces one that is there only when it is complete.
+    It replaces one that is there only when it is complete. Of a model exported to be trained on it is the
+    graph of evaluation that is kept, and not ``origins``; ``torch.save`` keeps both.
 
     Args:
         compact: what :func:`sparsefx.export` returned.

@@ -18,6 +18,7 @@ from sparsefx.archive.plan import (
     simple_attributes,
 )
 from sparsefx.passes.graph_data import check_path, encode_graph
+from sparsefx.passes.graph_module import TwoModeGraphModule
 from sparsefx.passes.plain_values import DataError
 
 
@@ -77,7 +78,8 @@ def _kind(module: nn.Module) -> str:
 
 def _encode_graph(path: str, module: fx.GraphModule) -> list[Any]:
     try:
-        return encode_graph(module.graph)
+        two_modes = isinstance(module, TwoModeGraphModule)
+        return encode_graph(module.mode_graph(False) if two_modes else module.graph)
     except DataError as error:
         raise DataError(f"graph of {path or 'the model'}: {error}") from error
 
