@@ -181,9 +181,9 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
 def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
     """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes."""
 
-    def run(call: tuple[Any, ...]) -> None:
+    def run(call: tuple[Any, ...]) -> Any:
         with torch.no_grad(), untouched(module, call) as (args, kwargs):
-            module(*args, **kwargs)
+            return module(*args, **kwargs)
 
     try:
         others = at_other_sizes(run, calls[0])[1:] if calls else []

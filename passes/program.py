@@ -61,6 +61,7 @@ class Call:
         computed: it is handed sizes that follow the input, which may be others in another run.
         opaque: what it computes may depend on more than the graph shows: Python code that is not torch's,
             a buffer that it writes. What was seen in one run then says nothing of another.
+        regrouped: dimensions of its operand that it takes together in another run, and not in this one.
     """
 
     op: torch._ops.OpOverload
@@ -71,6 +72,7 @@ class Call:
     aliases: tuple[Value, ...] = ()
     computed: bool = False
     opaque: bool = False
+    regrouped: set[int] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -170,7 +172,7 @@ def _mark_what_differs(program: Program, other: Program) -> None:
     pairs = list(zip(program.inputs, other.inputs, strict=True))
     for node, calls in program.by_node.items():
         others = other.calls_of(node)
-        if [call.name for call in calls] != [call.name for call in others]:
+        if [(call.name, len(call.outputs)) for call in calls] != [(c.name, len(c.outputs)) for c in others]:
             for call in calls:
                 call.opaque = True
                 for value in call.outputs:
@@ -178,7 +180,9 @@ def _mark_what_differs(program: Program, other: Program) -> None:
             continue
         for call, its in zip(calls, others, strict=True):
             pairs += zip(call.outputs, its.outputs, strict=True)
-            if call.name in _VIEWS and _regroups(call, its):
+            if call.name in _VIEWS and _same_ranks(call, its):
+                _mark_regrouped(call, its)
+            elif call.name in _VIEWS:
                 call.opaque = True
     for value, its_value in pairs:
         if len(value.shape) == len(its_value.shape):
@@ -186,16 +190,27 @@ def _mark_what_differs(program: Program, other: Program) -> None:
             value.varying.update(dim for dim, (one, two) in enumerate(sizes) if one != two)
 
 
-def _regroups(call: Call, its: Call) -> bool:
-    """Whether a view takes dimensions together otherwise in another run.
+def _same_ranks(call: Call, its: Call) -> bool:
+    ranks = [[len(value.shape) for value in (*c.inputs, *c.outputs)] for c in (call, its)]
+    return ranks[0] == ranks[1]
+
+
+def _mark_regrouped(call: Call, its: Call) -> None:
+    """Note the dimensions that a view takes together in another run, and not in this one.
 
     ``(b, n, 12)`` as ``(b, 4, 3, -1)`` splits the channels where n is 4, and mixes them with the
     positions where it is 8.
     """
-    sources, results = ([c.inputs[0].shape for c in (call, its)], [c.outputs[0].shape for c in (call, its)])
-    if len({len(shape) for shape in sources}) > 1 or len({len(shape) for shape in results}) > 1:
-        return True
-    return _grouped(sources[:1], results[:1]) != _grouped(sources, results)
+    (source,), (result,) = call.inputs, call.outputs
+    sources, results = [source.shape, its.inputs[0].shape], [result.shape, its.outputs[0].shape]
+    here, row, column = _grouped(sources[:1], results[:1]), 0, 0
+    for rows, columns in _grouped(sources, results):
+        if any(row <= r <= rows and column <= c <= columns for r, c in here if (r, c) != (rows, columns)):
+            call.regrouped.update(range(row, rows))
+            source.varying.update(range(row, rows))
+            result.varying.update(range(column, columns))
+        here = [end for end in here if end > (rows, columns)]
+        row, column = rows, columns
 
 
 def _grouped(sources: Sequence[torch.Size], results: Sequence[torch.Size]) -> list[tuple[int, int]]:

@@ -391,3 +391,20 @@ def test_a_stride_over_a_single_position() -> None:
 
     compact = exported(Strided(), torch.randn(2, 1, 4, dtype=torch.float64))
     assert compact(torch.randn(2, 3, 4)).shape == (2, 2, 2)
+
+
+def test_a_split_into_another_number_of_parts_at_other_sizes() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(x)).split(2, 1)[0])
+
+    torch.manual_seed(0)
+    model = Split()
+    model.first.weight.data[::2] = 0
+    compact = exported(model, torch.randn(2, 4, 4, dtype=torch.float64))
+    x = torch.randn(3, 9, 4, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
