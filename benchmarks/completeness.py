@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def _difference(pruned: nn.Module, inputs: tuple[Any, ...], expected: list[Tenso
 def _prune(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Let torch-pruning prune a model in place; each element of its tensors is then its former position."""
     classes = {tensor.shape[1] for tensor in networks.outputs(model, inputs) if tensor.dim() > 1}
+    warnings.simplefilter("ignore")  # it says which choices it makes
     pruner = torch_pruning.pruner.BasePruner(
         model,
         inputs,
