@@ -9,6 +9,7 @@ on it (or on data) cannot be traced; the module around it stays a leaf.
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import inspect
 import linecache
@@ -56,7 +57,7 @@ class ExampleTracer(ModuleTracer):
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _entered_functions(), self._recorded_constructors():
+        with _entered_functions(), self._recorded_constructors(), _proxies_are_instances():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -216,13 +217,6 @@ class ExampleProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.examples = []
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # isinstance(x, Tensor) and isinstance(n, int) are common in forwards
-        kinds = {type(value) for value in self.__dict__.get("examples", ())}
-        if kinds == {int}:
-            return int
-        return Tensor if kinds and all(issubclass(kind, Tensor) for kind in kinds) else ExampleProxy
-
     @property
     def ndim(self) -> Any:
         return self.dim()
@@ -296,10 +290,6 @@ class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
     @property
     def examples(self) -> list[Any]:  # type: ignore[override]
         return [getattr(value, self.attr) for value in self.root.examples]
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return ExampleAttribute
 
 
 class _Sizes(tuple[Any, ...]):
@@ -417,6 +407,30 @@ def _entered_functions() -> Iterator[None]:
         yield
     finally:
         fx_module._create_wrapped_func = original
+
+
+@contextmanager
+def _proxies_are_instances() -> Iterator[None]:
+    """Let ``isinstance(x, Tensor)`` and ``isinstance(n, int)``, common in forwards, ask for the values.
+
+    Only Python code asks ``builtins``: a proxy with another ``__class__`` would also pass for a tensor
+    in C++, which crashes.
+    """
+    original = builtins.isinstance
+
+    def of_values(obj: Any, kinds: Any) -> bool:
+        if original(obj, kinds):
+            return True
+        if not original(obj, ExampleProxy) or original(obj, ExampleAttribute):
+            return False
+        values = obj.__dict__.get("examples")
+        return bool(values) and all(original(value, kinds) for value in values)
+
+    builtins.isinstance = of_values
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
 
 
 def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
