@@ -44,7 +44,7 @@ class Origin:
     @property
     def kept(self) -> torch.Size:
         """The parameter's shape."""
-        return torch.broadcast_shapes(*(indices.shape for indices in self.indices))
+        return torch.Size(torch.broadcast_shapes(*(indices.shape for indices in self.indices)))
 
     def taken(self, take: Take) -> Origin:
         """The origin of what is made of the parameter by taking some of its elements."""

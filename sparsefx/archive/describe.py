@@ -78,8 +78,8 @@ def _kind(module: nn.Module) -> str:
 
 def _encode_graph(path: str, module: fx.GraphModule) -> list[Any]:
     try:
-        two_modes = isinstance(module, TwoModeGraphModule)
-        return encode_graph(module.mode_graph(False) if two_modes else module.graph)
+        graph = module.mode_graph(False) if isinstance(module, TwoModeGraphModule) else module.graph
+        return encode_graph(graph)
     except DataError as error:
         raise DataError(f"graph of {path or 'the model'}: {error}") from error
 
