@@ -3,11 +3,11 @@
     python benchmarks/completeness.py run --zoo torchvision --models 'resnet*'
     python benchmarks/completeness.py table
 
-torch-pruning picks half of the channels of every group at random, output layers excepted, and removes
-them. The same elements of the parameters are set to 0 in a copy of the model and export is left to find
-them. Its result must have at most the parameters of torch-pruning's and compute what the zeroed copy
-computes, in float64. torch-pruning itself does not aim at the latter: a norm over channels, say, gives
-other results without the zeros. A model runs in a process of its own; results are appended to
+torch-pruning picks half of the channels of every group at random and removes them; output layers are
+excepted, and groups with a norm over channels, whose result depends on how many zeros there are. The same
+elements of the parameters are set to 0 in a copy of the model and export is left to find them. Its result
+must have at most the parameters of torch-pruning's and compute what the zeroed copy computes, in float64.
+A model runs in a process of its own; results are appended to
 runs/completeness.jsonl, and what is there already is skipped. ``table`` writes a section of
 docs/coverage.md. Needs torch-pruning, and timm for its models.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ import sparsefx
 
 RESULTS = Path("runs/completeness.jsonl")
 RATIO = 0.5
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Norms over channels: these count the zeros that would go."""
 OTHER_TASKS = (
     "*rcnn*",
     "*fcos*",
@@ -94,16 +97,17 @@ def measure(key: str, largest: float, results: Path) -> None:
     else:
         networks.randomise(model)
         networks.calibrate(model, case.inputs(4, *case.size))
-        record = {"parameters": size[0], "weights": size[1], **_compare(model, case.inputs(2, *case.size))}
+        record = {"parameters": size[0], "weights": size[1], **_compare(model, case)}
     workers.append(results, [{"model": key, **record}])
 
 
-def _compare(model: nn.Module, inputs: tuple[Any, ...]) -> workers.Record:
+def _compare(model: nn.Module, case: zoo.Case) -> workers.Record:
     pruned = copy.deepcopy(model)
     try:
-        _prune(pruned, inputs)
+        _prune(pruned, case.inputs(1, *case.size))  # a larger batch may be taken for a channel dimension
     except Exception as error:  # torch-pruning cannot prune every model
         return {"status": "not pruned", "message": f"{type(error).__name__}: {error}"[:400]}
+    inputs = case.inputs(2, *case.size)
     emptied = _without(model, pruned)
     expected = networks.outputs(emptied, inputs)
     compact = sparsefx.export(emptied, inputs)
@@ -132,6 +136,7 @@ def _difference(pruned: nn.Module, inputs: tuple[Any, ...], expected: list[Tenso
 def _prune(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Let torch-pruning prune a model in place; each element of its tensors is then its former position."""
     classes = {tensor.shape[1] for tensor in networks.outputs(model, inputs) if tensor.dim() > 1}
+    warnings.simplefilter("ignore")  # it says which choices it makes
     pruner = torch_pruning.pruner.BasePruner(
         model,
         inputs,
@@ -145,7 +150,9 @@ def _prune(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     with torch.no_grad():
         for _, tensor in _tensors(model):
             tensor.copy_(torch.arange(tensor.numel()).view_as(tensor))
-    pruner.step()
+    for group in pruner.step(interactive=True):
+        if not any(isinstance(dependency.target.module, NORMS) for dependency, _ in group):
+            group.prune()
 
 
 def _width(module: nn.Module) -> int | None:

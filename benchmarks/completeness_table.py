@@ -14,11 +14,11 @@ def write(records: list[Record]) -> None:
     worst = max((record["difference"] for record in pruned.values()), default=0.0)
     text = (
         "## Against torch-pruning\n\n"
-        "torch-pruning removes half of the channels of every group; export gets the same model with those "
-        f"parameters set to 0. Of {len(pruned)} models that torch-pruning prunes, export has at most as many "
-        f"parameters left for {complete}; its outputs differ from the zeroed model's by at most {worst:.0e} "
-        "of the largest. Where torch-pruning's own outputs differ, it has changed the function: a norm over "
-        "channels sees fewer of them, and the zeros cannot go without changing it.\n\n"
+        "torch-pruning removes half of the channels of every group without a norm over channels; export gets "
+        f"the same model with those parameters set to 0. Of {len(pruned)} models that torch-pruning prunes, "
+        f"export leaves at most as many parameters for {complete}; its outputs differ from the zeroed "
+        f"model's by at most {worst:.0e} of the largest. Where torch-pruning's own differ it has changed the "
+        "function, and the zeros cannot go without changing it.\n\n"
     )
     header = ["model", "parameters", "torch-pruning", "export", "export / torch-pruning"]
     header += ["difference", "difference of torch-pruning"]

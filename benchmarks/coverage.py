@@ -138,6 +138,7 @@ def _measure_pattern(model: nn.Module, case: zoo.Case) -> workers.Record:
         "parameters": (before[0], after[0]),
         "weights": (before[1], after[1]),
         "shrinks": after[1] < before[1],
+        "opaque": networks.opaque_weights(compact),
         "captured": getattr(report, "captured", None) or ("whole" if whole else "fx"),
         "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:4000],
         **_compare(model, compact, case, inputs),

@@ -101,13 +101,19 @@ def _table(models: Models) -> str:
 
 def _cells(found: dict[str, Record], patterns: list[str]) -> Iterator[str]:
     measured = [record for record in found.values() if "weights" in record]
-    yield ", ".join(sorted({record["captured"] for record in measured}))
+    yield ", ".join(sorted({_captured(record) for record in measured}))
     yield f"{measured[0]['parameters'][0]:,}" if measured else ""
     for pattern in patterns:
         yield _left(found.get(pattern))
     differences = [record["difference"] for record in measured if "difference" in record]
     yield f"{max(differences):.0e}" if differences else ""
     yield f"{max(record['seconds'] for record in measured):.1f}" if measured else ""
+
+
+def _captured(record: Record) -> str:
+    """How, and what percentage of the exported weights is in modules that did not trace."""
+    share = 100 * record.get("opaque", 0) / max(record["weights"][1], 1)
+    return f"{record['captured']}, {share:.0f}% not traced" if share else str(record["captured"])
 
 
 def _left(record: Record | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -113,6 +113,19 @@ def sizes(model: nn.Module) -> tuple[int, int]:
     """Elements of all parameters, and of those with two dimensions or more: folded norms have one."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.dim() > 1)
+
+
+def opaque_weights(model: nn.Module) -> int:
+    """Elements of the weights in modules that a graph calls as one, torch's own layers not counted."""
+    if not isinstance(model, fx.GraphModule):
+        return 0
+    found = {}
+    for node in model.graph.nodes:
+        if node.op == "call_module":
+            module = model.get_submodule(str(node.target))
+            if any(module.children()) and not type(module).__module__.startswith("torch.nn."):
+                found.update({id(p): p.numel() for p in module.parameters() if p.dim() > 1})
+    return sum(found.values())
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def _hands_on(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class FunctionalToModules:
-    """Turn ``F.linear`` and ``F.convNd`` on parameters into layers that hold the same parameters."""
+    """Turn ``F.linear``, ``F.convNd`` and ``F.layer_norm`` on parameters into layers that hold them."""
 
     name = "functional_to_modules"
 
@@ -96,9 +96,11 @@ def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
 
 def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The layer that computes what a functional call does; None where there is none."""
-    if node.op != "call_function" or node.target not in (F.linear, *_CONVOLUTIONS):
+    if node.op != "call_function" or node.target not in (F.linear, F.layer_norm, *_CONVOLUTIONS):
         return None
     names = ("input", "weight", "bias", *(_CONVOLUTIONS.get(node.target, (None, ()))[1]))
+    if node.target is F.layer_norm:
+        names = ("input", "normalized_shape", "weight", "bias", "eps")
     arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     arguments.pop("input", None)
     weight = _parameter(graph_module, arguments.pop("weight", None))
@@ -108,7 +110,7 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         return None
     if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(arguments)):
         return None
-    if weight.dim() < 2 or weight.is_complex():
+    if (weight.dim() < 2) != (node.target is F.layer_norm) or weight.is_complex():
         return None
     layer: nn.Module = _empty_layer(node.target, weight, arguments)
     layer._parameters.update(weight=weight, bias=bias)
@@ -118,6 +120,8 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def _empty_layer(target: Any, weight: nn.Parameter, arguments: dict[str, Any]) -> Any:
     """A layer of the right kind and sizes, without storage: its parameters are replaced."""
+    if target is F.layer_norm:
+        return nn.LayerNorm(**arguments, elementwise_affine=False)
     if target is F.linear:
         return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     kind, _ = _CONVOLUTIONS[target]

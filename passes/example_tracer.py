@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
 import operator
 import sys
@@ -55,7 +56,7 @@ class ExampleTracer(ModuleTracer):
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _unwrapped_functions(), self._recorded_constructors():
+        with _entered_functions(), self._recorded_constructors():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -79,10 +80,13 @@ class ExampleTracer(ModuleTracer):
                 named[name] = self._placeholder(name, values)
             else:
                 named[name] = self._specialised(name, values)
-        return lambda: self.root.forward(*positional, **named), []  # type: ignore[operator]
+        return lambda: self.root.forward(*positional, **named), []
 
     def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
-        proxy = self.proxy(self.create_node("placeholder", name, (), {}))
+        # after an argument with a default, Python wants one here too
+        follows = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        default = (None,) if follows and not name.startswith("*") else ()
+        proxy = self.proxy(self.create_node("placeholder", name, default, {}))
         proxy.examples = values
         return proxy
 
@@ -100,7 +104,7 @@ class ExampleTracer(ModuleTracer):
         return ExampleProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         proxy.examples = [
             self._evaluate(kind, target, *_values((args, kwargs), number))
             for number in range(len(self.calls))
@@ -125,6 +129,16 @@ class ExampleTracer(ModuleTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace into a function that fx would leave alone, since values are known; or leave it too."""
+        if inspect.isfunction(function):
+            last = next(iter(reversed(self.graph.nodes)), None)
+            try:
+                return function(*args, **kwargs)
+            except Exception:  # it runs on proxies: anything may be raised
+                self._take_back(last)
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[index] for index in range(len(obj))])
@@ -202,7 +216,7 @@ class ExampleProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.examples = []
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # isinstance(x, Tensor) and isinstance(n, int) are common in forwards
         kinds = {type(value) for value in self.__dict__.get("examples", ())}
         if kinds == {int}:
@@ -283,7 +297,7 @@ class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
     def examples(self) -> list[Any]:  # type: ignore[override]
         return [getattr(value, self.attr) for value in self.root.examples]
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return ExampleAttribute
 
@@ -394,11 +408,22 @@ def _lines_that_guard_errors(filename: str) -> frozenset[int]:
 
 
 @contextmanager
-def _unwrapped_functions() -> Iterator[None]:
-    """Trace into functions that their authors told fx not to enter: values are known here."""
-    wrapped = dict(_symbolic_trace._wrapped_fns_to_patch)
-    _symbolic_trace._wrapped_fns_to_patch.clear()
+def _entered_functions() -> Iterator[None]:
+    """Let the functions that their authors told fx not to enter go through the tracer."""
+    fx_module: Any = _symbolic_trace
+    original = fx_module._create_wrapped_func
+    fx_module._create_wrapped_func = _through_the_tracer
     try:
         yield
     finally:
-        _symbolic_trace._wrapped_fns_to_patch.update(wrapped)
+        fx_module._create_wrapped_func = original
+
+
+def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tracer: Any = next((leaf.tracer for leaf in leaves if isinstance(leaf, ExampleProxy)), None)
+        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
+
+    return called

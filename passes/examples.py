@@ -20,6 +20,7 @@ Inputs = Sequence[tuple[Any, ...]]
 """Positional arguments of a graph, for each example."""
 
 _LARGE = 128  # sizes from here on are halved, which is cheap to run; smaller ones are doubled
+_SMALL = 4  # below this doubled sizes may be alike after a stride
 
 
 def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
@@ -63,20 +64,30 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
     accepts is taken as fixed.
 
     Args:
-        run: calls the model with positional arguments, and raises for sizes that it does not accept.
+        run: calls the model with positional arguments, and raises for sizes that it does not accept;
+            returns its outputs.
         inputs: the example inputs.
     """
     if not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in pytree.tree_leaves(inputs)):
         return [inputs]
-    accepted = [places for places in _groups(inputs) if _accepts(run, inputs, [places])]
+    before = _shapes(run(inputs))
+
+    def takes(other: tuple[Any, ...]) -> bool:
+        try:
+            outputs = run(other)
+        except Exception:  # the model refuses a size in its own way
+            return False
+        return not _loses_samples(_shapes(inputs), before, _shapes(other), _shapes(outputs))
+
+    accepted = [places for places in _groups(inputs) if _change(takes, inputs, [places])]
     single = {place for places in _groups(inputs) if places not in accepted for place in places}
-    accepted += [[place] for place in sorted(single) if _accepts(run, inputs, [[place]])]
+    accepted += [[place] for place in sorted(single) if _change(takes, inputs, [[place]])]
     if not accepted:
         return [inputs]
-    together = _accepted_change(run, inputs, accepted)
+    together = _change(takes, inputs, accepted)
     if together is not None:
         return [inputs, together]
-    changes = (_accepted_change(run, inputs, [places]) for places in accepted)
+    changes = (_change(takes, inputs, [places]) for places in accepted)
     return [inputs, *(change for change in changes if change is not None)]
 
 
@@ -93,31 +104,43 @@ def _groups(inputs: tuple[Any, ...]) -> list[list[_Place]]:
     return list(groups.values())
 
 
-def _accepts(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...], groups: Any) -> bool:
-    return _accepted_change(run, inputs, groups) is not None
-
-
-def _accepted_change(
-    run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...], groups: list[list[_Place]]
+def _change(
+    takes: Callable[[tuple[Any, ...]], bool], inputs: tuple[Any, ...], groups: list[list[_Place]]
 ) -> tuple[Any, ...] | None:
-    """The inputs with some dimensions changed in the first way that the model accepts."""
+    """The inputs with some dimensions changed in the first way that the model takes."""
     places = {place for group in groups for place in group}
-    for change in _changes():
-        other = _resized(inputs, places, change)
-        try:
-            run(other)
-        except Exception:  # the model refuses a size in its own way
-            continue
-        return other
-    return None
+    others = (_resized(inputs, places, change) for change in _changes())
+    return next((other for other in others if takes(other)), None)
+
+
+_Shapes = list[torch.Size]
+
+
+def _shapes(values: Any) -> _Shapes:
+    leaves = pytree.tree_leaves(values)
+    return [leaf.shape for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+
+
+def _loses_samples(inputs: _Shapes, outputs: _Shapes, its_inputs: _Shapes, its_outputs: _Shapes) -> bool:
+    """Whether samples no longer have one result each: ``view(-1, 400)`` takes any size, but means one."""
+    batch = inputs[0][0]
+    if its_inputs[0][0] != batch:
+        return False
+    return any(
+        shape[0] == batch != its_shape[0] for shape, its_shape in zip(outputs, its_outputs, strict=False)
+    )
 
 
 def _changes() -> Iterator[Callable[[int, int], int]]:
     """Ways to change a size, by dimension and present size; the batch only ever grows by one."""
-    yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else 2 * size)
+    yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else _grown(size))
     yield lambda dim, size: size + 1 if dim == 0 else 2 * size
     yield lambda dim, size: size + 1
     yield lambda dim, size: size + 1 if dim == 0 else size + 32
+
+
+def _grown(size: int) -> int:
+    return 4 * size if size < _SMALL else 2 * size
 
 
 def _resized(inputs: tuple[Any, ...], places: set[_Place], change: Callable[[int, int], int]) -> Any:

@@ -189,7 +189,10 @@ def _selected(
     if columns is not None:
         copied.weight = columns_of(copied.weight, columns)
     weight = copied.weight
-    follow_weight(copied, weight.shape[1])
+    positions = weight.shape[2:]
+    follow_weight(
+        copied, torch.Size((weight.shape[1], *positions)), torch.Size((weight.shape[0], *positions))
+    )
     return copied
 
 

@@ -30,9 +30,9 @@ def is_plain(module: nn.Module | None) -> bool:
 
 
 def _is_torchs_own(module: nn.Module, method: str) -> bool:
-    """Whether torch, not a user's subclass, defines a method; also where there is none."""
+    """Whether torch or a pass, not a user's subclass, defines a method; also where there is none."""
     defined = getattr(type(module), method, None)
-    return defined is None or defined.__module__.startswith("torch.nn.modules.")
+    return defined is None or defined.__module__.startswith(("torch.nn.modules.", "sparsefx.passes."))
 
 
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -66,24 +66,28 @@ def set_bias(layer: nn.Linear | _ConvNd, bias: Tensor) -> None:
     layer.bias = new if layer.bias is None else follow(new, layer.bias)
 
 
-def follow_weight(layer: nn.Module, in_channels: int) -> None:
+def follow_weight(layer: nn.Module, inputs: torch.Size, outputs: torch.Size) -> None:
     """Set the size attributes of a layer to what its tensors say.
 
     Args:
-        layer: a Linear, Conv or BatchNorm layer whose tensors were cut.
-        in_channels: the channels that its input has now.
+        layer: a layer whose tensors were cut; one without sizes of its own is left alone.
+        inputs: the shape of its input now.
+        outputs: the shape of its result now.
     """
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, _ConvTransposeNd):
-        if layer.groups > 1:  # groups go as a whole
-            layer.groups = layer.groups * layer.weight.shape[0] // layer.in_channels
-        layer.in_channels, layer.out_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
     elif isinstance(layer, _ConvNd):
-        layer.groups = in_channels // layer.weight.shape[1]
-        layer.in_channels, layer.out_channels = in_channels, layer.weight.shape[0]
-    elif isinstance(layer, _BatchNorm):
-        layer.num_features = in_channels
+        dim = -1 - len(layer.kernel_size)
+        layer.in_channels, layer.out_channels = inputs[dim], outputs[dim]
+        whole = layer.out_channels if isinstance(layer, _ConvTransposeNd) else layer.in_channels
+        layer.groups = whole // layer.weight.shape[1]
+    elif isinstance(layer, _BatchNorm) and len(inputs) > 1:
+        layer.num_features = inputs[1]
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_groups = layer.num_groups * inputs[1] // layer.num_channels
+        layer.num_channels = inputs[1]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = layer.weight.numel()
 
 
 def per_output(layer: nn.Linear | _ConvNd, vector: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,12 +60,14 @@ class _Pair:
     Attributes:
         one: the layer of the keys or values, by its rows.
         other: the layer of the queries by its rows or, ``forward``, the output projection by its columns.
+        attention: the node between them.
         ends: the nodes at the attention's side of the two chains.
     """
 
     one: fx.Node
     other: fx.Node
-    ends: tuple[fx.Node, fx.Node]
+    attention: fx.Node
+    ends: tuple[Any, Any]
     forward: bool
 
     def of_other(self, live: Mapping[Value, Tensor], program: Program) -> Tensor:
@@ -79,10 +82,12 @@ def _pairs(attention: fx.Node, layers: _Layers) -> list[_Pair]:
     q, k, v = (_producer(source, layers) for source in attention.args[:3])
     output = _consumer(attention, layers)
     found: list[_Pair] = []
-    if q is not None and k is not None and q is not k:
-        found.append(_Pair(k, q, (attention.args[1], attention.args[0]), False))
+    if len({q, k, v} - {None}) < sum(layer is not None for layer in (q, k, v)):
+        return []  # one layer in two roles
+    if q is not None and k is not None:
+        found.append(_Pair(k, q, attention, (attention.args[1], attention.args[0]), False))
     if v is not None and output is not None:
-        found.append(_Pair(v, output, (attention.args[2], attention), True))
+        found.append(_Pair(v, output, attention, (attention.args[2], attention), True))
     return found
 
 
@@ -117,21 +122,36 @@ def _moves(node: fx.Node) -> bool:
 
 def _heads(program: Program, pair: _Pair) -> tuple[int, int] | None:
     """(heads, width), the same on both sides and side by side in the layers' features; None otherwise."""
-    shapes = [program.node_values[end][0].shape for end in pair.ends]
-    if any(len(shape) != 4 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+    ends = [program.node_values[end][0] for end in pair.ends]
+    if any(len(end.shape) != 4 or end.varying & {1, 3} for end in ends):
         return None
-    heads, width = shapes[0][1], shapes[0][3]
-    if shapes[1][3] != width and not pair.forward:
+    (heads, width), others = ((end.shape[1], end.shape[3]) for end in ends)
+    features = torch.arange(heads * width, dtype=torch.float64)
+    split = features.view(1, heads, 1, width)
+    if others != (heads, width) or not _carries(program, pair.one, pair.attention, features, split):
         return None
-    (split,) = pair.one.users
-    (other_split,) = pair.other.users if not pair.forward else (pair.other.all_input_nodes[0],)
-    around = [
-        program.node_values[split][0],
-        program.node_inputs[other_split][0] if pair.forward else program.node_values[other_split][0],
-    ]
-    if any(tuple(value.shape[-2:]) != (heads, width) for value in around):
-        return None
-    return heads, width
+    if pair.forward:
+        carried = _carries(program, pair.attention, pair.other, split, features)
+    else:
+        carried = _carries(program, pair.other, pair.attention, features, split)
+    return (heads, width) if carried else None
+
+
+def _carries(program: Program, start: fx.Node, stop: fx.Node, given: Tensor, expected: Tensor) -> bool:
+    """Whether the nodes between two bring numbered features of the first to expected places at the second."""
+    (value,) = program.node_values[start]
+    try:
+        known = {value: given.expand(value.shape)}
+        (node,) = start.users
+        while node is not stop:
+            for call in program.calls_of(node):
+                outputs = call.run([known[source] for source in call.inputs])
+                known.update(zip(call.outputs, outputs, strict=True))
+            (value,) = program.node_values[node]
+            (node,) = node.users
+        return torch.equal(known[value], expected.expand(value.shape))
+    except RuntimeError:  # not as many features as the heads have, or at other places
+        return False
 
 
 def _outputs(live: Mapping[Value, Tensor], program: Program, node: fx.Node) -> Tensor:

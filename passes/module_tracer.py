@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import pickle
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -121,11 +122,10 @@ def reason_of(error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """The innermost line of code outside torch and this package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        parts = frame.filename.replace("\\", "/").split("/")
-        if not {"torch", "sparsefx", "passes", "contextlib.py"} & set(parts):
-            return f"{parts[-1]}:{frame.lineno}"
+    inside = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*inside, contextlib.__file__)):
+            return f"{os.path.basename(frame.filename)}:{frame.lineno}"
     return ""
 
 
@@ -133,7 +133,7 @@ class NotReplayable(RuntimeError):
     """A forward that a graph cannot replay."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
     """Refuse a forward with an effect that its graph would lose; undo that effect."""
     before = {part: _Attributes(part) for part in module.modules()}

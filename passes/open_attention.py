@@ -45,6 +45,7 @@ class OpenAttention:
         if not layers and not attentions:
             return Outcome(False, "0 opened")
         program = record(graph_module, inputs)
+        attentions = [node for node in attentions if _has_fixed_width(program, node)]
         for node in attentions:
             node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(program.node_inputs[node][0].shape[-1])}
         calls = Counter(str(node.target) for node in nodes)
@@ -58,6 +59,12 @@ class OpenAttention:
 
 def _unscaled(node: fx.Node) -> bool:
     return node.kwargs.get("scale") is None and len(node.args) < 7
+
+
+def _has_fixed_width(program: Program, attention: fx.Node) -> bool:
+    """Whether the width of the queries is fixed; in attention between channels it follows the input."""
+    query = program.node_inputs[attention][0]
+    return len(query.shape) - 1 not in query.varying
 
 
 def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node, trains: bool) -> bool:
@@ -86,6 +93,7 @@ def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node, trains:
 class _Call:
     """The arguments of a call of ``nn.MultiheadAttention``."""
 
+    node: fx.Node
     query: Any
     key: Any
     value: Any
@@ -94,15 +102,14 @@ class _Call:
     attn_mask: Any = None
     average_attn_weights: Any = True
     is_causal: Any = False
-    node: fx.Node | None = None
 
     @classmethod
     def of(cls, node: fx.Node) -> _Call:
-        return cls(*node.args, **node.kwargs, node=node)
+        arguments: Any = (node.args, node.kwargs)
+        return cls(node, *arguments[0], **arguments[1])
 
 
 def _is_simple(layer: nn.MultiheadAttention, call: _Call, program: Program) -> bool:
-    assert call.node is not None
     if layer._forward_hooks or layer._forward_pre_hooks or type(layer) is not nn.MultiheadAttention:
         return False
     if layer.bias_k is not None or layer.add_zero_attn or not is_plain(layer.out_proj):
@@ -126,9 +133,7 @@ def _projections(layer: nn.MultiheadAttention) -> nn.Module:
         if layer.in_proj_bias is not None:
             projection.bias = rows_of(layer.in_proj_bias, third)
         result.add_module(name, projection)
-    output = nn.Linear(layer.embed_dim, layer.embed_dim, layer.out_proj.bias is not None, device="meta")
-    output._parameters.update(layer.out_proj._parameters)
-    result.add_module("out_proj", output)
+    result.add_module("out_proj", layer.out_proj)
     return result.train(layer.training)
 
 

@@ -100,8 +100,8 @@ class _Compiler:
         held_back, differs = self._follow_mode(graph, module, examples, captured)
         try:
             passes = self.rewrite(graph, inputs)
-        except Refused as reason:
-            self.compiled.opaque[name] = str(reason)
+        except Refused as refusal:
+            self.compiled.opaque[name] = str(refusal)
             return None
         _share_unchanged(graph, module)
         if differs:
@@ -181,9 +181,9 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
 def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
     """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes."""
 
-    def run(call: tuple[Any, ...]) -> None:
+    def run(call: tuple[Any, ...]) -> Any:
         with torch.no_grad(), untouched(module, call) as (args, kwargs):
-            module(*args, **kwargs)
+            return module(*args, **kwargs)
 
     try:
         others = at_other_sizes(run, calls[0])[1:] if calls else []
@@ -194,7 +194,7 @@ def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
 
 def _distinct(calls: Sequence[_Call]) -> list[_Call]:
     """Calls that differ in a size: one of each kind, the first and the last few are enough."""
-    shapes = {}
+    shapes: dict[Any, _Call] = {}
     for call in calls:
         leaves = pytree.tree_leaves(call)
         shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), call)
@@ -218,11 +218,16 @@ def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphMod
 def _share_unchanged(graph: nn.Module, module: nn.Module) -> None:
     """Give parameters that no pass changed back as they were: others may hold them too."""
     originals = dict(module.named_parameters(remove_duplicate=False))
-    for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
-        original = originals.get(name)
-        if original is not None and _is_same(parameter, original):
+    held = list(graph.named_parameters(remove_duplicate=False))
+    unchanged = {
+        parameter: originals[name]
+        for name, parameter in held
+        if name in originals and _is_same(parameter, originals[name])
+    }
+    for name, parameter in held:  # under names that a pass gave it too
+        if parameter in unchanged:
             path, _, attribute = name.rpartition(".")
-            graph.get_submodule(path)._parameters[attribute] = original
+            graph.get_submodule(path)._parameters[attribute] = unchanged[parameter]
 
 
 def _is_same(parameter: Tensor, original: Tensor) -> bool:

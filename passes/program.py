@@ -23,6 +23,7 @@ from sparsefx.passes.layers import is_plain
 from sparsefx.passes.modes import ByMode
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
+_VIEWS = frozenset({"view", "_unsafe_view"})
 
 
 @dataclass(eq=False)
@@ -60,6 +61,7 @@ class Call:
         computed: it is handed sizes that follow the input, which may be others in another run.
         opaque: what it computes may depend on more than the graph shows: Python code that is not torch's,
             a buffer that it writes. What was seen in one run then says nothing of another.
+        regrouped: dimensions of its operand that it takes together in another run, and not in this one.
     """
 
     op: torch._ops.OpOverload
@@ -70,11 +72,13 @@ class Call:
     aliases: tuple[Value, ...] = ()
     computed: bool = False
     opaque: bool = False
+    regrouped: set[int] = field(default_factory=set)
 
     @property
     def name(self) -> str:
-        """The operator's name without its namespace and overload: ``convolution``."""
-        return str(self.op.overloadpacket.__name__)
+        """The operator's name without its overload: ``convolution``; not ATen's own: ``library::name``."""
+        name = str(self.op.overloadpacket.__name__)
+        return name if self.op.namespace == "aten" else f"{self.op.namespace}::{name}"
 
     @property
     def inputs(self) -> list[Value]:
@@ -168,7 +172,7 @@ def _mark_what_differs(program: Program, other: Program) -> None:
     pairs = list(zip(program.inputs, other.inputs, strict=True))
     for node, calls in program.by_node.items():
         others = other.calls_of(node)
-        if [call.name for call in calls] != [call.name for call in others]:
+        if [(call.name, len(call.outputs)) for call in calls] != [(c.name, len(c.outputs)) for c in others]:
             for call in calls:
                 call.opaque = True
                 for value in call.outputs:
@@ -176,10 +180,59 @@ def _mark_what_differs(program: Program, other: Program) -> None:
             continue
         for call, its in zip(calls, others, strict=True):
             pairs += zip(call.outputs, its.outputs, strict=True)
+            if call.name in _VIEWS and _same_ranks(call, its):
+                _mark_regrouped(call, its)
+            elif call.name in _VIEWS:
+                call.opaque = True
     for value, its_value in pairs:
         if len(value.shape) == len(its_value.shape):
             sizes = zip(value.shape, its_value.shape, strict=True)
             value.varying.update(dim for dim, (one, two) in enumerate(sizes) if one != two)
+
+
+def _same_ranks(call: Call, its: Call) -> bool:
+    ranks = [[len(value.shape) for value in (*c.inputs, *c.outputs)] for c in (call, its)]
+    return ranks[0] == ranks[1]
+
+
+def _mark_regrouped(call: Call, its: Call) -> None:
+    """Note the dimensions that a view takes together in another run, and not in this one.
+
+    ``(b, n, 12)`` as ``(b, 4, 3, -1)`` splits the channels where n is 4, and mixes them with the
+    positions where it is 8.
+    """
+    (source,), (result,) = call.inputs, call.outputs
+    sources, results = [source.shape, its.inputs[0].shape], [result.shape, its.outputs[0].shape]
+    here, row, column = _grouped(sources[:1], results[:1]), 0, 0
+    for rows, columns in _grouped(sources, results):
+        if any(row <= r <= rows and column <= c <= columns for r, c in here if (r, c) != (rows, columns)):
+            call.regrouped.update(range(row, rows))
+            source.varying.update(range(row, rows))
+            result.varying.update(range(column, columns))
+        here = [end for end in here if end > (rows, columns)]
+        row, column = rows, columns
+
+
+def _grouped(sources: Sequence[torch.Size], results: Sequence[torch.Size]) -> list[tuple[int, int]]:
+    """Where the groups of dimensions end that a view takes together, in all of some runs at once."""
+    ends, rows, columns = [], 0, 0
+    while rows < len(sources[0]) or columns < len(results[0]):
+        before, after = ([1] * len(sources) for _ in range(2))
+        start = (rows, columns)
+        while (rows, columns) == start or before != after:
+            fewer = any(one < other for one, other in zip(before, after, strict=True))
+            more = any(one > other for one, other in zip(before, after, strict=True))
+            first = (rows, columns) == start
+            if rows < len(sources[0]) and (fewer or first or columns == len(results[0])):
+                before = [size * shape[rows] for size, shape in zip(before, sources, strict=True)]
+                rows += 1
+            if columns < len(results[0]) and (more or first or rows == len(sources[0])):
+                after = [size * shape[columns] for size, shape in zip(after, results, strict=True)]
+                columns += 1
+            if rows == len(sources[0]) and columns == len(results[0]):
+                break
+        ends.append((rows, columns))
+    return ends
 
 
 @contextmanager

@@ -82,10 +82,10 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
             _cut_constant(graph_module, value, kept, undo)
     for node in graph_module.graph.nodes:
         layer = layer_of(graph_module, node)
-        if layer is not None and program.node_inputs[node]:
+        if layer is not None and program.node_inputs[node] and program.node_values[node]:
             undo.callback(layer.__dict__.update, dict(layer.__dict__))
-            source = program.node_inputs[node][0]
-            follow_weight(layer, kept.shape(source)[1] if len(source.shape) > 1 else 0)
+            sides = program.node_inputs[node][0], program.node_values[node][0]
+            follow_weight(layer, *map(kept.shape, sides))
         elif rewriter_of(node) is not None:
             for field in ("op", "target", "args", "kwargs"):
                 undo.callback(node.__setattr__, field, getattr(node, field))
@@ -97,7 +97,7 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
 def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -> None:
     """Cut a parameter or buffer under all its names, which keep sharing one tensor."""
     assert value.constant is not None
-    tensor = _kept_of(value.constant, kept[value])
+    tensor = kept.cut(value, value.constant)
     replacement: Tensor | None = None
     for name in value.names:
         path, _, attribute = name.rpartition(".")
@@ -109,15 +109,8 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
             replacement = tensor
             if isinstance(old, nn.Parameter):
                 replacement = nn.Parameter(tensor, old.requires_grad)
-                follow(replacement, old, lambda labels: _kept_of(labels, kept[value]))
+                follow(replacement, old, lambda labels: kept.cut(value, labels))
         held[attribute] = replacement
-
-
-def _kept_of(tensor: Tensor, kept: list[Tensor]) -> Tensor:
-    for dim, indices in enumerate(kept):
-        if not bool(indices.all()):
-            tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
-    return tensor
 
 
 def _first_misfit(graph_module: fx.GraphModule, program: Program, kept: Kept) -> fx.Node | None:

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 
 from sparsefx.passes.layers import CONTRACTIONS, is_plain, layer_of
 from sparsefx.passes.literals import cannot_follow, rewriter_of
+from sparsefx.passes.open_norms import PartialLayerNorm
 from sparsefx.passes.program import Program, Value, is_reshape
 
 Pin = tuple[Value, int | None]
 
 # Layers whose tensors may be cut: their attributes are made to follow, or play no part in forward.
-_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, PartialLayerNorm)
 
 # Operations that take their sizes from arguments, so that a graph or a module may hold them literally.
 _SIZED = frozenset({"view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes"})

@@ -22,6 +22,7 @@ class Kept:
     def __init__(self, values: Iterable[Value]) -> None:
         self._kept = {value: [torch.zeros(n, dtype=torch.bool) for n in value.shape] for value in values}
         self._changed: dict[Value, None] = {}
+        self._by_row: dict[Value, Tensor] = {}
 
     def __getitem__(self, value: Value) -> list[Tensor]:
         """One bool vector for each dimension of a value."""
@@ -35,6 +36,27 @@ class Kept:
         if not torch.equal(old, new):
             self._kept[value][dim] = new
             self._changed[value] = None
+
+    def select_by_row(self, value: Value, columns: Tensor) -> None:
+        """Keep other columns in each row of a matrix, equally many: bool, (rows, columns)."""
+        self._by_row[value] = columns
+
+    def cut(self, value: Value, tensor: Tensor) -> Tensor:
+        """What is kept of a tensor of the value's shape."""
+        if value in self._by_row:
+            columns = self._by_row[value].to(tensor.device)
+            width = self.shape(value)[1]
+            places = torch.argsort((~columns).to(torch.int8), dim=1, stable=True)[:, :width]
+            rows = torch.arange(len(places), device=tensor.device)[:, None]
+            tensor = tensor[rows, places]
+            dims = [dim for dim in range(tensor.dim()) if dim != 1]
+        else:
+            dims = list(range(tensor.dim()))
+        for dim in dims:
+            indices = self.of(value, dim)
+            if not bool(indices.all()):
+                tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
+        return tensor
 
     def take_changed(self) -> list[Value]:
         """The values of which more is kept than when this was last asked."""
@@ -58,11 +80,14 @@ class Kept:
 
     def shape(self, value: Value) -> torch.Size:
         """The value's shape once everything else is removed."""
-        return torch.Size(int(indices.sum()) for indices in self._kept[value])
+        sizes = [int(indices.sum()) for indices in self._kept[value]]
+        if value in self._by_row:
+            sizes[1] = int(self._by_row[value].sum(1).max())
+        return torch.Size(sizes)
 
     def is_full(self, value: Value) -> bool:
         """Whether nothing of a value is removed."""
-        return all(bool(indices.all()) for indices in self._kept[value])
+        return self.shape(value) == value.shape
 
 
 def find_kept(

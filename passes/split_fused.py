@@ -67,7 +67,7 @@ def _selections(node: fx.Node) -> dict[fx.Node, int]:
     if len(users) == 1 and users[0].target in ("unbind", torch.unbind) and _dim_of(users[0]) == 0:
         users = list(users[0].users)
     selecting = [user for user in users if user.target is operator.getitem and isinstance(user.args[1], int)]
-    return {user: user.args[1] for user in selecting} if len(selecting) == len(users) else {}
+    return {user: int(str(user.args[1])) for user in selecting} if len(selecting) == len(users) else {}
 
 
 def _dim_of(unbind: fx.Node) -> Any:
@@ -82,8 +82,11 @@ def _split(graph_module: fx.GraphModule, program: Program, linear: fx.Node, laye
     permutation = _permutation(chain.permute, rank)
     selected = permutation[0]
     sizes = _sizes(chain.reshape)
-    lead = len(program.node_values[linear][0].shape) - 1
-    if len(sizes) != rank or selected < lead or result.shape[lead:].numel() != layer.out_features:
+    (source,) = program.node_values[linear]
+    lead = len(source.shape) - 1
+    if len(sizes) != rank or selected < lead or result.shape[:lead] != source.shape[:lead]:
+        return False
+    if result.varying != source.varying:  # at other sizes the reshape mixes what it does not mix here
         return False
     rows = torch.arange(layer.out_features).view(result.shape[lead:])
     remaining = tuple(dim - (dim > selected) for dim in permutation[1:])
@@ -109,13 +112,13 @@ def _split(graph_module: fx.GraphModule, program: Program, linear: fx.Node, laye
 def _permutation(permute: fx.Node | None, rank: int) -> tuple[int, ...]:
     if permute is None:
         return tuple(range(rank))
-    dims = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
+    dims: Any = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
     nested = len(dims) == 1 and isinstance(dims[0], (tuple, list))
     return tuple(int(dim) % rank for dim in (dims[0] if nested else dims))
 
 
 def _sizes(reshape: fx.Node) -> tuple[Any, ...]:
-    sizes = reshape.args[1:]
+    sizes: Any = reshape.args[1:]
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else tuple(sizes)
 
 

@@ -22,6 +22,7 @@ from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather, When
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
+from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
 from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
@@ -98,7 +99,7 @@ def export(
         gather = "never"
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), LineUp(), Shrink(align), Gather(gather)]
+    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align), Gather(gather)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -101,6 +101,14 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
+class OpaqueModule:
+    """A module whose forward stays Python (``""`` is the model itself), and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class AsInEvaluation:
     """A compiled module (``""`` is the model itself), and what of its forward in training is left out."""
 
@@ -118,7 +126,7 @@ class ExportReport:
         parameters_after: all parameters of the exported model.
         passes: what each pass did, in order, with what kept channels that nothing reads.
         graphs: the modules that were compiled, by name; ``""`` is the whole model.
-        opaque: the modules that stay Python, by name, with the reason.
+        opaque: the modules that stay Python, with the reason.
         as_in_evaluation: the compiled modules that also in training do something that only evaluation did;
             none unless ``fold_batchnorm=False``.
     """
@@ -128,7 +136,7 @@ class ExportReport:
     parameters_after: int
     passes: tuple[PassReport, ...] = ()
     graphs: tuple[str, ...] = ()
-    opaque: dict[str, str] = field(default_factory=dict)
+    opaque: tuple[OpaqueModule, ...] = ()
     as_in_evaluation: tuple[AsInEvaluation, ...] = ()
 
     @property
@@ -160,7 +168,7 @@ class ExportReport:
             f"channels {self.channels_before} -> {self.channels_after}"
         )
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
-        lines += [f"{name or 'the model'} stays Python: {reason}" for name, reason in self.opaque.items()]
+        lines += [f"{part.name or 'the model'} stays Python: {part.reason}" for part in self.opaque]
         lines += [
             f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
         ]
@@ -249,7 +257,7 @@ def compare(
         new.parameters,
         tuple(compiled.passes),
         tuple(compiled.graphs),
-        compiled.opaque,
+        tuple(OpaqueModule(name, reason) for name, reason in compiled.opaque.items()),
         tuple(AsInEvaluation(name, what) for name, what in compiled.as_in_evaluation.items()),
     )
 

@@ -235,7 +235,7 @@ def test_into_a_sparsified_model_and_one_without_storage(tmp_path: Path) -> None
 
 @fx.wrap
 def my_own_function(x: Tensor) -> Tensor:
-    return x.flip(0)
+    return x.flip(0) if x.sum() > -1e9 else x
 
 
 class Wrapped(nn.Module):

@@ -239,3 +239,172 @@ def test_complex_layers_are_left_alone() -> None:
     model[0].weight.data[:3] = 0
     x = torch.randn(2, 4, dtype=torch.complex128)
     assert torch.allclose(sparsefx.export(model, (x,))(x), model(x))
+
+
+def exported(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """An export in float64, checked on its example."""
+    model = model.double().eval()
+    compact = sparsefx.export(model, inputs)
+    assert relative_difference(compact(*inputs), model(*inputs)) <= 1e-11
+    return compact
+
+
+def test_attention_of_repeated_heads_whose_values_are_constant() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.v = nn.Linear(6, 16), nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, v = (part.unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q(x), self.v(x)))
+            return F.scaled_dot_product_attention(q, v, v, enable_gqa=True)[:, :, ::2]
+
+    torch.manual_seed(0)
+    model = Repeated()
+    model.v.weight.data[[0, 4]] = 0
+    exported(model, torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+def test_a_part_that_takes_a_tensor_after_an_argument_with_a_default() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, negate: bool = False, mask: Tensor | None = None) -> Tensor:
+            return self.last(F.relu(self.first(x))) * mask
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Masked()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x, mask=x.sigmoid()) if x.sum() < 1e6 else x
+
+    torch.manual_seed(0)
+    model = Branching()
+    model.part.first.weight.data[::2] = 0
+    with pytest.warns(UserWarning, match="1 parts of it were compiled"):
+        compact = exported(model, torch.randn(2, 6, dtype=torch.float64))
+    assert compact.part.first.out_features == 3
+
+
+class Heads(nn.Module):
+    """Queries, keys and values of two heads of width 3, some dimensions of which do nothing."""
+
+    def __init__(self, attend: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(6, 6) for _ in range(4))
+        self.attend = attend
+        with torch.no_grad():
+            for layer in (self.q, self.k):
+                layer.weight[[0, 4]] = 0
+                layer.bias[[0, 4]] = 0
+            self.out.weight[:, [1, 3]] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(2, (2, 3)) for layer in (self.q, self.k, self.v))
+        return self.out(self.attend(q, k, v).flatten(2))
+
+
+def between_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def between_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (part.permute(0, 2, 3, 1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2)
+
+
+def keys_as_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, k).transpose(1, 2)
+
+
+def queries_as_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, q).transpose(1, 2)
+
+
+ATTENTIONS = [between_heads, between_channels, keys_as_values, queries_as_values]
+
+
+@pytest.mark.parametrize("length", [2, 3])
+@pytest.mark.parametrize("attend", ATTENTIONS, ids=lambda attend: attend.__name__)
+def test_attention_whose_dimensions_only_look_like_heads(attend: Callable[..., Tensor], length: int) -> None:
+    torch.manual_seed(0)
+    model = Heads(attend)
+    compact = exported(model, torch.randn(2, length, 6, dtype=torch.float64))
+    x = torch.randn(3, 5, 6, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_a_view_that_takes_channels_and_positions_together_at_other_sizes() -> None:
+    class Fused(nn.Module):
+        """Positions are split off right at 4 of them; at others they mix with the channels."""
+
+        def __init__(self, parts: bool) -> None:
+            super().__init__()
+            self.qkv, self.out, self.parts = nn.Linear(4, 12), nn.Linear(4, 2), parts
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.qkv(x).view(x.shape[0], 4, 3, 2, -1)
+            q, k, v = h.permute(2, 0, 3, 1, 4) if self.parts else h.permute(2, 0, 3, 1, 4) * 2
+            return self.out((q * k.sigmoid() + v).transpose(1, 2).reshape(x.shape))
+
+    for parts in (True, False):
+        torch.manual_seed(0)
+        model = Fused(parts)
+        model.qkv.weight.data[:6] = 0
+        model.out.weight.data[:, 1:] = 0
+        compact = exported(model, torch.randn(2, 4, 4, dtype=torch.float64))
+        for length in (4, 6, 8):
+            x = torch.randn(3, length, 4, dtype=torch.float64)
+            assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_a_weight_read_as_a_layer_and_as_a_tensor_stays_one_parameter() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, self.w).relu(), self.w.t())
+
+    torch.manual_seed(0)
+    compact = exported(Tied(), torch.randn(2, 4, dtype=torch.float64))
+    assert [parameter.shape for parameter in compact.parameters()] == [(5, 4)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_prelu_of_one_slope_a_channel_on_what_is_alike_in_all() -> None:
+    exported(nn.Sequential(nn.PReLU(3), nn.Conv2d(3, 2, 1)), torch.randn(1, 3, 4, 4, dtype=torch.float64))
+
+
+def test_a_stride_over_a_single_position() -> None:
+    class Strided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, ::2]
+            return x.view(x.shape[0], x.shape[1], 2, 2).sum(-1)
+
+    compact = exported(Strided(), torch.randn(2, 1, 4, dtype=torch.float64))
+    assert compact(torch.randn(2, 3, 4)).shape == (2, 2, 2)
+
+
+def test_a_split_into_another_number_of_parts_at_other_sizes() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(x)).split(2, 1)[0])
+
+    torch.manual_seed(0)
+    model = Split()
+    model.first.weight.data[::2] = 0
+    compact = exported(model, torch.randn(2, 4, 4, dtype=torch.float64))
+    x = torch.randn(3, 9, 4, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11

@@ -1,7 +1,8 @@
 """The operation table: what the passes know of each ATen operation, one entry each.
 
 An operation that is not here, and is not elementwise by torch's own tag, keeps every channel it
-touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING).
+touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING). One that is
+not ATen's goes by its qualified name, ``mylib::op``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from sparsefx.passes.ops.attention import Attention
 from sparsefx.passes.ops.base import Operation, Unknown
 from sparsefx.passes.ops.batch_norm import BatchNorm
 from sparsefx.passes.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
-from sparsefx.passes.ops.elementwise import Elementwise, Like, Multiply
+from sparsefx.passes.ops.elementwise import Elementwise, Like, Multiply, Restride
 from sparsefx.passes.ops.group_norm import GroupNorm
 from sparsefx.passes.ops.lookup import Embedding, Index
 from sparsefx.passes.ops.movement import (
@@ -23,6 +24,7 @@ from sparsefx.passes.ops.movement import (
     padded_dims,
     rolled_dims,
 )
+from sparsefx.passes.ops.normalisation import Normalisation
 from sparsefx.passes.ops.reduction import (
     Mix,
     always,
@@ -38,6 +40,7 @@ __all__ = ["OPERATIONS", "ConvolutionCall", "Operation", "is_known", "operation_
 
 _UNKNOWN = Unknown()
 _ELEMENTWISE = Elementwise()
+_RESTRIDE = Restride()
 
 _ATTENTIONS = (
     "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
@@ -69,9 +72,9 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(["mm", "addmm", "bmm", "baddbmm"], MatrixProduct()),
     # normalisation
     **dict.fromkeys(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"], BatchNorm()),
-    "native_layer_norm": Mix(normalized_dims),
+    "native_layer_norm": Normalisation(normalized_dims),
     "native_group_norm": GroupNorm(),
-    "_fused_rms_norm": Mix(normalized_dims),
+    "_fused_rms_norm": Normalisation(normalized_dims),
     **dict.fromkeys(["_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"], Mix(dims_argument)),
     # attention and lookup
     **{f"_scaled_dot_product_{kind}": Attention() for kind in _ATTENTIONS},
@@ -123,7 +126,9 @@ def operation_of(call: Call) -> Operation:
     """The rules of a recorded operation."""
     if call.aliases or not call.outputs:
         return _UNKNOWN
-    if call.name in OPERATIONS and call.op.namespace == "aten":
+    if call.name == "as_strided":
+        return _RESTRIDE if Restride.describes(call) else _UNKNOWN
+    if call.name in OPERATIONS:
         operation = OPERATIONS[call.name]
         # where elements come from may be otherwise in another run; dimensions that only trade places may not
         moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))

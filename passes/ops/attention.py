@@ -25,13 +25,13 @@ class Attention:
         alike = ~(known.varies | (known.value != first)).any(-2, keepdim=True)
         constant = alike & (first == 0) if masks else alike
         constant = constant.expand(torch.broadcast_shapes(constant.shape, first.shape))
+        fixed = known.fixed.all(-2, keepdim=True)
         if not _same_heads(call):  # heads of v are repeated: only what all of them share is known
             constant = constant.all(-3, keepdim=True) & (
                 (first == first[..., :1, :, :]).all(-3, keepdim=True)
             )
-            first = first[..., :1, :, :]
-        fixed = known.fixed.all(-2, keepdim=True) & constant
-        result = fact(~constant, first.where(constant, 0).expand(constant.shape), fixed)
+            first, fixed = first[..., :1, :, :], fixed.all(-3, keepdim=True)
+        result = fact(~constant, first.where(constant, 0).expand(constant.shape), fixed & constant)
         return [result, *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:

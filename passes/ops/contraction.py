@@ -102,15 +102,32 @@ class Convolution:
             self._tie_groups(conv, output, kept)
 
     def _tie_groups(self, conv: ConvolutionCall, output: Value, kept: Kept) -> None:
-        """Groups stay or go as a whole: a group that needs one of its channels keeps them all."""
-        kept.keep_all(conv.weight, [1])
-        members = [(conv.input, 1), (output, 1), (conv.weight, 0)]
-        groups = torch.zeros(conv.groups, dtype=torch.bool)
-        for value, dim in members:
-            groups = groups | kept.of(value, dim).view(conv.groups, -1).any(1)
-        for value, dim in members:
-            size = value.shape[dim] // conv.groups
-            kept.keep(value, dim, groups.repeat_interleave(size))
+        """Every group that stays has equally many input and equally many output channels.
+
+        Which they are may differ from group to group: the weight is cut group by group.
+        """
+        inputs = kept.of(conv.input, 1).view(conv.groups, -1)
+        outputs = kept.of(output, 1).view(conv.groups, -1)
+        if not conv.transposed:  # the rows of the weight are the outputs of all groups
+            outputs = outputs | kept.of(conv.weight, 0).view(conv.groups, -1)
+        else:
+            inputs = inputs | kept.of(conv.weight, 0).view(conv.groups, -1)
+        groups = inputs.any(1) | outputs.any(1)
+        inputs, outputs = _equally_many(inputs, groups), _equally_many(outputs, groups)
+        kept.keep(conv.input, 1, inputs.flatten())
+        kept.keep(output, 1, outputs.flatten())
+        rows, columns = (inputs, outputs) if conv.transposed else (outputs, inputs)
+        kept.keep(conv.weight, 0, rows.flatten())
+        kept.select_by_row(conv.weight, columns.repeat_interleave(rows.shape[1], 0))
+
+
+def _equally_many(channels: Tensor, groups: Tensor) -> Tensor:
+    """Keep more channels (groups, channels of one), so that every group that stays has as many."""
+    if not bool(groups.any()):
+        return channels
+    count = max(int(channels.sum(1).max()), 1)
+    places = torch.argsort((~channels).to(torch.int8), dim=1, stable=True)[:, :count]
+    return torch.zeros_like(channels).scatter(1, places, True) & groups[:, None] | channels
 
 
 class MatrixProduct:

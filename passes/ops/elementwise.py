@@ -16,7 +16,10 @@ class Elementwise:
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         operands = [facts[value] for value in call.inputs]
-        (value,) = call.run([operand.value for operand in operands])
+        shape = torch.broadcast_shapes(*(operand.value.shape for operand in operands))
+        # not every kernel broadcasts its first operand; of a scalar, torch wants to see that it is one
+        values = [f.value.expand(shape) if f.value.dim() == len(shape) else f.value for f in operands]
+        (value,) = call.run(values)
         varies, fixed = torch.zeros((), dtype=torch.bool), torch.ones((), dtype=torch.bool)
         for operand in operands:
             varies, fixed = varies | operand.varies, fixed & operand.fixed
@@ -48,6 +51,19 @@ class Multiply(Elementwise):
         one, other = call.inputs
         read = wanted[0] & facts[one].matters & facts[other].matters
         return [reduce_to(read, one), reduce_to(read, other)]
+
+
+class Restride(Elementwise):
+    """``as_strided`` to the same shape, which pooling uses to set a memory format."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        return [facts[call.inputs[0]]]
+
+    @staticmethod
+    def describes(call: Call) -> bool:
+        """Whether every element surely stays where it is: only one position is left of the map."""
+        (source,), (result,) = call.inputs, call.outputs
+        return source.shape == result.shape and source.shape[2:].numel() == 1
 
 
 class Like(Elementwise):

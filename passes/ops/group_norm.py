@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsefx.passes.facts import Fact, unknown
 from sparsefx.passes.ops.base import Facts, any_over
+from sparsefx.passes.ops.normalisation import scaled_by_zero
 from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
 
@@ -15,7 +16,11 @@ class GroupNorm:
     """``aten.native_group_norm``: (input, weight, bias, N, C, positions, groups, eps)."""
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        return [unknown(output) for output in call.outputs]
+        weight, bias = call.args[1:3]
+        if weight is None:
+            return [unknown(output) for output in call.outputs]
+        result = scaled_by_zero(facts, weight, bias, len(call.outputs[0].shape), 1)
+        return [result, *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         source = call.inputs[0]

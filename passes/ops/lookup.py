@@ -18,7 +18,7 @@ class Embedding:
         return [unknown(output) for output in call.outputs]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
-        table, indices = call.inputs
+        _, indices = call.inputs
         columns = wanted[0].flatten(0, -2).any(0).view(1, -1)
         return [columns, torch.ones((1,) * len(indices.shape), dtype=torch.bool)]
 

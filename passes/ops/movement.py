@@ -73,7 +73,8 @@ class Movement:
         values = [*call.inputs, *call.outputs]
         rank = len(call.inputs[0].shape)
         varying = {dim for value in values if len(value.shape) == rank for dim in value.varying}
-        return [dim for dim in self.literal_dims(call) if call.computed or dim in varying]
+        literal = {dim for dim in self.literal_dims(call) if call.computed or dim in varying}
+        return sorted(literal | call.regrouped)
 
 
 class Permute(Movement):

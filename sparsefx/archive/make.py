@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, ModulePlan, class_name, hook_counts
 from sparsefx.passes.layer_sizes import SIZES
+from sparsefx.passes.open_norms import PartialLayerNorm
 from sparsefx.passes.plain_values import DataError, decode_value, encode_value
 
 _REMEDY = "pass the model that was exported, built with the same arguments"
@@ -61,7 +62,7 @@ class Maker:
 
     def _layer(self, plan: ModulePlan) -> nn.Module:
         module = self._own.get(plan.path)
-        if module is None:
+        if module is None or plan.kind == _PARTIAL_NORM:
             if plan.kind not in CONSTRUCTIBLE:
                 raise Mismatch(f"module {plan.path!r} ({plan.kind[:80]}) is not in the model given")
             module = _construct(plan)
@@ -87,7 +88,12 @@ def _construct_convolution(kind: type[nn.Module]) -> Callable[[Mapping[str, Any]
     return lambda values: kind(1, 1, **{name: values[name] for name in names}, device="meta")
 
 
+_PARTIAL_NORM = (
+    f"{PartialLayerNorm.__module__}.{PartialLayerNorm.__qualname__}"  # in the place of a LayerNorm
+)
+
 CONSTRUCTIBLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    _PARTIAL_NORM: lambda values: PartialLayerNorm.of_attributes(values),
     "torch.nn.modules.linear.Linear": lambda values: nn.Linear(1, 1, device="meta"),
     **{
         f"torch.nn.modules.conv.{kind.__name__}": _construct_convolution(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from typing import Any
 
@@ -311,7 +312,10 @@ def test_an_argument_that_no_graph_carries_is_its_callers_doing() -> None:
 
 def test_a_module_that_is_not_registered() -> None:
     captured = capture(nn.Sequential(Unregistered()))
-    assert captured.opaque == {"0": "NameError: module is not installed as a submodule"}
+    line = inspect.getsourcelines(Unregistered.forward)[1] + 1
+    assert captured.opaque == {
+        "0": f"NameError: module is not installed as a submodule, at test_capture.py:{line}"
+    }
 
 
 def test_a_module_that_writes_to_its_child() -> None:

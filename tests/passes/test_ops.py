@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import sparsefx
 from sparsefx.passes.facts import forward_facts, live_elements
-from sparsefx.passes.ops import is_known, operation_of
+from sparsefx.passes.ops import OPERATIONS, ConvolutionCall, is_known, operation_of
+from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import dim_argument
 from sparsefx.passes.program import Call, Program, Value, record
 from sparsefx.passes.slices import Kept, find_kept
@@ -86,12 +88,16 @@ ROWS = [
     Row("strided convolution", lambda x: F.conv2d(x, _CONV, _VECTOR[:4], stride=2, dilation=1, padding=1)),
     Row("depthwise convolution", lambda x: F.conv2d(x, _DEPTHWISE, padding=1, groups=6)),
     Row("grouped convolution", lambda x: F.conv2d(x, _GROUPED, groups=2)),
+    Row("grouped transposed convolution", lambda x: F.conv_transpose2d(x, _weight(6, 3, 2, 2), groups=3)),
     Row("transposed convolution", lambda x: F.conv_transpose2d(x, _TRANSPOSED, stride=2)),
     Row("linear", lambda x: F.linear(x, _LINEAR, _LINEAR[:, 1])),
     Row("matmul", lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2)),
     Row("batch_norm", lambda x: F.batch_norm(x, _VECTOR, _VECTOR.abs() + 1, _VECTOR, _VECTOR)),
     Row("batch_norm of the batch", lambda x: F.batch_norm(x, None, None, _VECTOR, None, training=True)),
     Row("layer_norm", lambda x: F.layer_norm(x, (4, 4))),
+    Row("scaled group_norm", lambda x: F.group_norm(x, 3, _VECTOR, _VECTOR + 1)),
+    Row("scaled layer_norm", lambda x: F.layer_norm(x, (4,), _LINEAR[2], _LINEAR[3])),
+    Row("scaled rms_norm", lambda x: F.rms_norm(x, (4,), _LINEAR[2])),
     Row("group_norm", lambda x: F.group_norm(x, 3)),
     Row("softmax", lambda x: x.softmax(1)),
     Row("log_softmax", lambda x: x.log_softmax(-1)),
@@ -257,9 +263,7 @@ def live_for_some_channels(program: Program, seed: int) -> dict[Value, Tensor]:
 
 
 def cut(kept: Kept, value: Value, tensor: Tensor) -> Tensor:
-    for dim, indices in enumerate(kept[value]):
-        tensor = tensor.index_select(dim, indices.nonzero().flatten())
-    return tensor
+    return kept.cut(value, tensor)
 
 
 def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
@@ -277,7 +281,9 @@ def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
     if call.name in ("slice", "select", "split", "split_with_sizes"):
         return run_cut_positions(call, kept, operands[0])
     if call.name == "convolution" and call.args[-1] > 1:
-        groups = operands[0].shape[1] // operands[1].shape[1]
+        conv = ConvolutionCall.of(call)
+        side = (conv.weight, 0) if conv.transposed else (call.outputs[0], 1)
+        groups = int(kept.of(*side).view(conv.groups, -1).any(1).sum())
         call = dataclasses.replace(call, args=(*call.args[:-1], groups))
     return call.run(operands)
 
@@ -294,3 +300,33 @@ def run_cut_positions(call: Call, kept: Kept, operand: Tensor) -> list[Tensor]:
     positions = range(len(before))[slice(*call.args[2:])]
     numbers = [int(before[:position].sum()) for position in positions if before[position]]
     return [operand.index_select(dim, torch.tensor(numbers, dtype=torch.long))]
+
+
+@torch.library.custom_op("sparsefx_tests::smooth_relu", mutates_args=())
+def smooth_relu(x: Tensor) -> Tensor:
+    """An operation that torch knows nothing of."""
+    return (x + (x * x + 1).sqrt()) / 2
+
+
+def test_an_operation_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 8), nn.Linear(8, 2)
+    last.weight.data[:, ::2] = 0
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(smooth_relu(self.first(x)))
+
+    model = Net().double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert compact.first.out_features == 8
+    assert "sparsefx_tests::smooth_relu at smooth_relu_default keeps 4 dead channels" in str(compact.report)
+    monkeypatch.setitem(OPERATIONS, "sparsefx_tests::smooth_relu", Elementwise())
+    compact = sparsefx.export(model, (x,))
+    assert compact.first.out_features == 4
+    torch.testing.assert_close(compact(x), model(x), rtol=1e-12, atol=1e-12)

@@ -13,14 +13,19 @@ from torch.nn import functional as F
 
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.capture import capture
+from sparsefx.passes.examples import bind
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.line_up import LineUp
+from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.pipeline import Outcome, Pass, run_pipeline
 from sparsefx.passes.shrink import Shrink
+from sparsefx.passes.split_fused import SplitFused
 
 
-def graph_of(model: nn.Module) -> fx.GraphModule:
-    graph = capture(model.eval()).graph
+def graph_of(model: nn.Module, *xs: Tensor) -> fx.GraphModule:
+    """The graph of a model, captured along calls if several are given."""
+    graph = capture(model.eval(), [bind(model, (x,), {}) for x in xs if len(xs) > 1]).graph
     assert graph is not None
     return fx.GraphModule(model, graph)
 
@@ -39,19 +44,21 @@ def text(graph_module: fx.GraphModule) -> list[str]:
     return lines
 
 
-def check_pass(step: Pass, model: nn.Module, x: Tensor, *, removes: int | None = None) -> fx.GraphModule:
+def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = None) -> fx.GraphModule:
     """A valid graph out, an honest flag, equal outputs, and a second run that changes nothing."""
-    graph_module = graph_of(model.double())
+    graph_module = graph_of(model.double(), *xs)
     before = copy.deepcopy(graph_module)
-    (report,) = run_pipeline([step], graph_module, [(x,)])
+    inputs = [(x,) for x in xs]
+    (report,) = run_pipeline([step], graph_module, inputs)
     graph_module.graph.lint()
     assert report.modified == (not same(before, graph_module))
     if removes is not None:
         assert len(before.graph.nodes) - len(graph_module.graph.nodes) == removes
     with torch.no_grad():
-        assert relative_difference(graph_module(x), before(x)) <= 1e-11
+        for x in xs:
+            assert relative_difference(graph_module(x), before(x)) <= 1e-11
     after = copy.deepcopy(graph_module)
-    assert not step.run(graph_module, [(x,)]).modified
+    assert not step.run(graph_module, inputs).modified
     assert same(after, graph_module)
     return graph_module
 
@@ -212,6 +219,197 @@ def test_shrink_cuts_layers_norms_and_hard_coded_sizes() -> None:
     assert graph_module.get_submodule("norm").num_features == 4
 
 
+class Attends(nn.Module):
+    """A layer of attention with a mask, and an attention without a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.register_buffer("mask", torch.ones(3, 3).triu(1).bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.attention(x, x, x, attn_mask=self.mask, need_weights=False)
+        return F.scaled_dot_product_attention(h, h, h)
+
+
+def test_open_attention() -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(OpenAttention(), Attends(), image(2, 3, 4))
+    assert text(graph_module) == [
+        "x = x()",
+        "mask = mask()",
+        "attention_q_proj = Linear[4, 4]+b(x)",
+        "unflatten = unflatten(attention_q_proj, -1, (2, 2))",
+        "permute = permute(unflatten, 0, 2, 1, 3)",
+        "attention_k_proj = Linear[4, 4]+b(x)",
+        "unflatten_1 = unflatten(attention_k_proj, -1, (2, 2))",
+        "permute_1 = permute(unflatten_1, 0, 2, 1, 3)",
+        "attention_v_proj = Linear[4, 4]+b(x)",
+        "unflatten_2 = unflatten(attention_v_proj, -1, (2, 2))",
+        "permute_2 = permute(unflatten_2, 0, 2, 1, 3)",
+        "attention_mask = attention_mask(mask, None, permute)",
+        "scaled_dot_product_attention_1 = scaled_dot_product_attention(permute, permute_1, permute_2)",
+        "permute_3 = permute(scaled_dot_product_attention_1, 0, 2, 1, 3)",
+        "flatten = flatten(permute_3, -2)",
+        "attention_out_proj = NonDynamicallyQuantizableLinear[4, 4]+b(flatten)",
+        "scaled_dot_product_attention = "
+        "scaled_dot_product_attention(attention_out_proj, attention_out_proj, attention_out_proj)",
+        "output = output(scaled_dot_product_attention)",
+    ]
+    scales = [node.kwargs["scale"] for node in graph_module.graph.nodes if "scaled" in node.name]
+    assert scales == pytest.approx([2**-0.5, 4**-0.5])
+
+
+class AttendsAs(nn.Module):
+    """A call of a layer of attention in one of the ways that torch has for it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        sizes = {"kdim": 2, "vdim": 3} if form == "other sizes" else {}
+        first = form != "sequence first"
+        self.m = nn.MultiheadAttention(4, 2, bias=form != "no bias", batch_first=first, **sizes)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(2, 3, dtype=torch.bool)
+        if self.form == "keywords":
+            return self.m(query=x, key=x, value=x, key_padding_mask=padding)[0]
+        if self.form == "mask for each head":
+            return self.m(x, x, x, attn_mask=torch.ones(4, 3, 3).tril(), need_weights=False)[0]
+        if self.form == "both masks":
+            return self.m(x, x, x, padding, False, torch.ones(3, 3).triu(1).bool())[0]
+        if self.form == "other sizes":
+            return self.m(x, x[..., :2], x[..., :3])[0]
+        return self.m(x, x.tanh(), x.relu())[0]
+
+
+FORMS = ["keywords", "mask for each head", "both masks", "other sizes", "sequence first", "no bias"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_open_attention_in_all_its_forms(form: str) -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(OpenAttention(), AttendsAs(form), image(2, 3, 4))
+    assert sum("Linear" in line for line in text(graph_module)) == 4
+
+
+class Weighted(nn.Module):
+    """Attention that does more than the plain one, or is called twice."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        options = {form: True} if form in ("add_bias_kv", "add_zero_attn") else {}
+        self.m = nn.MultiheadAttention(4, 2, batch_first=True, **options)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weights = self.m(x, x, x)
+        if self.form == "weights":
+            return weights
+        return self.m(x, x, x)[0] if self.form == "twice" else x
+
+
+@pytest.mark.parametrize("form", ["weights", "twice", "add_bias_kv", "add_zero_attn"])
+def test_open_attention_leaves_what_it_cannot_open(form: str) -> None:
+    torch.manual_seed(0)
+    check_pass(OpenAttention(), Weighted(form), image(2, 3, 4), removes=0)
+
+
+class Fused(nn.Module):
+    """Queries, keys and values in one layer."""
+
+    def __init__(self, form: str = "unbind", bias: bool = True) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 12, bias)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        if self.form == "unbind":
+            q, k, v = self.qkv(x).reshape(b, n, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.form == "index":
+            parts = self.qkv(x).view((b, n, 3, 2, 2)).permute((2, 0, 3, 1, 4))
+            q, k, v = parts[0], parts[1], parts[-1]
+        elif self.form == "read twice":
+            h = self.qkv(x)
+            q, k, v = (h.view(b, n, 3, 2, 2).permute(2, 0, 3, 1, 4) + h.sum()).unbind(0)
+        else:  # parts of the batch, not of the layer
+            q, k = self.qkv(x).reshape(2, b // 2, n, 6, 2).unbind(0)
+            v = k
+        return (q @ k.transpose(2, 3)).softmax(-1) @ v
+
+
+def test_split_fused() -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(SplitFused(), Fused(), image(2, 3, 4), image(3, 6, 4))
+    assert text(graph_module) == [
+        "x = x()",
+        "size = size(x, 0)",
+        "size_1 = size(x, 1)",
+        "qkv_0 = Linear[4, 4]+b(x)",
+        "qkv_1 = Linear[4, 4]+b(x)",
+        "qkv_2 = Linear[4, 4]+b(x)",
+        "reshape_1 = reshape(qkv_0, size, size_1, 2, 2)",
+        "permute_1 = permute(reshape_1, 0, 2, 1, 3)",
+        "reshape_2 = reshape(qkv_1, size, size_1, 2, 2)",
+        "permute_2 = permute(reshape_2, 0, 2, 1, 3)",
+        "reshape_3 = reshape(qkv_2, size, size_1, 2, 2)",
+        "permute_3 = permute(reshape_3, 0, 2, 1, 3)",
+        "transpose = transpose(permute_2, 2, 3)",
+        "matmul = matmul(permute_1, transpose)",
+        "softmax = softmax(matmul, -1)",
+        "matmul_1 = matmul(softmax, permute_3)",
+        "output = output(matmul_1)",
+    ]
+
+
+def test_split_fused_by_index_and_without_bias() -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(SplitFused(), Fused("index", bias=False), image(2, 3, 4), image(3, 6, 4))
+    assert [line for line in text(graph_module) if "Linear" in line] == [
+        f"qkv_{part} = Linear[4, 4](x)" for part in range(3)
+    ]
+
+
+@pytest.mark.parametrize("form", ["read twice", "batch"])
+def test_split_fused_leaves_other_reshapes(form: str) -> None:
+    torch.manual_seed(0)
+    check_pass(SplitFused(), Fused(form), image(2, 3, 4), removes=0)
+
+
+class TwoHeads(nn.Module):
+    """Attention of two heads of width 3, in layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+def test_line_up_brings_useful_dimensions_to_the_front() -> None:
+    torch.manual_seed(0)
+    model = TwoHeads().double()
+    with torch.no_grad():
+        for layer in (model.q, model.k):
+            layer.weight[[0, 4]] = 0
+            layer.bias[[0, 4]] = 0
+        model.out.weight[:, [1, 3]] = 0
+    q, v, out = (layer.weight.detach().clone() for layer in (model.q, model.v, model.out))
+    graph_module = check_pass(LineUp(), model, image(2, 4, 6))
+    assert torch.equal(graph_module.q.weight, q[[1, 2, 0, 3, 5, 4]])
+    assert torch.equal(graph_module.v.weight, v[[0, 2, 1, 4, 5, 3]])
+    assert torch.equal(graph_module.out.weight, out[:, [0, 2, 1, 4, 5, 3]])
+
+
+def test_line_up_leaves_what_is_in_order() -> None:
+    torch.manual_seed(0)
+    check_pass(LineUp(), TwoHeads(), image(2, 4, 6), removes=0)
+
+
 @dataclass(frozen=True)
 class Broken:
     """A pass that lies about having changed nothing."""
@@ -238,8 +436,11 @@ def test_each_pass_in_turn_on_networks(name: str) -> None:
     steps: list[Pass] = [
         RemoveIdentities(),
         FunctionalToModules(),
+        OpenAttention(),
+        SplitFused(),
         FoldBatchNorm(),
         FoldConstants(),
+        LineUp(),
         Shrink(),
     ]
     graph_module = graph_of(model)
