@@ -70,9 +70,10 @@ def export(
 
         With ``fold_batchnorm=False``, ``train()`` switches BatchNorm to the statistics of the batch and
         dropout on, wherever the model did, and every weight that is left can change: nothing is masked any
-        more. What did nothing in evaluation but would in training by way of a constant (a BatchNorm after
-        an empty row) is gone. What a model only computes in training, such as an auxiliary head, is left
-        out, with a warning. ``.origins`` says which parameter, and which of its indices, each one was.
+        more. Constants that were folded (the bias of an empty row, what BatchNorm makes of it) are those of
+        evaluation and learn no longer. What a model only computes in training, such as an auxiliary head,
+        is left out, with a warning. ``.origins`` says which parameter, and which of its indices, each one
+        was.
 
     Raises:
         InvariantError: a weight is not zero outside its mask.

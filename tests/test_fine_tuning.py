@@ -208,6 +208,30 @@ def test_a_fused_projection_is_split_with_its_state(kind: str) -> None:
     assert_restricted(compact, model)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_groups_that_lose_other_channels_each(kind: str) -> None:
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)]
+    model = sparsefx.sparsify(nn.Sequential(*convs).double(), density=1.0)
+    masks = {m.name: m for m in masked_weights(model)}
+    inputs, outputs = torch.tensor([1, 6]), torch.tensor([0, 3, 4, 5])
+    keep = {name: torch.ones_like(masked.mask) for name, masked in masks.items()}
+    keep["0"][inputs] = keep["1"][outputs] = False
+    keep["1"][:4, 1] = keep["1"][4:, 2] = keep["2"][:, outputs] = False
+    for name, masked in masks.items():
+        masked.set_mask(keep[name])
+    model.get_parameter("0.bias").data[inputs] = 0
+    x = torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    optimizer = sparsefx.SparseMomentum(OPTIMIZERS[kind](model.parameters()), model, cycles=5)
+    train(model, optimizer, x, 3)
+    compact = sparsefx.export(model, (x,), fold_batchnorm=False)
+    assert tuple(compact.get_parameter("1.weight").shape) == (4, 3, 3, 3)
+    small = optimizer.compact(compact)
+    train(model, optimizer, x, 3)
+    train(compact, small, x, 3)
+    assert_restricted(compact, model)
+
+
 def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
