@@ -90,8 +90,8 @@ class _Compiler:
         inputs = graph_inputs(captured.graph, examples)
         try:
             passes = self.rewrite(graph, inputs)
-        except Refused as reason:
-            self.compiled.opaque[name] = str(reason)
+        except Refused as refused:
+            self.compiled.opaque[name] = str(refused)
             return None
         _share_unchanged(graph, module)
         self.compiled.graphs.append(name)
@@ -160,7 +160,7 @@ def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
 
 def _distinct(calls: Sequence[_Call]) -> list[_Call]:
     """Calls that differ in a size: one of each kind, the first and the last few are enough."""
-    shapes = {}
+    shapes: dict[tuple[Any, ...], _Call] = {}
     for call in calls:
         leaves = pytree.tree_leaves(call)
         shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), call)

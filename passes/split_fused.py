@@ -111,7 +111,7 @@ def _split(graph_module: fx.GraphModule, program: Program, linear: fx.Node, laye
 def _permutation(permute: fx.Node | None, rank: int) -> tuple[int, ...]:
     if permute is None:
         return tuple(range(rank))
-    dims = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
+    dims: Any = permute.args[1:] if len(permute.args) > 1 else permute.kwargs["dims"]
     nested = len(dims) == 1 and isinstance(dims[0], (tuple, list))
     return tuple(int(dim) % rank for dim in (dims[0] if nested else dims))
 
