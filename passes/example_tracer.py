@@ -288,6 +288,12 @@ class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
         fx.proxy.Attribute.__init__(self, root, attr)
 
     @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is not None and self._node._erased:  # with a module that turned out not to trace
+            self._node = None
+        return fx.proxy.Attribute.node.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @property
     def examples(self) -> list[Any]:  # type: ignore[override]
         return [getattr(value, self.attr) for value in self.root.examples]
 

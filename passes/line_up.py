@@ -79,15 +79,16 @@ class _Pair:
 
 def _pairs(attention: fx.Node, layers: _Layers) -> list[_Pair]:
     """Queries with keys, and values with the output projection, where only reshapes lie between."""
-    q, k, v = (_producer(source, layers) for source in attention.args[:3])
+    sources: Any = attention.args[:3]
+    q, k, v = (_producer(source, layers) for source in sources)
     output = _consumer(attention, layers)
     found: list[_Pair] = []
     if len({q, k, v} - {None}) < sum(layer is not None for layer in (q, k, v)):
         return []  # one layer in two roles
     if q is not None and k is not None:
-        found.append(_Pair(k, q, attention, (attention.args[1], attention.args[0]), False))
+        found.append(_Pair(k, q, attention, (sources[1], sources[0]), False))
     if v is not None and output is not None:
-        found.append(_Pair(v, output, attention, (attention.args[2], attention), True))
+        found.append(_Pair(v, output, attention, (sources[2], attention), True))
     return found
 
 

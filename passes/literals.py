@@ -66,6 +66,8 @@ def rewrite_literals(node: fx.Node, program: Program, kept: Kept) -> None:
     sources, results = program.node_inputs[node], program.node_values[node]
     if rewrite is None or not sources or not results:
         return
+    if node.target is operator.getitem and not program.calls_of(node):
+        return  # a part of a tuple, such as the result of a split
     change = Change(node, sources[0], results, kept)
     if node.target == "view" and node.op == "call_method":
         node.target = "reshape"  # fewer channels may be laid out otherwise, and a view would refuse them

@@ -55,7 +55,7 @@ def _literal_sizes(graph_module: fx.GraphModule, program: Program, node: fx.Node
     if layer is None:
         if rewriter_of(node) is not None and not (is_reshape(node) and _is_ambiguous(program, node)):
             source = program.node_inputs[node][0] if program.node_inputs[node] else None
-            if source is not None:
+            if source is not None and calls:
                 yield from ((source, dim) for dim in cannot_follow(node, source))
             return
         free = node.target in _SIZE_FREE or not any(_integers(node))

@@ -408,3 +408,19 @@ def test_a_split_into_another_number_of_parts_at_other_sizes() -> None:
     compact = exported(model, torch.randn(2, 4, 4, dtype=torch.float64))
     x = torch.randn(3, 9, 4, dtype=torch.float64)
     assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+@pytest.mark.parametrize("second", [lambda x: torch.std_mean(x, 1)[1], lambda x: x.max(1)[1] + 0.5])
+def test_only_the_second_result_of_a_reduction_is_read(second: Callable[[Tensor], Tensor]) -> None:
+    class Reduced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return second(self.first(x))
+
+    torch.manual_seed(0)
+    model = Reduced()
+    model.first.weight.data[::2] = 0
+    exported(model, torch.randn(4, 6, dtype=torch.float64))

@@ -55,7 +55,8 @@ OPERATIONS: dict[str, Operation] = {
     "mul": Multiply(),
     # data movement
     **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
-    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle"], Movement()),
+    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
+    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], Movement(lambda call: [1], whole=True)),
     "roll": Movement(rolled_dims, whole=True),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
     "unbind": Movement(dim_argument, whole=True),

@@ -47,8 +47,9 @@ class Mix:
         return [fact(varies, value, fixed), *(unknown(output) for output in call.outputs[1:])]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
-        source = call.inputs[0]
-        read = wanted[0]
+        source, read = call.inputs[0], wanted[0]
+        for other in wanted[1:]:  # indices of maxima, a mean beside the deviation
+            read = read | (other if other.dim() == read.dim() else other.any())
         if len(call.outputs[0].shape) < len(source.shape):
             for dim in self._mixed(call):
                 read = read.unsqueeze(dim)

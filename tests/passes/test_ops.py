@@ -135,12 +135,49 @@ ROWS = [
     Row("rms_norm", lambda x: F.rms_norm(x, (4,))),
     Row("bicubic", lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic")),
     Row("einsum", lambda x: torch.einsum("bchw,oc->bohw", x, _LINEAR.T[:, [0, 1, 2, 3, 4, 4]])),
+    Row("amin", lambda x: x.amin(2)),
+    Row("max along a map", lambda x: x.max(3)[0]),
+    Row("min over channels", lambda x: x * x.min(1, keepdim=True)[0]),
+    Row("median", lambda x: x.median(2)[0]),
+    Row("argmax", lambda x: x.argmax(2, keepdim=True) + x),
+    Row("argmin", lambda x: x * x.argmin(1, keepdim=True)),
+    Row("any", lambda x: (x > 0).any(2) * 1.0),
+    Row("all", lambda x: (x > 0).all(3) * 1.0),
+    Row("prod", lambda x: x.prod(2)),
+    Row("cumprod", lambda x: x.cumprod(1)),
+    Row("logcumsumexp", lambda x: x.logcumsumexp(2)),
+    Row("standard deviation", lambda x: x.std((2, 3))),
+    Row("var", lambda x: x.var(3)),
+    Row("std_mean", lambda x: torch.std_mean(x, 2)[1]),
+    Row("ones_like", lambda x: torch.ones_like(x) * x.flip(2)),
+    Row("full_like", lambda x: torch.full_like(x, 2) + x.flip(1)),
+    Row("channel_shuffle", lambda x: F.channel_shuffle(x, 3)),
+    Row("addmm", lambda x: torch.addmm(_VECTOR[:5], x, _LINEAR.T[[0, 1, 2, 3, 3, 2]]), (4, 6)),
+    Row("baddbmm", lambda x: torch.baddbmm(x, x, x[:, :4]), (2, 6, 4)),
+    Row("scaled addmm", lambda x: torch.addmm(_VECTOR[:5], x, _LINEAR.T[[0, 1, 2, 3, 3, 2]], beta=2), (4, 6)),
+    Row("grid_sample", lambda x: F.grid_sample(x, _GRID, align_corners=False)),
+    Row("antialiased", lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True)),
+    Row("antialiased bicubic", lambda x: F.interpolate(x, size=(3, 3), mode="bicubic", antialias=True)),
+    Row("nearest exact", lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact")),
+    Row("pools of 3 dimensions", lambda x: F.max_pool3d(x, 2) + F.avg_pool3d(x, 2), (2, 6, 4, 4, 2)),
+    Row(
+        "adaptive pools of 3 dimensions",
+        lambda x: F.adaptive_avg_pool3d(x, 2) + F.adaptive_max_pool3d(x, 2),
+        (2, 6, 4, 4, 2),
+    ),
+    Row("trilinear", lambda x: F.interpolate(x, scale_factor=2.0, mode="trilinear"), (2, 6, 2, 2, 2)),
+    Row("nearest of 3 dimensions", lambda x: F.interpolate(x, scale_factor=2), (2, 6, 2, 2, 2)),
+    Row("linear upsampling", lambda x: F.interpolate(x, scale_factor=2.0, mode="linear"), (2, 6, 4)),
+    Row("nearest of 1 dimension", lambda x: F.interpolate(x, scale_factor=2), (2, 6, 4)),
+    Row("reflect 1 dimension", lambda x: F.pad(x, (1, 2), mode="reflect"), (2, 6, 4)),
+    Row("replicate 3 dimensions", lambda x: F.pad(x, (1, 0, 0, 0, 0, 1), mode="replicate"), (2, 6, 2, 2, 2)),
     Row("unknown", lambda x: torch.fft.fft(x, dim=1).real),
     Row("written through a view", lambda x: _write_through_view(x)),
 ]
 
 
 _POSITIONS = torch.tensor([2, 0, 3])
+_GRID = torch.rand(2, 3, 3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
 _MASK = torch.eye(4, dtype=torch.bool)
 
 
