@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from sparsefx.passes.compare import gives, run
 from sparsefx.passes.example_tracer import ExampleTracer, require_default
-from sparsefx.passes.examples import Examples
+from sparsefx.passes.examples import Example, Examples, graph_inputs, with_sizes_of_one
 from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.module_tracer import ModuleTracer, reason_of
+from sparsefx.passes.program import untouched
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,17 @@ def capture(
     Returns:
         The graph and the modules that stay opaque in it.
     """
-    specialised = None if examples else _control_arguments(model)
     options: dict[str, Any] = {"keeps_idle": keeps_idle, "opaque": opaque}
-    tracer = ExampleTracer(examples, **options) if examples else ModuleTracer(**options)
+    if not examples:
+        return _trace(model, ModuleTracer(**options), _control_arguments(model))
+    tracer = ExampleTracer(examples, assumes=True, **options)
+    captured = _trace(model, tracer)
+    if tracer.assumed and not _holds_for_one(model, captured.graph, examples[0]):
+        return _trace(model, ExampleTracer(examples, **options))
+    return captured
+
+
+def _trace(model: nn.Module, tracer: ModuleTracer, specialised: dict[str, Any] | None = None) -> Capture:
     attributes = set(model.__dict__)
     try:
         graph = tracer.trace(model, concrete_args=specialised)
@@ -74,6 +86,23 @@ def capture(
     for node in graph.nodes:
         node.type = None  # annotations do nothing here, and torch 2.6 cannot pickle those that are strings
     return Capture(graph, tracer.opaque)
+
+
+def _holds_for_one(model: nn.Module, graph: fx.Graph | None, example: Example) -> bool:
+    """Whether a graph computes what the model does where sizes that follow the input are 1."""
+    if graph is None or any(name.startswith("*") for name in example):
+        return False
+    graph_module = fx.GraphModule(model, graph)
+    for small in with_sizes_of_one(example):
+        try:
+            with torch.no_grad(), untouched(model, (small,)) as (copied,):
+                expected = model.forward(**copied)
+        except Exception:  # the model does not take this size, so there is nothing to be equal to
+            continue
+        (inputs,) = graph_inputs(graph, [small])
+        if not gives(functools.partial(run, graph_module, inputs), expected):
+            return False
+    return True
 
 
 def _adopt_constants(model: nn.Module) -> None:

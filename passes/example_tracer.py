@@ -48,12 +48,18 @@ class ExampleTracer(ModuleTracer):
 
     Args:
         examples: the arguments of the calls (:mod:`sparsefx.passes.examples`).
+        assumes: take branches that are the same for every size from 2 on (``if length > 1``); whoever
+            traces has to see whether the graph holds for the size 1 too.
         options: those of :class:`ModuleTracer`.
+
+    Attributes:
+        assumed: whether such a branch was met.
     """
 
-    def __init__(self, examples: Examples = (), **options: Any) -> None:
+    def __init__(self, examples: Examples = (), assumes: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.calls = examples
+        self.calls, self.assumes = examples, assumes
+        self.assumed = False
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -68,7 +74,7 @@ class ExampleTracer(ModuleTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[[], Any], list[Any]]:
-        """A placeholder for every argument that holds tensors; the others are specialised."""
+        """A placeholder for each argument that holds tensors or follows the input; others are specialised."""
         positional: list[Any] = []
         named: dict[str, Any] = {}
         for name, first in self.calls[0].items():
@@ -77,7 +83,7 @@ class ExampleTracer(ModuleTracer):
                 if first:
                     positional = list(named.values()) + list(self._placeholder(name, values))
                     named = {}
-            elif any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(first)):
+            elif _holds_tensors(first) or _are_varying_sizes(values):
                 named[name] = self._placeholder(name, values)
             else:
                 named[name] = self._specialised(name, values)
@@ -149,6 +155,9 @@ class ExampleTracer(ModuleTracer):
         if len(agreed) == 1 and _is_metadata(obj.node):
             return agreed.pop()
         if len(agreed) == 1 and _guards_an_error():
+            return agreed.pop()
+        if len(agreed) == 1 and self.assumes and _asks_for_more_than_one(obj.node, *agreed):
+            self.assumed = True
             return agreed.pop()
         raise NotReplayable("it branches on " + ("a size of its input" if agreed else "data"))
 
@@ -367,6 +376,15 @@ def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
     return tree
 
 
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _are_varying_sizes(values: list[Any]) -> bool:
+    """Whether an argument is an integer that follows the input, such as the height of a map."""
+    return all(type(value) is int for value in values) and len(set(values)) > 1
+
+
 def _is_metadata(node: fx.Node) -> bool:
     """Whether a value follows from data types and devices alone, which no size of the input changes."""
     if node.target is getattr and node.args[1] in _METADATA:
@@ -401,6 +419,20 @@ def _lines_that_guard_errors(filename: str) -> frozenset[int]:
             test = part.test  # type: ignore[attr-defined]
             lines.update(range(part.lineno, (test.end_lineno or part.lineno) + 1))  # type: ignore[attr-defined]
     return frozenset(lines)
+
+
+_COMPARISONS = frozenset({operator.eq, operator.ne, operator.gt, operator.ge, operator.lt, operator.le})
+
+
+def _asks_for_more_than_one(node: fx.Node, outcome: bool) -> bool:
+    """Whether a condition compares a size with a number so that all sizes from 2 on have one outcome."""
+    if node.target not in _COMPARISONS or len(node.args) != 2:
+        return False
+    size, number = node.args
+    if not isinstance(size, fx.Node) or size.target != "size" or not isinstance(number, int):
+        return False
+    compare: Any = node.target
+    return bool(compare(2, number) == compare(sys.maxsize, number) == outcome)
 
 
 @contextmanager

@@ -91,6 +91,13 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
     return [inputs, *(change for change in changes if change is not None)]
 
 
+def with_sizes_of_one(example: Example) -> list[Example]:
+    """Copies of a call with dimensions cut to a single index: those of each size, then all together."""
+    groups = _groups((example,))
+    chosen = [*groups, [place for places in groups for place in places]]
+    return [_resized((example,), set(places), lambda dim, size: 1)[0] for places in chosen]
+
+
 _Place = tuple[int, int]  # which tensor leaf, which dimension
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.capture import Capture, capture
+from sparsefx.passes.compare import gives, run
 from sparsefx.passes.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
 from sparsefx.passes.graph_module import TwoModeGraphModule
 from sparsefx.passes.modes import follow_mode, split_modes
@@ -79,7 +80,9 @@ class _Compiler:
         examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
         graph = self._graph_of(model, "", examples)
         if graph is None:
-            self._compile_children(model, "", _calls(model, self.inputs))
+            self._compile_children(
+                model, _Place("", "", _calls(model, self.inputs), _fits(model, self.inputs[0]))
+            )
             return model
         return graph
 
@@ -110,10 +113,10 @@ class _Compiler:
         self.compiled.passes += [step.inside(name) for step in passes]
         left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
         if left:
-            calls = _calls(graph, inputs)
+            place = _Place(name, "", _calls(graph, inputs), _fits(graph, inputs[0]))
             for path, reason in left.items():
                 self.compiled.opaque[_join(name, path)] = reason
-                self._compile_children(graph.get_submodule(path), path, calls, name)
+                self._compile_children(graph.get_submodule(path), replace(place, path=path))
         return split_modes(graph, held_back) if self.trains else graph
 
     def _follow_mode(
@@ -131,20 +134,62 @@ class _Compiler:
         differs = captured.opaque[""] if traced is None else follow_mode(graph, traced)
         return {True: held_back, False: []}, differs
 
-    def _compile_children(
-        self, parent: nn.Module, path: str, calls: Mapping[str, Sequence[_Call]], above: str = ""
-    ) -> None:
+    def _compile_children(self, parent: nn.Module, place: _Place) -> None:
         for key, child in parent.named_children():
-            inner = _join(path, key)
+            inner = replace(place, path=_join(place.path, key))
             if child not in self._done:
-                examples = _as_examples(child, calls.get(inner, ()))
-                worth = bool(examples) and next(child.children(), None) is not None
-                self._done[child] = self._graph_of(child, _join(above, inner), examples) if worth else None
+                self._done[child] = self._part(parent, key, child, inner)
             part = self._done[child]
             if part is None:
-                self._compile_children(child, inner, calls, above)
+                self._compile_children(child, inner)
             else:
                 parent._modules[key] = part
+
+    def _part(self, parent: nn.Module, key: str, child: nn.Module, place: _Place) -> nn.Module | None:
+        """A module as a graph, if the model around it still computes the same with it."""
+        if next(child.children(), None) is None:
+            return None
+        examples = _as_examples(child, place.calls.get(place.path, ()))
+        if not examples:
+            return None
+        graphs, passes = len(self.compiled.graphs), len(self.compiled.passes)
+        part = self._graph_of(child, place.name, examples)
+        if part is None:
+            return None
+        parent._modules[key] = part
+        if place.fits():
+            return part
+        parent._modules[key] = child
+        del self.compiled.graphs[graphs:], self.compiled.passes[passes:]
+        self.compiled.opaque[place.name] = "the module that calls it needs more of it than its result"
+        return None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a model parts are looked for.
+
+    Attributes:
+        above: the compiled module around it; ``""`` for the model.
+        path: the module, seen from there.
+        calls: the arguments of each module's calls, by such a path.
+        fits: whether the module above computes what it did.
+    """
+
+    above: str
+    path: str
+    calls: Mapping[str, Sequence[_Call]]
+    fits: Callable[[], bool]
+
+    @property
+    def name(self) -> str:
+        """The name in the whole model."""
+        return _join(self.above, self.path)
+
+
+def _fits(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], bool]:
+    expected = run(model, inputs)
+    return lambda: gives(lambda: run(model, inputs), expected)
 
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
@@ -181,12 +226,12 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
 def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
     """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes."""
 
-    def run(call: tuple[Any, ...]) -> Any:
+    def try_call(call: tuple[Any, ...]) -> Any:
         with torch.no_grad(), untouched(module, call) as (args, kwargs):
             return module(*args, **kwargs)
 
     try:
-        others = at_other_sizes(run, calls[0])[1:] if calls else []
+        others = at_other_sizes(try_call, calls[0])[1:] if calls else []
         return [bind(module, args, kwargs) for args, kwargs in (*calls[:1], *others, *_distinct(calls)[1:])]
     except TypeError:  # a hook of the module's own rewrites its arguments
         return []

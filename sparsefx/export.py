@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import bare, check_invariant, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.compare import gives, run
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
@@ -26,14 +26,9 @@ from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
 from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
-from sparsefx.passes.program import untouched
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.report import compare
-
-# Beyond this relative difference on the example inputs a pass is at fault, not rounding.
-_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
-_COARSE_ROUNDING = 5e-2
 
 
 def export(
@@ -95,7 +90,7 @@ def export(
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
-    examples = at_other_sizes(lambda values: _run(original, values), inputs)
+    examples = at_other_sizes(lambda values: run(original, values), inputs)
     if trains and gather == "auto":
         gather = "never"
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
@@ -107,7 +102,7 @@ def export(
         return run_pipeline(steps, graph_module, values, check=verify)
 
     compiled = compile_model(duplicate(original), examples, rewrite, trains=trains)
-    if not _same(_run_or_none(compiled.model, inputs), expected):
+    if not gives(lambda: run(compiled.model, inputs), expected):
         compiled = Compiled(original, opaque={"": "its parts do not fit together as graphs"})
     if trains:
         if _trains(original, inputs) and not _trains(compiled.model, inputs):
@@ -145,21 +140,16 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's outputs on the example inputs."""
     try:
-        return _run(model, inputs)
+        return run(model, inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
-
-
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    with torch.no_grad(), untouched(model, inputs) as copies:
-        return model(*copies)
 
 
 def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether a model runs in training mode; it is left in evaluation."""
     state = torch.get_rng_state()
     try:
-        _run(model.train(), inputs)
+        run(model.train(), inputs)
     except Exception:  # a BatchNorm refuses a batch of one, say
         return False
     finally:
@@ -188,34 +178,8 @@ class _Verify:
     """After each pass: the outputs on the example inputs are still those of the captured graph."""
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        self.inputs, self.expected = inputs, _run(graph_module, inputs)
+        self.inputs, self.expected = inputs, run(graph_module, inputs)
 
     def __call__(self, name: str, graph_module: fx.GraphModule) -> None:
-        if not _same(_run_or_none(graph_module, self.inputs), self.expected):
+        if not gives(lambda: run(graph_module, self.inputs), self.expected):
             raise Refused(f"{name} would change its outputs; please report this with the model's code")
-
-
-def _run_or_none(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    try:
-        return _run(model, inputs)
-    except Exception:  # Python code around a graph may ask more of it than its forward
-        return None
-
-
-def _same(outputs: Any, expected: Any) -> bool:
-    """Whether two results are alike up to rounding."""
-    one, spec = pytree.tree_flatten(outputs)
-    other, expected_spec = pytree.tree_flatten(expected)
-    if spec != expected_spec:
-        return False
-    return all(_close(a, b) for a, b in zip(one, other, strict=True) if isinstance(b, Tensor))
-
-
-def _close(output: Tensor, expected: Tensor) -> bool:
-    if not isinstance(output, Tensor) or output.shape != expected.shape:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(output, expected)
-    tolerance = _ROUNDING.get(expected.dtype, _COARSE_ROUNDING)
-    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.allclose(output, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
