@@ -210,7 +210,8 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
         if name and next(module.children(), None) is not None:
 
             def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                calls.setdefault(name, []).append((args, kwargs))
+                # containers as they are now: the caller may append to its lists
+                calls.setdefault(name, []).append(pytree.tree_map(lambda leaf: leaf, (args, kwargs)))
 
             hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
     try:

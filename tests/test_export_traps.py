@@ -415,12 +415,52 @@ def test_only_the_second_result_of_a_reduction_is_read(second: Callable[[Tensor]
     class Reduced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = nn.Linear(6, 8)
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return second(self.first(x))
+            return second(self.last(F.relu(self.first(x))))
 
     torch.manual_seed(0)
     model = Reduced()
     model.first.weight.data[::2] = 0
     exported(model, torch.randn(4, 6, dtype=torch.float64))
+
+
+def test_a_part_that_is_handed_a_list_which_grows_afterwards() -> None:
+    class Last(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, outputs))
+            nn.init.zeros_(self.layers[0].weight[::2].detach())
+
+        def forward(self, values: list[Tensor]) -> Tensor:
+            return self.layers(values[-1])
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([Last(6, 4), Last(4, 3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            values = [x if x.sum() < 1e6 else -x]
+            for part in self.parts:
+                values.append(part(values))
+            return values[-1]
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="2 parts of it were compiled"):
+        exported(Growing(), torch.randn(2, 6, dtype=torch.float64))
+
+
+def test_causal_attention_of_queries_of_which_the_first_is_not_read() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (layer(x).view(x.shape[0], 1, 2, 3) for layer in (self.q, self.k))
+            return F.scaled_dot_product_attention(q, k, k, is_causal=True)[:, :, 1]
+
+    torch.manual_seed(0)
+    exported(Causal(), torch.randn(4, 6, dtype=torch.float64))

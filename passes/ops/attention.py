@@ -54,6 +54,8 @@ class Attention:
         kept.tie((q, -1), (k, -1))
         kept.tie((v, -1), (out, -1))
         kept.tie((q, -2), (out, -2))
+        if _is_causal(call) or any(_reaches(mask, -2) for mask in masks):  # positions mean something
+            kept.keep_all(q, [-2])
         kept.keep_all(k, [-2])
         kept.keep_all(v, [-2])
         for dim in range(len(q.shape) - 2):
@@ -73,6 +75,11 @@ class Attention:
 def _same_heads(call: Call) -> bool:
     q, k, v, *_ = call.inputs
     return len(q.shape) < 3 or q.shape[-3] == k.shape[-3] == v.shape[-3]
+
+
+def _is_causal(call: Call) -> bool:
+    position = [argument.name for argument in call.op._schema.arguments].index("is_causal")
+    return bool(call.args[position] if position < len(call.args) else call.kwargs.get("is_causal"))
 
 
 def _reaches(mask: Value, dim: int) -> bool:

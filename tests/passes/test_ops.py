@@ -116,6 +116,7 @@ ROWS = [
     Row("attention", lambda x: F.scaled_dot_product_attention(x, x, x)),
     Row("attention between channels", lambda x: _attend(x.transpose(1, 3))),
     Row("masked attention", lambda x: _attend(x.transpose(1, 3), _MASK)),
+    Row("causal attention", lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
     Row("attention of repeated heads", lambda x: _attend(x, None, x[:, :2])),
     Row("index", lambda x: x[:, :, _POSITIONS]),
     Row("index channels", lambda x: x[:, _POSITIONS]),
