@@ -58,6 +58,7 @@ _EXCLUDED_METHODS = _words("""
     retain_grad set_ share_memory_ sparse_resize_ sparse_resize_and_clear_ storage storage_type to_mkldnn
     untyped_storage
 """)
+_PASS_METHODS = _words("flatten permute reshape unflatten")  # those that passes call, listed above or not
 _ATTRIBUTES = _words("""
     H T device dtype imag is_cpu is_cuda is_mps is_sparse itemsize layout mH mT nbytes ndim real
     requires_grad shape
@@ -119,7 +120,7 @@ def general_vocabulary() -> Vocabulary:
     returned = {name for kind in torch.return_types.all_return_types for name in _fields_of(kind)}
     return Vocabulary(
         _general_functions({function for found in overridable.values() for function in found}),
-        frozenset(name for name in methods - _EXCLUDED_METHODS if not name.startswith("_")),
+        _PASS_METHODS | {name for name in methods - _EXCLUDED_METHODS if not name.startswith("_")},
         frozenset({*_ATTRIBUTES, *returned}),
     )
 

@@ -371,3 +371,34 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sparsefx.load(path, nn.Linear(2, 2))
     assert not os.listdir(tmp_path)
+
+
+def test_what_the_newer_passes_make(tmp_path: Path) -> None:
+    """Attention taken apart, a fused projection split, norms with constants, gathers and scatters."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = self.norm(x)
+            x = x + self.attention(y, y, y, key_padding_mask=mask)[0]
+            batch, steps, _ = x.shape
+            q, k, v = self.qkv(x).reshape(batch, steps, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+            return x + self.proj(y.transpose(1, 2).reshape(batch, steps, 8))
+
+    model = nn.Module()
+    model = Block().double()
+    with torch.no_grad():
+        model.qkv.weight[::3] = 0
+        model.proj.weight[:2] = 0
+        model.attention.out_proj.weight[:3] = 0
+    x, mask = torch.randn(2, 5, 8, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    loaded = round_trip(model, tmp_path, x, mask)
+    assert any(name.endswith("q_proj") for name, _ in loaded.named_modules())
+    assert any(name.endswith("qkv_0") for name, _ in loaded.named_modules())
