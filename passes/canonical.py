@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain, layer_of
+from sparsefx.passes.origins import follow
 from sparsefx.passes.pipeline import Outcome
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -46,7 +48,7 @@ def _hands_on(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class FunctionalToModules:
-    """Turn ``F.linear``, ``F.convNd`` and ``F.layer_norm`` on parameters into layers that hold them."""
+    """Turn ``F.linear``, ``F.convNd``, ``F.layer_norm`` and ``addmm`` on parameters into layers."""
 
     name = "functional_to_modules"
 
@@ -62,7 +64,7 @@ class FunctionalToModules:
                 name += "_"
             graph_module.add_submodule(name, layer)
             with graph_module.graph.inserting_before(node):
-                source = node.args[0] if node.args else node.kwargs["input"]
+                source = node.args[node.target is torch.addmm] if node.args else node.kwargs["input"]
                 call = graph_module.graph.call_module(name, (source,))
             node.replace_all_uses_with(call)
             _erase_with_parameters(graph_module, node)
@@ -96,6 +98,8 @@ def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
 
 def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The layer that computes what a functional call does; None where there is none."""
+    if node.target is torch.addmm:
+        return _addmm_as_layer(graph_module, node)
     if node.op != "call_function" or node.target not in (F.linear, F.layer_norm, *_CONVOLUTIONS):
         return None
     names = ("input", "weight", "bias", *(_CONVOLUTIONS.get(node.target, (None, ()))[1]))
@@ -116,6 +120,23 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     layer._parameters.update(weight=weight, bias=bias)
     layer.train(graph_module.training)
     return layer
+
+
+def _addmm_as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
+    """``addmm(bias, x, weight)``, as in GPT-2, whose weights are (inputs, outputs)."""
+    if node.kwargs or len(node.args) != 3:
+        return None
+    bias, weight = (_parameter(graph_module, node.args[place]) for place in (0, 2))
+    if bias is None or weight is None or bias.shape != weight.shape[1:] or weight.is_complex():
+        return None
+    held = [parameter for _, parameter in graph_module.named_parameters(remove_duplicate=False)]
+    if sum(parameter is weight for parameter in held) > 1:  # tied: it has to stay one tensor
+        return None
+    layer = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+    layer.bias = bias
+    turned = nn.Parameter(weight.detach().t().contiguous(), weight.requires_grad)
+    layer.weight = follow(turned, weight, lambda labels: labels.t())
+    return layer.train(graph_module.training)
 
 
 def _empty_layer(target: Any, weight: nn.Parameter, arguments: dict[str, Any]) -> Any:

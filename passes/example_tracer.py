@@ -66,6 +66,12 @@ class ExampleTracer(ModuleTracer):
         with _entered_functions(), self._recorded_constructors(), _proxies_are_instances():
             return super().trace(root, concrete_args)
 
+    def context(self) -> tuple[bool, ...]:
+        contexts = super().context()
+        return (
+            contexts if self.keeps_idle else contexts[2:]
+        )  # without training, gradients are nobody's concern
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):
             return False

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts
-from sparsefx.passes.layers import double, is_evenly_padded, set_bias, sole_contractions
+from sparsefx.passes.layers import double, is_evenly_padded, own_contractions, set_bias
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
 
@@ -34,11 +34,15 @@ class FoldConstants:
         program = record(graph_module, inputs)
         facts = forward_facts(program)
         folded = 0
-        for node, layer in sole_contractions(graph_module).items():
-            (source,) = program.node_inputs[node]
+        for layer, nodes in own_contractions(graph_module).items():
             dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-            varies, value = facts[source].over(dim, source.shape[dim])
-            folded += _fold(layer, varies.to(layer.weight.device), value.to(layer.weight.device))
+            sources = [program.node_inputs[node][0] for node in nodes]
+            known = [facts[source].over(dim, source.shape[dim]) for source in sources]
+            varies, value = known[0]
+            for its_varies, its_value in known[1:]:  # a layer called twice: what all its calls agree on
+                varies = varies | its_varies | (value != its_value)
+            varies, value = (part.to(layer.weight.device) for part in (varies, value.masked_fill(varies, 0)))
+            folded += _fold(layer, varies, value)
         return Outcome(folded > 0, f"{folded} input channels folded")
 
 

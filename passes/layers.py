@@ -45,17 +45,22 @@ def sole_contractions(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Linear |
 
     Only these may have their weights rewritten: what one call needs would be wrong for the other.
     """
+    return {nodes[0]: layer for layer, nodes in own_contractions(graph_module).items() if len(nodes) == 1}
+
+
+def own_contractions(graph_module: fx.GraphModule) -> dict[nn.Linear | _ConvNd, list[fx.Node]]:
+    """The Linear and Conv layers that share no parameter, with the nodes that call each."""
     nodes = graph_module.graph.nodes
-    calls = Counter(str(node.target) for node in nodes if node.op in ("call_module", "get_attr"))
+    read = {str(node.target) for node in nodes if node.op == "get_attr"}
     holders = Counter(id(p) for _, p in graph_module.named_parameters(remove_duplicate=False))
-    found = {}
+    found: dict[nn.Linear | _ConvNd, list[fx.Node]] = {}
     for node in nodes:
         layer = layer_of(graph_module, node)
-        if not isinstance(layer, CONTRACTIONS) or not is_plain(layer) or calls[str(node.target)] > 1:
+        if not isinstance(layer, CONTRACTIONS) or not is_plain(layer):
             continue
-        names = [f"{node.target}.{name}" for name in layer._parameters]
-        if all(holders[id(p)] == 1 for p in layer.parameters()) and not any(calls[name] for name in names):
-            found[node] = layer
+        names = {str(node.target), *(f"{node.target}.{name}" for name in layer._parameters)}
+        if all(holders[id(p)] == 1 for p in layer.parameters()) and not names & read:
+            found.setdefault(layer, []).append(node)
     return found
 
 

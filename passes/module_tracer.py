@@ -36,13 +36,17 @@ class ModuleTracer(fx.Tracer):
         super().__init__()
         self.keeps_idle = keeps_idle
         self.opaque = dict(opaque or {})
-        self.contexts = _contexts()
+        self.contexts = self.context()
         self._reads: dict[str, fx.Proxy] = {}
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        if _contexts() != self.contexts:
+        if self.context() != self.contexts:
             raise NotReplayable("its forward switches gradients or autocast on or off")
         return super().create_proxy(*args, **kwargs)
+
+    def context(self) -> tuple[bool, ...]:
+        """The switches that a graph does not record, but has to follow."""
+        return _contexts()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or _inherits_torch_forward(m)

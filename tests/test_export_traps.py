@@ -464,3 +464,113 @@ def test_causal_attention_of_queries_of_which_the_first_is_not_read() -> None:
 
     torch.manual_seed(0)
     exported(Causal(), torch.randn(4, 6, dtype=torch.float64))
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, with weights (inputs, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs)),
+            nn.Parameter(torch.randn(outputs)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.size()[:-1] + (self.bias.shape[0],)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
+
+
+def test_constants_behind_an_addmm_are_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(4, 8), nn.GELU(), Conv1D(8, 3)).double()
+    model[0].weight.data[:, ::2] = 0
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x[:1, :3]), model(x[:1, :3])) <= 1e-11
+    assert sum(parameter.numel() for parameter in compact.parameters()) == 4 * 4 + 4 + 4 * 3 + 3
+
+
+def test_constants_that_all_calls_of_a_layer_agree_on_are_folded() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = x + self.down(F.gelu(self.up(x)))
+            return x
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    model.up.weight.data[::2] = 0
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert compact.get_submodule("up").out_features == 4
+
+
+def test_constants_that_differ_from_call_to_call_stay() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.shared = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shared(self.first(x)) - 2 * self.shared(self.second(x))
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    model.first.weight.data[:3] = 0
+    model.second.weight.data[1:5] = 0
+    model.second.bias.data[1] = model.first.bias.data[1]
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert compact.get_submodule("shared").in_features == 5  # the one constant that both share is folded
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_branch_on_sizes_above_one(holds: bool) -> None:
+    """``if steps > 1`` is taken for granted where one step gives the same either way."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.layer(x))
+            if x.shape[1] > 1:
+                y = y - y.mean(1, keepdim=True) + (y.mean(1, keepdim=True) if holds else 1)
+            return self.last(y)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), Branches()).double()
+    model[1].last.weight.data[:, ::2] = 0
+    compact = sparsefx.export(model, (torch.randn(2, 5, 4, dtype=torch.float64),))
+    for steps in (1, 2, 7):
+        x = torch.randn(3, steps, 4, dtype=torch.float64)
+        assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert bool(compact.report.opaque) != holds
+
+
+def test_a_proxy_is_no_tensor_to_compiled_code() -> None:
+    """``torch.pow(x, 3.0)`` asks in C++ whether x is a tensor; a proxy that said yes crashed the process."""
+
+    class Cubes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            assert isinstance(y, Tensor)
+            return torch.pow(y, 3.0) + torch.pow(2.0, y)
+
+    model = Cubes().double()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert not compact.report.opaque
+    assert relative_difference(compact(x), model(x)) <= 1e-11
