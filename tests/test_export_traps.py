@@ -477,7 +477,7 @@ class Conv1D(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = x.size()[:-1] + (self.bias.shape[0],)
+        shape = (*x.size()[:-1], self.bias.shape[0])
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
 
 
