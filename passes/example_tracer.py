@@ -8,13 +8,9 @@ on it (or on data) cannot be traced; the module around it stays a leaf.
 
 from __future__ import annotations
 
-import ast
-import builtins
 import functools
 import inspect
-import linecache
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,20 +20,13 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata
+from sparsefx.passes.example_proxy import ExampleProxy, Sizes, proxies_are_instances
 from sparsefx.passes.examples import Examples
 from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
 from sparsefx.passes.program import is_reshape
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
-
-# What a tensor says of itself apart from its sizes and its data; the same for every input.
-_RANK = frozenset({"dim", "ndimension"})
-_KINDS = frozenset(
-    {"is_floating_point", "is_complex", "is_signed", "element_size", "is_contiguous", "get_device"}
-)
-_METADATA = frozenset(
-    {"dtype", "device", "layout", "type", "is_cuda", "is_mps", "is_sparse", "is_nested", "requires_grad"}
-)
 
 # Functions that make a tensor of given sizes: torch does not ask integer proxies how to run them.
 _CONSTRUCTORS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
@@ -63,7 +52,7 @@ class ExampleTracer(ModuleTracer):
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _entered_functions(), self._recorded_constructors(), _proxies_are_instances():
+        with _entered_functions(), self._recorded_constructors(), proxies_are_instances():
             return super().trace(root, concrete_args)
 
     def context(self) -> tuple[bool, ...]:
@@ -128,7 +117,7 @@ class ExampleTracer(ModuleTracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
-        if isinstance(a, _Sizes):
+        if isinstance(a, Sizes):
             return tuple(self.create_arg(size) for size in a)
         if isinstance(a, dict) and type(a) is not dict:  # an ordered dict, or a model output
             items = {key: self.create_arg(value) for key, value in a.items()}
@@ -158,11 +147,11 @@ class ExampleTracer(ModuleTracer):
 
     def to_bool(self, obj: Any) -> bool:
         agreed = {bool(value) for value in obj.examples if not isinstance(value, Tensor)}
-        if len(agreed) == 1 and _is_metadata(obj.node):
+        if len(agreed) == 1 and is_metadata(obj.node):
             return agreed.pop()
-        if len(agreed) == 1 and _guards_an_error():
+        if len(agreed) == 1 and guards_an_error():
             return agreed.pop()
-        if len(agreed) == 1 and self.assumes and _asks_for_more_than_one(obj.node, *agreed):
+        if len(agreed) == 1 and self.assumes and asks_for_more_than_one(obj.node, *agreed):
             self.assumed = True
             return agreed.pop()
         raise NotReplayable("it branches on " + ("a size of its input" if agreed else "data"))
@@ -213,118 +202,6 @@ def _run_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             return layer(*args, **kwargs)
         finally:
             layer.training = True
-
-
-class ExampleProxy(fx.Proxy):
-    """A proxy that knows its values.
-
-    Attributes:
-        examples: its value in each example call.
-        loose: dimensions that came out alike in all of them by chance.
-    """
-
-    examples: list[Any]
-    loose: frozenset[int] = frozenset()
-    _is_param = False  # asked by isinstance(..., nn.Parameter) and Buffer
-    _is_buffer = False
-
-    def __init__(self, node: fx.Node, tracer: Any = None) -> None:
-        super().__init__(node, tracer)
-        self.examples = []
-
-    @property
-    def ndim(self) -> Any:
-        return self.dim()
-
-    @property
-    def shape(self) -> Any:
-        return self.size()
-
-    def dim(self) -> int:
-        return int(self._agreed("dim"))
-
-    ndimension = dim
-
-    def numel(self) -> Any:
-        sizes = {value.numel() for value in self.examples}
-        return (
-            sizes.pop() if len(sizes) == 1 else self.tracer.create_proxy("call_method", "numel", (self,), {})
-        )
-
-    nelement = numel
-
-    def size(self, dim: int | None = None) -> Any:
-        """The sizes: integers where they are fixed, proxies where they follow the input."""
-        if dim is not None:
-            return self._size(dim)
-        return _Sizes(self._size(index) for index in range(self.dim()))
-
-    def _size(self, dim: int) -> Any:
-        sizes = {value.shape[dim] for value in self.examples}
-        return (
-            sizes.pop()
-            if len(sizes) == 1 and dim % self.dim() not in self.loose
-            else self.tracer.create_proxy("call_method", "size", (self, dim), {})
-        )
-
-    def __getattr__(self, k: str) -> Any:
-        if k in _KINDS and all(isinstance(value, Tensor) for value in self.examples):
-            return lambda: self._agreed(k)
-        return ExampleAttribute(self, k)
-
-    def _agreed(self, method: str) -> Any:
-        found = {getattr(value, method)() for value in self.examples}
-        if len(found) != 1:
-            raise NotReplayable(f"{method}() is not the same for every size of its input")
-        return found.pop()
-
-    def __len__(self) -> int:
-        lengths = {len(value) for value in self.examples}
-        if len(lengths) != 1:
-            raise NotReplayable("it counts over a size of its input")
-        return lengths.pop()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.tracer.iter(self)
-
-    def __index__(self) -> int:
-        raise NotReplayable("it needs a size of its input as a number")
-
-    __int__ = __index__
-
-    def __float__(self) -> float:
-        raise NotReplayable("it needs a size of its input, or data, as a number")
-
-
-class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
-    """An attribute of a proxy, which becomes a node when it is used as a value."""
-
-    def __init__(self, root: ExampleProxy, attr: str) -> None:
-        fx.proxy.Attribute.__init__(self, root, attr)
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is not None and self._node._erased:  # with a module that turned out not to trace
-            self._node = None
-        return fx.proxy.Attribute.node.fget(self)  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def examples(self) -> list[Any]:  # type: ignore[override]
-        return [getattr(value, self.attr) for value in self.root.examples]
-
-
-class _Sizes(tuple[Any, ...]):
-    """What ``x.shape`` is while tracing: integers, and proxies for sizes that vary."""
-
-    def numel(self) -> Any:
-        product: Any = 1
-        for size in self:
-            product = product * size
-        return product
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return _Sizes(found) if isinstance(index, slice) else found
 
 
 _CONTAINERS = (
@@ -391,56 +268,6 @@ def _are_varying_sizes(values: list[Any]) -> bool:
     return all(type(value) is int for value in values) and len(set(values)) > 1
 
 
-def _is_metadata(node: fx.Node) -> bool:
-    """Whether a value follows from data types and devices alone, which no size of the input changes."""
-    if node.target is getattr and node.args[1] in _METADATA:
-        return True
-    if node.target in (torch.is_floating_point, torch.is_complex):
-        return True
-    sources = node.all_input_nodes
-    return bool(sources) and node.op == "call_function" and all(_is_metadata(source) for source in sources)
-
-
-def _guards_an_error() -> bool:
-    """Whether the branch being taken is an ``assert``, or an ``if`` that does nothing but raise.
-
-    A call that takes the other way has no result, so there is nothing to be wrong about.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.fx", __name__)):
-        frame = frame.f_back
-    return frame.f_lineno in _lines_that_guard_errors(frame.f_code.co_filename)
-
-
-@functools.lru_cache(maxsize=64)
-def _lines_that_guard_errors(filename: str) -> frozenset[int]:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
-        return frozenset()
-    lines: set[int] = set()
-    for part in ast.walk(tree):
-        raises = isinstance(part, ast.If) and not part.orelse and isinstance(part.body[-1], ast.Raise)
-        if isinstance(part, ast.Assert) or raises:
-            test = part.test  # type: ignore[attr-defined]
-            lines.update(range(part.lineno, (test.end_lineno or part.lineno) + 1))  # type: ignore[attr-defined]
-    return frozenset(lines)
-
-
-_COMPARISONS = frozenset({operator.eq, operator.ne, operator.gt, operator.ge, operator.lt, operator.le})
-
-
-def _asks_for_more_than_one(node: fx.Node, outcome: bool) -> bool:
-    """Whether a condition compares a size with a number so that all sizes from 2 on have one outcome."""
-    if node.target not in _COMPARISONS or len(node.args) != 2:
-        return False
-    size, number = node.args
-    if not isinstance(size, fx.Node) or size.target != "size" or not isinstance(number, int):
-        return False
-    compare: Any = node.target
-    return bool(compare(2, number) == compare(sys.maxsize, number) == outcome)
-
-
 @contextmanager
 def _entered_functions() -> Iterator[None]:
     """Let the functions that their authors told fx not to enter go through the tracer."""
@@ -451,30 +278,6 @@ def _entered_functions() -> Iterator[None]:
         yield
     finally:
         fx_module._create_wrapped_func = original
-
-
-@contextmanager
-def _proxies_are_instances() -> Iterator[None]:
-    """Let ``isinstance(x, Tensor)`` and ``isinstance(n, int)``, common in forwards, ask for the values.
-
-    Only Python code asks ``builtins``: a proxy with another ``__class__`` would also pass for a tensor
-    in C++, which crashes.
-    """
-    original = builtins.isinstance
-
-    def of_values(obj: Any, kinds: Any) -> bool:
-        if original(obj, kinds):
-            return True
-        if not original(obj, ExampleProxy) or original(obj, ExampleAttribute):
-            return False
-        values = obj.__dict__.get("examples")
-        return bool(values) and all(original(value, kinds) for value in values)
-
-    builtins.isinstance = of_values
-    try:
-        yield
-    finally:
-        builtins.isinstance = original
 
 
 def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:

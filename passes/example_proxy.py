@@ -1,0 +1,153 @@
+"""Proxies that know the values they stand for in several example calls."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, fx
+
+from sparsefx.passes.module_tracer import NotReplayable
+
+# What a tensor says of itself apart from its sizes and its data; the same for every input.
+_KINDS = frozenset(
+    {"is_floating_point", "is_complex", "is_signed", "element_size", "is_contiguous", "get_device"}
+)
+
+
+class ExampleProxy(fx.Proxy):
+    """A proxy that knows its values.
+
+    Attributes:
+        examples: its value in each example call.
+        loose: dimensions that came out alike in all of them by chance.
+    """
+
+    examples: list[Any]
+    loose: frozenset[int] = frozenset()
+    _is_param = False  # asked by isinstance(..., nn.Parameter) and Buffer
+    _is_buffer = False
+
+    def __init__(self, node: fx.Node, tracer: Any = None) -> None:
+        super().__init__(node, tracer)
+        self.examples = []
+
+    @property
+    def ndim(self) -> Any:
+        return self.dim()
+
+    @property
+    def shape(self) -> Any:
+        return self.size()
+
+    def dim(self) -> int:
+        return int(self._agreed("dim"))
+
+    ndimension = dim
+
+    def numel(self) -> Any:
+        sizes = {value.numel() for value in self.examples}
+        return (
+            sizes.pop() if len(sizes) == 1 else self.tracer.create_proxy("call_method", "numel", (self,), {})
+        )
+
+    nelement = numel
+
+    def size(self, dim: int | None = None) -> Any:
+        """The sizes: integers where they are fixed, proxies where they follow the input."""
+        if dim is not None:
+            return self._size(dim)
+        return Sizes(self._size(index) for index in range(self.dim()))
+
+    def _size(self, dim: int) -> Any:
+        sizes = {value.shape[dim] for value in self.examples}
+        return (
+            sizes.pop()
+            if len(sizes) == 1 and dim % self.dim() not in self.loose
+            else self.tracer.create_proxy("call_method", "size", (self, dim), {})
+        )
+
+    def __getattr__(self, k: str) -> Any:
+        if k in _KINDS and all(isinstance(value, Tensor) for value in self.examples):
+            return lambda: self._agreed(k)
+        return ExampleAttribute(self, k)
+
+    def _agreed(self, method: str) -> Any:
+        found = {getattr(value, method)() for value in self.examples}
+        if len(found) != 1:
+            raise NotReplayable(f"{method}() is not the same for every size of its input")
+        return found.pop()
+
+    def __len__(self) -> int:
+        lengths = {len(value) for value in self.examples}
+        if len(lengths) != 1:
+            raise NotReplayable("it counts over a size of its input")
+        return lengths.pop()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.tracer.iter(self)
+
+    def __index__(self) -> int:
+        raise NotReplayable("it needs a size of its input as a number")
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        raise NotReplayable("it needs a size of its input, or data, as a number")
+
+
+class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
+    """An attribute of a proxy, which becomes a node when it is used as a value."""
+
+    def __init__(self, root: ExampleProxy, attr: str) -> None:
+        fx.proxy.Attribute.__init__(self, root, attr)
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is not None and self._node._erased:  # with a module that turned out not to trace
+            self._node = None
+        return fx.proxy.Attribute.node.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def examples(self) -> list[Any]:  # type: ignore[override]
+        return [getattr(value, self.attr) for value in self.root.examples]
+
+
+class Sizes(tuple[Any, ...]):
+    """What ``x.shape`` is while tracing: integers, and proxies for sizes that vary."""
+
+    def numel(self) -> Any:
+        product: Any = 1
+        for size in self:
+            product = product * size
+        return product
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Sizes(found) if isinstance(index, slice) else found
+
+
+@contextmanager
+def proxies_are_instances() -> Iterator[None]:
+    """Let ``isinstance(x, Tensor)`` and ``isinstance(n, int)``, common in forwards, ask for the values.
+
+    Only Python code asks ``builtins``: a proxy with another ``__class__`` would also pass for a tensor
+    in C++, which crashes.
+    """
+    original = builtins.isinstance
+
+    def of_values(obj: Any, kinds: Any) -> bool:
+        if original(obj, kinds):
+            return True
+        if not original(obj, ExampleProxy) or original(obj, ExampleAttribute):
+            return False
+        values = obj.__dict__.get("examples")
+        return bool(values) and all(original(value, kinds) for value in values)
+
+    builtins.isinstance = of_values
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
