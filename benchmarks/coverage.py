@@ -139,7 +139,7 @@ def _measure_pattern(model: nn.Module, case: zoo.Case) -> workers.Record:
         "weights": (before[1], after[1]),
         "shrinks": after[1] < before[1],
         "opaque": networks.opaque_weights(compact),
-        "captured": getattr(report, "captured", None) or ("whole" if whole else "fx"),
+        "captured": report.captured,
         "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:4000],
         **_compare(model, compact, case, inputs),
     }

@@ -64,12 +64,12 @@ def _summary(models: Models) -> str:
             len(measured),
             sum(all(record["status"] == "exact" for record in found.values()) for found in measured),
             sum(_shrinks(found) for found in measured),
-            sum(any(record.get("captured") == "whole" for record in found.values()) for found in measured),
+            sum(any(record.get("captured") == "not" for record in found.values()) for found in measured),
             sum(_has(found, "WRONG") for found in measured),
             sum(any(_has(found, status) for status in ("error", "timeout", "harness")) for found in measured),
         ]
         rows.append([name or "**all**", *map(str, numbers)])
-    header = ["", "models", "measured", "exact", "exact and smaller", "returned whole", "wrong", "failed"]
+    header = ["", "models", "measured", "exact", "exact and smaller", "not captured", "wrong", "failed"]
     return f"{table(header, rows)}\n\n{_legend()}"
 
 
@@ -101,7 +101,7 @@ def _table(models: Models) -> str:
 
 def _cells(found: dict[str, Record], patterns: list[str]) -> Iterator[str]:
     measured = [record for record in found.values() if "weights" in record]
-    yield ", ".join(sorted({_captured(record) for record in measured}))
+    yield _captured(max(measured, key=lambda record: record.get("opaque", 0))) if measured else ""
     yield f"{measured[0]['parameters'][0]:,}" if measured else ""
     for pattern in patterns:
         yield _left(found.get(pattern))
@@ -144,7 +144,7 @@ def _reasons(found: dict[str, Record]) -> set[str]:
 def _reason(record: Record) -> str:
     """Why a record is not of an exact and smaller model, or ""."""
     message = re.sub(r"tensor\(.*", "a tensor", " ".join(record.get("message", "").split()))
-    message = re.sub(r".*returned whole, without its masks: (its forward does not trace )?", "", message)
+    message = re.sub(r".*returned whole, without its masks, because its forward stays Python: ", "", message)
     if record["status"] == "exact" and not message:
         kept_all = record["pattern"] in SHRINKING and not record["shrinks"]
         return "exact, but no weight is removed" if kept_all else ""
