@@ -82,16 +82,14 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
             return False
         return not _loses_samples(_shapes(inputs), before, _shapes(other), _shapes(outputs))
 
-    accepted = [places for places in _groups(inputs) if _change(takes, inputs, [places])]
-    single = {place for places in _groups(inputs) if places not in accepted for place in places}
-    accepted += [[place] for place in sorted(single) if _change(takes, inputs, [[place]])]
-    if not accepted:
-        return [inputs]
-    together = _change(takes, inputs, accepted)
-    if together is not None:
-        return [inputs, together]
-    changes = (_change(takes, inputs, [places]) for places in accepted)
-    return [inputs, *(change for change in changes if change is not None)]
+    groups = _groups(inputs)
+    found = [(places, _change(takes, inputs, [places])) for places in groups]
+    single = sorted(place for places, change in found if change is None for place in places)
+    found += [([place], _change(takes, inputs, [[place]])) for place in single if [place] not in groups]
+    accepted = [places for places, change in found if change is not None]
+    changes = [change for _, change in found if change is not None]
+    together = _change(takes, inputs, accepted) if len(accepted) > 1 else None
+    return [inputs, *(changes if together is None else [together])]
 
 
 def with_sizes_of_one(example: Example) -> list[Example]:

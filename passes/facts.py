@@ -63,6 +63,38 @@ def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
     return Fact(varies, torch.where(varies, torch.zeros((), dtype=value.dtype), value), fixed)
 
 
+def uniform_dims(*tensors: Tensor) -> list[int]:
+    """The dimensions along which each of some tensors of one rank is the same everywhere, of sizes above 1."""
+    return [
+        dim
+        for dim in range(tensors[0].dim())
+        if any(tensor.shape[dim] > 1 for tensor in tensors)
+        and all(_is_uniform(tensor, dim) for tensor in tensors if tensor.numel())
+    ]
+
+
+def _is_uniform(tensor: Tensor, dim: int) -> bool:
+    first = tensor.narrow(dim, 0, 1)
+    if not torch.equal(
+        first, tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+    ):  # most are told apart by their ends
+        return False
+    return bool((tensor == first).all())
+
+
+def _first_along(tensor: Tensor, dims: list[int]) -> Tensor:
+    for dim in dims:
+        tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+    return tensor
+
+
+def compact(known: Fact) -> Fact:
+    """The same fact with size 1 along dimensions whose indices are all alike: what follows is cheaper."""
+    parts = known.varies, known.value, known.fixed
+    dims = uniform_dims(*parts)
+    return Fact(*(_first_along(part, dims) for part in parts)) if dims else known
+
+
 def unknown(value: Value) -> Fact:
     """Nothing is known: every element may vary."""
     shape = (1,) * len(value.shape)
@@ -94,7 +126,7 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
             results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
-            facts[output] = result
+            facts[output] = compact(result)
     return facts
 
 
@@ -113,6 +145,8 @@ def live_elements(program: Program, facts: Mapping[Value, Fact]) -> dict[Value, 
     for value in program.outputs:
         live[value] = torch.ones_like(live[value])
     for call in reversed(program.calls):
+        for output in call.outputs:
+            live[output] = _first_along(live[output], uniform_dims(live[output]))
         wanted = [live[output] for output in call.outputs]
         reads = operation_of(call).backward(call, facts, wanted)
         for value, read in zip(call.inputs, reads, strict=True):

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import fx
 
 from sparsefx.passes.examples import Inputs
+from sparsefx.passes.program import remembered
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,17 @@ def run_pipeline(
     Returns:
         One report per pass.
     """
-    reports = []
-    for step in passes:
-        start = time.perf_counter()
-        outcome = step.run(graph_module, inputs)
-        if outcome.modified:
-            graph_module.graph.lint()
-            graph_module.delete_all_unused_submodules()
-            graph_module.recompile()
-            if check is not None:
-                check(step.name, graph_module)
-        reports.append(PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail))
-    return reports
+    with remembered():
+        return [_run(step, graph_module, inputs, check) for step in passes]
+
+
+def _run(step: Pass, graph_module: fx.GraphModule, inputs: Inputs, check: Check | None) -> PassReport:
+    start = time.perf_counter()
+    outcome = step.run(graph_module, inputs)
+    if outcome.modified:
+        graph_module.graph.lint()
+        graph_module.delete_all_unused_submodules()
+        graph_module.recompile()
+        if check is not None:
+            check(step.name, graph_module)
+    return PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail)

@@ -209,4 +209,6 @@ def _expand_dim(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 def _any_product(one: Tensor, other: Tensor) -> Tensor:
     """The matrix product over (and, or); a float32 sum of zeros and ones is 0 only if all are."""
+    if not bool(one.any()) or not bool(other.any()):  # a parameter varies nowhere, say
+        return torch.zeros((1,) * max(one.dim(), other.dim()), dtype=torch.bool)
     return (one.float() @ other.float()) > 0

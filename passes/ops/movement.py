@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefx.passes.facts import Fact, fact
+from sparsefx.passes.facts import Fact, fact, unknown
 from sparsefx.passes.ops.base import Facts
 from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
@@ -37,21 +37,28 @@ class Movement:
         dims = self._uniform_dims(call)
         operands = [alike_along(facts[value], dims) for value in call.inputs]
         pairs = list(zip(operands, call.inputs, strict=True))
-        values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
         marks = [f.varies.to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
-        loose = [(~f.fixed).to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
         varies = [mark != 0 for mark in call.run(marks)]
+        if all(bool(result.all()) for result in varies):
+            return [unknown(output) for output in call.outputs]
+        values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
+        loose = [(~f.fixed).to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
         fixed = [mark == 0 for mark in call.run(loose)]
         return [fact(*parts) for parts in zip(varies, values, fixed, strict=True)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        empty = any(output.shape.numel() == 0 for output in call.outputs)  # says nothing of other sizes
+        if not empty and not any(bool(elements.any()) for elements in wanted):
+            return [torch.zeros((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs]
+        if _keeps_count(call) and bool(wanted[0].all()):
+            return [torch.ones((1,) * len(call.inputs[0].shape), dtype=torch.bool)]
         read = _Elements(call.inputs)
         for labels, elements in zip(_labels(call), wanted, strict=True):
             read.mark(labels[elements.expand(labels.shape)])
         dims = self._uniform_dims(call)
         if not dims:
             return read.each()
-        if any(output.shape.numel() == 0 for output in call.outputs):
+        if empty:
             return [torch.ones(value.shape, dtype=torch.bool) for value in call.inputs]
         return [elements.any(dims, keepdim=True) for elements in read.each()]
 
@@ -59,6 +66,8 @@ class Movement:
         for value in (*call.inputs, *call.outputs):
             if len(value.shape) == len(call.inputs[0].shape):
                 kept.keep_all(value, self.literal_dims(call) if self.whole else self._uniform_dims(call))
+        if all(kept.is_full(value) for value in (*call.inputs, *call.outputs)):
+            return
         sources = torch.cat([_product(kept, value).flatten() for value in call.inputs])
         moved = _Elements(call.inputs)
         for labels, output in zip(_labels(call), call.outputs, strict=True):
@@ -168,6 +177,13 @@ def padded_dims(call: Call) -> list[int]:
     rank = len(call.inputs[0].shape)
     pairs = range(len(padding) // 2)
     return [rank - 1 - pair for pair in pairs if call.computed or any(padding[2 * pair : 2 * pair + 2])]
+
+
+def _keeps_count(call: Call) -> bool:
+    """Whether one operand becomes one result with as many elements, as in every view."""
+    if len(call.inputs) != 1 or len(call.outputs) != 1:
+        return False
+    return call.inputs[0].shape.numel() == call.outputs[0].shape.numel() > 0
 
 
 def _cat_dim(call: Call) -> int:
