@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.leaves import leaves
 from sparsefx.passes.program import untouched
 
 # Beyond this relative difference on the example inputs a rewrite is at fault, not rounding.
@@ -32,9 +33,8 @@ def gives(outputs: Callable[[], Any], expected: Any) -> bool:
 
 def same(outputs: Any, expected: Any) -> bool:
     """Whether two results are alike up to rounding."""
-    one, spec = pytree.tree_flatten(outputs)
-    other, expected_spec = pytree.tree_flatten(expected)
-    if spec != expected_spec:
+    one, other = leaves(outputs), leaves(expected)
+    if pytree.tree_structure(outputs) != pytree.tree_structure(expected) or len(one) != len(other):
         return False
     return all(_close(a, b) for a, b in zip(one, other, strict=True) if isinstance(b, Tensor))
 

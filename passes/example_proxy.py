@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from sparsefx.passes.module_tracer import NotReplayable
 _KINDS = frozenset(
     {"is_floating_point", "is_complex", "is_signed", "element_size", "is_contiguous", "get_device"}
 )
+
+
+_OWN = frozenset({"node", "tracer", "examples", "loose", "root", "attr", "_node"})
 
 
 class ExampleProxy(fx.Proxy):
@@ -33,6 +37,14 @@ class ExampleProxy(fx.Proxy):
     def __init__(self, node: fx.Node, tracer: Any = None) -> None:
         super().__init__(node, tracer)
         self.examples = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN:
+            raise NotReplayable(f"it sets the attribute {name!r} of something computed")
+        object.__setattr__(self, name, value)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     @property
     def ndim(self) -> Any:

@@ -112,7 +112,11 @@ class ExampleTracer(ModuleTracer):
             for number in range(len(self.calls))
         ]
         proxy.loose = _loose_dims(proxy, args, kwargs)
-        return proxy
+        kinds = {(type(value), len(value)) for value in proxy.examples if type(value) in (tuple, list)}
+        if len(kinds) != 1 or len(kinds) != len({type(value) for value in proxy.examples}):
+            return proxy
+        ((kind, length),) = kinds  # chunks and the like: a tuple to Python, too
+        return kind(proxy[index] for index in range(length))
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
+from sparsefx.passes.leaves import tensors
 from sparsefx.passes.modes import ByMode
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
@@ -94,7 +95,7 @@ class Call:
         args, kwargs = pytree.tree_map(
             lambda leaf: next(replacement) if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
         )
-        return _tensors(self.op(*args, **kwargs))
+        return tensors(self.op(*args, **kwargs))
 
 
 @dataclass
@@ -335,7 +336,7 @@ class _Recorder(TorchDispatchMode):
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
         opaque = self.opaque_node or any(self._values[key].constant is not None for key in written)
-        outputs = [self._output(tensor, written) for tensor in _tensors(result)]
+        outputs = [self._output(tensor, written) for tensor in tensors(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
         call = Call(
@@ -404,7 +405,7 @@ class _RecordingInterpreter(fx.Interpreter):
         with self.recorder:
             result = super().run_node(n)
         if n.op == "placeholder":
-            for tensor in _tensors(result):
+            for tensor in tensors(result):
                 self.recorder.graph_input(tensor)
         values = self._values(result)
         self.recorder.program.node_values[n] = values
@@ -428,7 +429,7 @@ class _RecordingInterpreter(fx.Interpreter):
         return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), ByMode)
 
     def _values(self, result: Any) -> list[Value]:
-        return [self.recorder.value(tensor) for tensor in _tensors(result)]
+        return [self.recorder.value(tensor) for tensor in tensors(result)]
 
 
 def _is_torch_function(target: Any) -> bool:
@@ -445,10 +446,6 @@ def is_reshape(node: fx.Node) -> bool:
     return not isinstance(node.args[-1], torch.dtype)  # view(dtype) reads the same bytes otherwise
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     names: dict[int, tuple[str, ...]] = {}
     for named in (model.named_parameters, model.named_buffers):
@@ -463,7 +460,7 @@ def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += _tensors(value)
+            written += tensors(value)
     return written
 
 

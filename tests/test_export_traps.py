@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -574,3 +575,59 @@ def test_a_proxy_is_no_tensor_to_compiled_code() -> None:
     compact = sparsefx.export(model, (x,))
     assert not compact.report.opaque
     assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+@dataclass
+class Output:
+    value: Tensor
+    pooled: Tensor
+
+
+def test_a_result_whose_attribute_is_set_afterwards() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Output:
+            y = self.down(F.relu(self.up(x)))
+            return Output(y, y.mean(1) if x.sum() < 1e9 else y)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Inner(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            output = self.inner(x)
+            output.pooled = self.last(output.pooled)
+            return output.value, output.pooled
+
+    torch.manual_seed(0)
+    model = Outer().double()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="it sets the attribute 'pooled' of something computed"):
+        compact = sparsefx.export(model, (x,))
+    for one, other in zip(compact(x), model(x), strict=True):
+        assert relative_difference(one, other) <= 1e-11
+
+
+def test_items_set_in_forward() -> None:
+    class Sets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            y[:, 1:3] = y[:, 1:3] * 2
+            return self.down(y)
+
+    torch.manual_seed(0)
+    model = Sets().double()
+    model.up.weight.data[::2] = 0
+    compact = sparsefx.export(model, (torch.randn(2, 4, dtype=torch.float64),))
+    assert not compact.report.opaque
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_difference(compact(x), model(x)) <= 1e-11
