@@ -64,7 +64,7 @@ def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
 
 
 def uniform_dims(*tensors: Tensor) -> list[int]:
-    """The dimensions along which each of some tensors of one rank is the same everywhere, of sizes above 1."""
+    """The dimensions along which each of some tensors of one rank is alike, of sizes above 1."""
     return [
         dim
         for dim in range(tensors[0].dim())
