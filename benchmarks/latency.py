@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("command", choices=["run", "table"])
     parser.add_argument("--models", nargs="+", default=MODELS, help="default: 23 of all families")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="default: %(default)s")
+    parser.add_argument("--size", type=int, help="image size (default: 224, or what the model takes)")
     parser.add_argument("--turns", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--rows", type=float, default=0.5, help="fraction emptied (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
@@ -59,7 +60,7 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
     """Measure one model at every batch size that has no record yet."""
     known = {(r["model"], r["batch"]) for r in workers.read(options.results)}
     for batch in [batch for batch in options.batches if (name, batch) not in known]:
-        size = SIZES.get(name, 224)
+        size = options.size or SIZES.get(name, 224)
         x = torch.randn(batch, 3, size, size)
         torch.manual_seed(0)
         dense = torchvision.models.get_model(name, weights=None).eval()

@@ -88,8 +88,14 @@ class ExampleTracer(ModuleTracer):
         # after an argument with a default, Python wants one here too
         follows = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
         default = (None,) if follows and not name.startswith("*") else ()
-        proxy = self.proxy(self.create_node("placeholder", name, default, {}))
+        node = self.create_node("placeholder", name, default, {})
+        proxy = self.proxy(node)
         proxy.examples = values
+        lengths = {len(value) for value in values if isinstance(value, (tuple, list, dict))}
+        if len(lengths) > 1:
+            raise NotReplayable(f"its argument {name!r} is not as long in every call")
+        if lengths:  # Python code walks over it, so the graph holds for this length alone
+            self.create_node("call_function", require_length, (node, lengths.pop(), name.lstrip("*")), {})
         return proxy
 
     def _specialised(self, name: str, values: list[Any]) -> Any:
@@ -112,11 +118,7 @@ class ExampleTracer(ModuleTracer):
             for number in range(len(self.calls))
         ]
         proxy.loose = _loose_dims(proxy, args, kwargs)
-        kinds = {(type(value), len(value)) for value in proxy.examples if type(value) in (tuple, list)}
-        if len(kinds) != 1 or len(kinds) != len({type(value) for value in proxy.examples}):
-            return proxy
-        ((kind, length),) = kinds  # chunks and the like: a tuple to Python, too
-        return kind(proxy[index] for index in range(length))
+        return _unpacked(proxy, target, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
@@ -217,6 +219,19 @@ _CONTAINERS = (
 )
 
 
+def require_length(value: Any, length: int, name: str) -> None:
+    """Refuse a list, tuple or dict of another length than the one that a graph was traced with.
+
+    Raises:
+        TypeError: the length differs.
+    """
+    if isinstance(value, fx.Proxy):  # the graph is being traced again, for example to unpickle it
+        if not isinstance(value, ExampleProxy):
+            value.tracer.create_proxy("call_function", require_length, (value, length, name), {})
+    elif len(value) != length:
+        raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
+
+
 def require_default(value: Any, default: Any, name: str) -> None:
     """Refuse a value other than the one that a graph was traced with.
 
@@ -228,6 +243,26 @@ def require_default(value: Any, default: Any, name: str) -> None:
             value.tracer.create_proxy("call_function", require_default, (value, default, name), {})
     elif value is not default and (type(value) is not type(default) or value != default):
         raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {value!r}")
+
+
+_PIECES = {"split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "unsafe_chunk": 2, "unbind": 1}
+"""Functions that take a tensor apart, and the place of the dimension among their arguments."""
+
+
+def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
+    """Chunks and the like as a tuple of proxies, which Python may slice, join and unpack."""
+    if any(type(value) not in (tuple, list) for value in proxy.examples):
+        return proxy
+    place = _PIECES.get(getattr(target, "__name__", target))
+    if place is not None and isinstance(args[0], ExampleProxy):
+        dim = args[place] if len(args) > place else kwargs.get("dim", 0)
+        if type(args[0].size(dim)) is not int:  # a proxy passes for an int to isinstance
+            raise NotReplayable("it takes a dimension apart that follows the input")
+    if len({len(value) for value in proxy.examples}) != 1:
+        return proxy
+    first = proxy.examples[0]
+    chosen: Any = proxy
+    return type(first)(chosen[index] for index in range(len(first)))
 
 
 def _loose_dims(proxy: ExampleProxy, args: Any, kwargs: Any) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,11 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
     found = [(places, _change(takes, inputs, [places])) for places in groups]
     single = sorted(place for places, change in found if change is None for place in places)
     found += [([place], _change(takes, inputs, [[place]])) for place in single if [place] not in groups]
+    refused = [places for places, change in found if change is None and places in groups]
+    for one, other in itertools.combinations(groups, 2):
+        if one not in refused and other not in refused:
+            continue
+        found.append(([*one, *other], _change(takes, inputs, [one, other])))  # lengths that go together
     accepted = [places for places, change in found if change is not None]
     changes = [change for _, change in found if change is not None]
     together = _change(takes, inputs, accepted) if len(accepted) > 1 else None
@@ -117,8 +123,13 @@ def _change(
 ) -> tuple[Any, ...] | None:
     """The inputs with some dimensions changed in the first way that the model takes."""
     places = {place for group in groups for place in group}
-    others = (_resized(inputs, places, change) for change in _changes())
-    return next((other for other in others if takes(other)), None)
+    leaves = pytree.tree_leaves(inputs)
+    for change in _changes():
+        if all(change(dim, leaves[number].shape[dim]) > 0 for number, dim in places):
+            other: tuple[Any, ...] = _resized(inputs, places, change)
+            if takes(other):
+                return other
+    return None
 
 
 _Shapes = list[torch.Size]
@@ -145,6 +156,9 @@ def _changes() -> Iterator[Callable[[int, int], int]]:
     yield lambda dim, size: size + 1 if dim == 0 else 2 * size
     yield lambda dim, size: size + 1
     yield lambda dim, size: size + 1 if dim == 0 else size + 32
+    yield lambda dim, size: 2 * size
+    yield lambda dim, size: size + 1 if dim == 0 else size - 1  # the example may be as long as it can be
+    yield lambda dim, size: size + 1 if dim == 0 else size // 2
 
 
 def _grown(size: int) -> int:

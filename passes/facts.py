@@ -8,7 +8,7 @@ and space, so a fact holds for any batch and image size, and is cheap.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
 
 
 def uniform_dims(*tensors: Tensor) -> list[int]:
-    """The dimensions, of sizes above 1, along which each of some tensors of one rank is the same."""
+    """The dimensions along which each of some tensors of one rank is alike, of sizes above 1."""
     return [
         dim
         for dim in range(tensors[0].dim())
@@ -126,8 +126,13 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
             results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
-            facts[output] = compact(result)
+            facts[output] = compact(_of_dtype(result, output.dtype))
     return facts
+
+
+def _of_dtype(known: Fact, dtype: torch.dtype) -> Fact:
+    """A fact whose value has the type that the operation really returns (a sum of bools is an integer)."""
+    return known if known.value.dtype is dtype else replace(known, value=known.value.to(dtype))
 
 
 def live_elements(program: Program, facts: Mapping[Value, Fact]) -> dict[Value, Tensor]:

@@ -74,7 +74,8 @@ class Gather:
         graph = graph_module.graph
         with graph.inserting_before(node):
             index = graph.get_attr(_add_index(graph_module, f"{node.name}_inputs", used))
-            node.args = (graph.call_function(torch.index_select, (node.args[0], dim, index)),)
+            place = dim - len(source.shape)  # from the back, where the channels are at every rank
+            node.args = (graph.call_function(torch.index_select, (node.args[0], place, index)),)
         return True
 
     def _scatter(
@@ -107,7 +108,7 @@ class Gather:
                 graph_module.register_buffer(name, _shaped(constant, result.shape[dim + 1 :]))
                 other = graph.call_function(torch.add, (other, graph.get_attr(name)))
             index = graph.get_attr(_add_index(graph_module, f"{node.name}_outputs", used))
-            added = graph.call_function(torch.index_add, (other, dim, index, node))
+            added = graph.call_function(torch.index_add, (other, dim - len(result.shape), index, node))
         addition.replace_all_uses_with(added)
         graph.erase_node(addition)
         return True

@@ -20,6 +20,6 @@ def leaves(tree: Any) -> list[Any]:
     return found
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor, in order."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]

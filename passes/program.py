@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
-from sparsefx.passes.leaves import tensors
+from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.modes import ByMode
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
@@ -95,7 +95,7 @@ class Call:
         args, kwargs = pytree.tree_map(
             lambda leaf: next(replacement) if isinstance(leaf, Value) else leaf, (self.args, self.kwargs)
         )
-        return tensors(self.op(*args, **kwargs))
+        return tensors_in(self.op(*args, **kwargs))
 
 
 @dataclass
@@ -336,7 +336,7 @@ class _Recorder(TorchDispatchMode):
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
         opaque = self.opaque_node or any(self._values[key].constant is not None for key in written)
-        outputs = [self._output(tensor, written) for tensor in tensors(result)]
+        outputs = [self._output(tensor, written) for tensor in tensors_in(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
         call = Call(
@@ -405,7 +405,7 @@ class _RecordingInterpreter(fx.Interpreter):
         with self.recorder:
             result = super().run_node(n)
         if n.op == "placeholder":
-            for tensor in tensors(result):
+            for tensor in tensors_in(result):
                 self.recorder.graph_input(tensor)
         values = self._values(result)
         self.recorder.program.node_values[n] = values
@@ -429,7 +429,7 @@ class _RecordingInterpreter(fx.Interpreter):
         return node.op == "call_module" and isinstance(self.fetch_attr(str(node.target)), ByMode)
 
     def _values(self, result: Any) -> list[Value]:
-        return [self.recorder.value(tensor) for tensor in tensors(result)]
+        return [self.recorder.value(tensor) for tensor in tensors_in(result)]
 
 
 def _is_torch_function(target: Any) -> bool:
@@ -460,7 +460,7 @@ def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += tensors(value)
+            written += tensors_in(value)
     return written
 
 

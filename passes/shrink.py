@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts, live_elements
 from sparsefx.passes.layers import follow_weight, layer_of
-from sparsefx.passes.leaves import tensors
+from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
 from sparsefx.passes.ops import is_known
 from sparsefx.passes.origins import follow
@@ -140,7 +139,7 @@ class _Replay(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
         result = super().run_node(n)
-        for tensor, value in zip(tensors(result), self.program.node_values[n], strict=True):
+        for tensor, value in zip(tensors_in(result), self.program.node_values[n], strict=True):
             if tensor.shape != self.kept.shape(value):
                 raise _Misfit(f"{n}: {tuple(tensor.shape)}, expected {tuple(self.kept.shape(value))}")
         return result

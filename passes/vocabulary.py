@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from sparsefx.passes.example_tracer import require_default
+from sparsefx.passes.example_tracer import require_default, require_length
 from sparsefx.passes.open_attention import attention_mask
 from sparsefx.passes.plain_values import DataError
 
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{function.__module__}.{function.__qualname__}": function
-    for function in (attention_mask, require_default)
+    for function in (attention_mask, require_default, require_length)
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
 

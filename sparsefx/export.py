@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -101,7 +102,8 @@ def export(
         verify = _Verify(graph_module, values[0])
         return run_pipeline(steps, graph_module, values, check=verify)
 
-    compiled = compile_model(duplicate(original), examples, rewrite, trains=trains)
+    with _without_nested_tensors():
+        compiled = compile_model(duplicate(original), examples, rewrite, trains=trains)
     if not gives(lambda: run(compiled.model, inputs), expected):
         compiled = Compiled(original, opaque={"": "its parts do not fit together as graphs"})
     if trains:
@@ -143,6 +145,17 @@ def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return run(model, inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
+
+
+@contextmanager
+def _without_nested_tensors() -> Iterator[None]:
+    """Keep transformer layers that stay Python off torch's fast path, whose nested tensors have no shape."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:

@@ -211,4 +211,8 @@ def _any_product(one: Tensor, other: Tensor) -> Tensor:
     """The matrix product over (and, or); a float32 sum of zeros and ones is 0 only if all are."""
     if not bool(one.any()) or not bool(other.any()):  # a parameter varies nowhere, say
         return torch.zeros((1,) * max(one.dim(), other.dim()), dtype=torch.bool)
+    if bool(one.all()):  # after a norm everything varies
+        return other.any(-2, keepdim=True)
+    if bool(other.all()):
+        return one.any(-1, keepdim=True)
     return (one.float() @ other.float()) > 0

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.facts import Fact, compact, forward_facts, live_elements
 from sparsefx.passes.ops import OPERATIONS, ConvolutionCall, is_known, operation_of
 from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import dim_argument
@@ -368,3 +368,12 @@ def test_an_operation_of_another_library(monkeypatch: pytest.MonkeyPatch) -> Non
     compact = sparsefx.export(model, (x,))
     assert compact.first.out_features == 4
     torch.testing.assert_close(compact(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_fact_keeps_one_index_of_a_dimension_whose_indices_are_alike() -> None:
+    value = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    nothing = torch.zeros(1, 1, dtype=torch.bool)
+    shapes = [tuple(part.shape) for part in vars(compact(Fact(nothing, value, ~nothing))).values()]
+    assert shapes == [(1, 1), (1, 2), (1, 1)]
+    value[1, 1] = 3
+    assert compact(Fact(nothing, value, ~nothing)).value is value

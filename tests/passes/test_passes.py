@@ -17,6 +17,7 @@ from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.pipeline import Outcome, Pass, run_pipeline
+from sparsefx.passes.program import record, remembered
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 
@@ -399,3 +400,17 @@ def test_each_pass_in_turn_on_networks(name: str) -> None:
         with torch.no_grad():
             assert relative_difference(graph_module(x), expected) <= 1e-11
         assert not step.run(graph_module, [(x,)]).modified
+
+
+def test_a_graph_is_recorded_again_only_once_it_changed() -> None:
+    model = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    inputs = [(torch.randn(2, 4),)]
+    with remembered():
+        first = record(model, inputs)
+        model.get_submodule("0").weight.data.zero_()  # numbers in place: the program holds the tensor
+        assert record(model, inputs) is first
+        assert record(model, [(torch.randn(3, 4),)]) is not first
+        first = record(model, inputs)
+        model.get_submodule("0").bias = nn.Parameter(torch.ones(4))
+        assert record(model, inputs) is not first
+    assert record(model, inputs) is not record(model, inputs)
