@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -394,6 +395,7 @@ def test_a_stride_over_a_single_position() -> None:
     assert compact(torch.randn(2, 3, 4)).shape == (2, 2, 2)
 
 
+@pytest.mark.filterwarnings("ignore:export")
 def test_a_split_into_another_number_of_parts_at_other_sizes() -> None:
     class Split(nn.Module):
         def __init__(self) -> None:
@@ -631,3 +633,106 @@ def test_items_set_in_forward() -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
     with torch.no_grad():
         assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+class Tokens(nn.Module):
+    """Layers h (6 -> 16) and o (16 -> 5), half of h's rows and two columns of o empty, around an idiom."""
+
+    def __init__(self, idiom: Callable[..., Any]) -> None:
+        super().__init__()
+        self.h, self.o, self.idiom = nn.Linear(6, 16), nn.Linear(16, 5), idiom
+        self.positions = nn.Parameter(torch.randn(8, 6))
+        with torch.no_grad():
+            self.h.weight[::2] = 0
+            self.o.weight[:, [1, 3]] = 0
+
+    def forward(self, *args: Any) -> Any:
+        return self.idiom(self, *args)
+
+
+SIZE_IDIOMS: dict[str, tuple[Callable[..., Any], tuple[int, int], list[tuple[int, int]]]] = {
+    "micro-batches": (
+        lambda m, x: torch.cat([m.o(m.h(part)) for part in x.split(4)]), (2, 7), [(5, 7), (9, 7)]
+    ),
+    "windows": (lambda m, x: torch.cat([m.o(m.h(p)) for p in x.split(16, 1)], 1), (2, 7), [(3, 64)]),
+    "number of windows": (lambda m, x: m.o(m.h(x)) * len(x.split(16, 1)), (2, 7), [(3, 64)]),
+    "halves of the batch": (
+        lambda m, x: torch.cat([m.o(m.h(part)) for part in x.chunk(2)]), (2, 7), [(1, 7)]
+    ),
+    "longest example": (lambda m, x: m.o(m.h(x + m.positions[: x.shape[1]])), (2, 8), [(1, 1), (3, 5)]),
+    "fourfold batch": (lambda m, x: m.o(m.h(x.view(x.shape[0] // 4, 4, -1, 6).mean(1))), (4, 7), [(8, 7)]),
+    "count of positives": (lambda m, x: m.o(m.h(x)) * ((x > 0).sum() - 1), (2, 7), [(3, 5)]),
+    "positions": (lambda m, x: m.o(m.h(x)) * (x > 0).cumsum(1).sum(2, keepdim=True).sub(1), (2, 7), [(3, 5)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZE_IDIOMS)
+@pytest.mark.filterwarnings("ignore:export")
+def test_sizes_that_decide(name: str) -> None:
+    idiom, shape, others = SIZE_IDIOMS[name]
+    torch.manual_seed(0)
+    model = Tokens(idiom).double().eval()
+    compact = sparsefx.export(model, (torch.randn(*shape, 6, dtype=torch.float64),))
+    for size in (shape, *others):
+        x = torch.randn(*size, 6, dtype=torch.float64)
+        with torch.no_grad():
+            assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_two_inputs_whose_lengths_go_together() -> None:
+    torch.manual_seed(0)
+    model = Tokens(lambda m, x, z: m.o(m.h(x)[:, ::2] + m.h(z) * z.shape[1])).double().eval()
+    compact = sparsefx.export(model, tuple(torch.randn(2, n, 6, dtype=torch.float64) for n in (8, 4)))
+    x, z = (torch.randn(3, n, 6, dtype=torch.float64) for n in (20, 10))
+    with torch.no_grad():
+        assert relative_difference(compact(x, z), model(x, z)) <= 1e-11
+
+
+def test_a_dataclass_of_results() -> None:
+    torch.manual_seed(0)
+    model = Tokens(lambda m, x: {"out": Output(m.o(m.h(x)), m.h(x))}).double().eval()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    with torch.no_grad():
+        one, other = compact(x)["out"], model(x)["out"]
+    assert relative_difference(one.value, other.value) <= 1e-11
+    assert relative_difference(one.pooled, other.pooled) <= 1e-11
+
+
+def test_more_arguments_than_were_traced_are_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    many = sparsefx.export(Tokens(lambda m, *xs: m.o(m.h(sum(xs)))).double().eval(), (x,))
+    with pytest.raises(TypeError, match="argument 'args' was traced with 1 entries; got 2"):
+        many(x, x)
+
+
+def test_a_squeezed_dimension_before_a_gather() -> None:
+    torch.manual_seed(0)
+    model = Tokens(lambda m, x: m.o(m.h(x).squeeze())).double().eval()
+    compact = sparsefx.export(model, (torch.randn(1, 1, 6, dtype=torch.float64),), gather="always")
+    for shape in ((1, 1), (3, 4), (1, 5)):
+        x = torch.randn(*shape, 6, dtype=torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(compact(x), model(x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_transformer_with_a_padding_mask() -> None:
+    """torch's fast path makes nested tensors of a padded batch, which have no shape."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).double().eval()
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.encoder(x, src_key_padding_mask=mask)
+
+    x, mask = torch.randn(2, 5, 8, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    with torch.no_grad():
+        compact, expected = sparsefx.export(Padded(), (x, mask)), encoder(x, src_key_padding_mask=mask)
+        torch.testing.assert_close(compact(x, mask)[~mask], expected[~mask], rtol=1e-11, atol=1e-11)
