@@ -88,7 +88,8 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
     single = sorted(place for places, change in found if change is None for place in places)
     found += [([place], _change(takes, inputs, [[place]])) for place in single if [place] not in groups]
     refused = [places for places, change in found if change is None and places in groups]
-    for one, other in itertools.combinations(groups, 2):
+    lengths = [places for places in groups if all(dim for _, dim in places)]
+    for one, other in itertools.combinations(lengths, 2):
         if one not in refused and other not in refused:
             continue
         found.append(([*one, *other], _change(takes, inputs, [one, other])))  # lengths that go together

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import pickle
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -191,14 +190,17 @@ def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
     return keys + list(map(id, container.values())) if isinstance(container, dict) else keys
 
 
-def _rng_state() -> tuple[bytes, Any, bytes]:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(numpy.random.get_state())
+def _rng_state() -> tuple[bytes, Any, Any]:
+    state: Any = numpy.random.get_state()
+    kind, keys, *rest = state
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), (kind, keys.tobytes(), *rest)
 
 
-def _restore_rng(state: tuple[bytes, Any, bytes]) -> None:
+def _restore_rng(state: tuple[bytes, Any, Any]) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
     random.setstate(state[1])
-    numpy.random.set_state(pickle.loads(state[2]))
+    kind, keys, *rest = state[2]
+    numpy.random.set_state((kind, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
 
 
 def _inherits_torch_forward(module: nn.Module) -> bool:

@@ -180,7 +180,7 @@ REFUSED = {
     branch_on_a_size_all_agree_on: (1, "it branches on a size of its input"),
     branch_on_data: (1, "it branches on data"),
     assert_on_data_with_another_branch: (1, "it branches on data"),
-    count_over_a_size: (1, "it counts over a size of its input"),
+    count_over_a_size: (1, "it takes a dimension apart that follows the input"),
     size_as_a_number: (1, "it needs a size of its input as a number"),
     size_in_a_range: (1, "it needs a size of its input as a number"),
     data_as_a_number: (1, "it needs a size of its input, or data, as a number"),

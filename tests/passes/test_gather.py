@@ -47,10 +47,10 @@ def test_golden_graph() -> None:
     assert text(graph_module) == [
         "x = x()",
         "block_inputs = block_inputs()",
-        "index_select = index_select(x, 1, block_inputs)",
+        "index_select = index_select(x, -1, block_inputs)",
         "block = Linear[2, 3](index_select)",
         "block_outputs = block_outputs()",
-        "index_add = index_add(x, 1, block_outputs, block)",
+        "index_add = index_add(x, -1, block_outputs, block)",
         "output = output(index_add)",
     ]
     assert graph_module.block_inputs.tolist() == [1, 3, 4]
