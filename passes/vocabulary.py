@@ -60,7 +60,7 @@ _EXCLUDED_METHODS = _words("""
 """)
 _PASS_METHODS = _words("flatten permute reshape unflatten")  # those that passes call, listed above or not
 _ATTRIBUTES = _words("""
-    H T device dtype imag is_cpu is_cuda is_mps is_sparse itemsize layout mH mT nbytes ndim real
+    H T device dtype imag is_cpu is_cuda is_mps is_nested is_sparse itemsize layout mH mT nbytes ndim real
     requires_grad shape
 """)
 

@@ -402,3 +402,10 @@ def test_what_the_newer_passes_make(tmp_path: Path) -> None:
     loaded = round_trip(model, tmp_path, x, mask)
     assert any(name.endswith("q_proj") for name, _ in loaded.named_modules())
     assert any(name.endswith("qkv_0") for name, _ in loaded.named_modules())
+
+
+def test_a_transformer_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoder(layer, 2)).double().eval()
+    round_trip(model, tmp_path, torch.randn(2, 5, 6, dtype=torch.float64))
