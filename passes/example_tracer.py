@@ -225,10 +225,7 @@ def require_length(value: Any, length: int, name: str) -> None:
     Raises:
         TypeError: the length differs.
     """
-    if isinstance(value, fx.Proxy):  # the graph is being traced again, for example to unpickle it
-        if not isinstance(value, ExampleProxy):
-            value.tracer.create_proxy("call_function", require_length, (value, length, name), {})
-    elif len(value) != length:
+    if not _is_traced_again(require_length, value, length, name) and len(value) != length:
         raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
 
 
@@ -238,11 +235,19 @@ def require_default(value: Any, default: Any, name: str) -> None:
     Raises:
         TypeError: the value differs.
     """
-    if isinstance(value, fx.Proxy):  # the graph is being traced again, for example to unpickle it
-        if not isinstance(value, ExampleProxy):
-            value.tracer.create_proxy("call_function", require_default, (value, default, name), {})
-    elif value is not default and (type(value) is not type(default) or value != default):
+    if _is_traced_again(require_default, value, default, name) or value is default:
+        return
+    if type(value) is not type(default) or value != default:
         raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {value!r}")
+
+
+def _is_traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
+    """Whether the graph with a check is itself traced, say to unpickle it; the new graph checks as well."""
+    if not isinstance(value, fx.Proxy):
+        return False
+    if not isinstance(value, ExampleProxy):  # along examples, the new graph's own arguments are checked
+        value.tracer.create_proxy("call_function", check, (value, *expected), {})
+    return True
 
 
 _PIECES = {"split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "unsafe_chunk": 2, "unbind": 1}

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.layers import follow_weight, sole_contractions
+from sparsefx.passes.layers import follow_weight, replace_layer, sole_contractions
 from sparsefx.passes.origins import columns_of, rows_of
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record
@@ -70,7 +70,7 @@ class Gather:
         x = _example(source, layer)
         if not self._pays(lambda: layer(x), lambda: smaller(x.index_select(dim, used))):
             return False
-        _replace(graph_module, node, smaller)
+        replace_layer(graph_module, node, smaller)
         graph = graph_module.graph
         with graph.inserting_before(node):
             index = graph.get_attr(_add_index(graph_module, f"{node.name}_inputs", used))
@@ -99,7 +99,7 @@ class Gather:
 
         if not self._pays(lambda: stream + current(x), scattered):
             return False
-        _replace(graph_module, node, smaller)
+        replace_layer(graph_module, node, smaller)
         graph = graph_module.graph
         other = next(operand for operand in addition.args if operand is not node)
         with graph.inserting_before(addition):
@@ -195,11 +195,6 @@ def _selected(
         copied, torch.Size((weight.shape[1], *positions)), torch.Size((weight.shape[0], *positions))
     )
     return copied
-
-
-def _replace(graph_module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
-    path, _, attribute = str(node.target).rpartition(".")
-    graph_module.get_submodule(path)._modules[attribute] = layer
 
 
 def _add_index(graph_module: fx.GraphModule, name: str, index: Tensor) -> str:

@@ -40,6 +40,12 @@ def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def replace_layer(graph_module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
+    """Put another module in the place of the one that a node calls."""
+    path, _, attribute = str(node.target).rpartition(".")
+    graph_module.get_submodule(path)._modules[attribute] = layer
+
+
 def sole_contractions(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Linear | _ConvNd]:
     """The nodes whose Linear or Conv layer is called nowhere else and shares no parameter.
 

@@ -100,9 +100,9 @@ def _rewrite_unflatten(change: Change) -> None:
     node.kwargs = {}
 
 
-def _rewrite_sections(change: Change, dim_position: int = 2) -> None:
+def _rewrite_sections(change: Change) -> None:
     """``split``, ``chunk`` and their kin become a ``split`` into the sections that are left."""
-    dim = change.dim(dim_position)
+    dim = change.dim(2)
     if not change.is_cut(dim):
         return
     sections = [change.kept.shape(result)[dim] for result in change.results]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.layers import is_plain, layer_of
+from sparsefx.passes.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.modes import ByMode
 from sparsefx.passes.origins import rows_of
 from sparsefx.passes.pipeline import Outcome
@@ -75,11 +75,10 @@ def _open(graph_module: fx.GraphModule, program: Program, node: fx.Node, trains:
     if not _is_simple(layer, call, program):
         return False
     name = str(node.target)
-    path, _, attribute = name.rpartition(".")
     opened = _projections(layer)
     if trains and layer.dropout:
         opened.add_module("dropout_p", ByMode(layer.dropout, 0.0).train(layer.training))
-    setattr(graph_module.get_submodule(path), attribute, opened)
+    replace_layer(graph_module, node, opened)
     with graph_module.graph.inserting_before(node):
         output = _attend(graph_module.graph, name, layer, call, trains)
     for user in list(node.users):

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import forward_facts, live_elements
-from sparsefx.passes.layers import is_plain, layer_of
+from sparsefx.passes.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
 
@@ -99,7 +99,8 @@ def _open(graph_module: fx.GraphModule, inputs: Inputs) -> int:
         read = live[result].flatten(0, -2).any(0).expand(result.shape[-1])
         constant = ~varies & ~read
         if int(constant.sum()) * _WORTH >= len(constant):
-            _replace(graph_module, node, PartialLayerNorm(norm, constant, value))
+            partial = PartialLayerNorm(norm, constant, value).train(graph_module.training)
+            replace_layer(graph_module, node, partial)
             opened += 1
     return opened
 
@@ -109,8 +110,3 @@ def _norm(graph_module: fx.GraphModule, node: fx.Node) -> nn.LayerNorm | None:
     if not isinstance(layer, nn.LayerNorm) or not is_plain(layer) or len(layer.normalized_shape) != 1:
         return None
     return layer
-
-
-def _replace(graph_module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
-    path, _, attribute = str(node.target).rpartition(".")
-    graph_module.get_submodule(path)._modules[attribute] = layer.train(graph_module.training)

@@ -64,15 +64,13 @@ def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite, *, trains:
             :class:`TwoModeGraphModule`.
     """
     compiled = Compiled(model)
-    compiled.model = _Compiler(rewrite, compiled, model, inputs, trains).compile(model)
+    compiled.model = _Compiler(rewrite, compiled, inputs, trains).compile(model)
     return compiled
 
 
 class _Compiler:
-    def __init__(
-        self, rewrite: Rewrite, compiled: Compiled, model: nn.Module, inputs: Inputs, trains: bool
-    ) -> None:
-        self.rewrite, self.compiled, self.root, self.inputs = rewrite, compiled, model, inputs
+    def __init__(self, rewrite: Rewrite, compiled: Compiled, inputs: Inputs, trains: bool) -> None:
+        self.rewrite, self.compiled, self.inputs = rewrite, compiled, inputs
         self.trains = trains
         self._done: dict[nn.Module, nn.Module | None] = {}
 
@@ -216,8 +214,7 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
             hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
     try:
         for values in inputs:
-            with torch.no_grad(), untouched(model, values) as copies:
-                model(*copies)
+            run(model, values)
     finally:
         for hook in hooks:
             hook.remove()
