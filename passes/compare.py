@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.leaves import leaves
@@ -21,6 +21,12 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's outputs; its buffers and the inputs stay as they are."""
     with torch.no_grad(), untouched(model, inputs) as copies:
         return model(*copies)
+
+
+def interpret(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
+    """The outputs as running node by node gives them: its containers are fx's own."""
+    with torch.no_grad(), untouched(graph_module, inputs) as copies:
+        return fx.Interpreter(graph_module).run(*copies)
 
 
 def gives(outputs: Callable[[], Any], expected: Any) -> bool:

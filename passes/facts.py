@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ class Fact:
     value: Tensor
     fixed: Tensor
 
-    @property
+    @cached_property
     def matters(self) -> Tensor:
         """False where the element is a zero that a product can rely on."""
         return ~self.fixed | (self.value != 0)
@@ -55,12 +57,20 @@ class Fact:
 
 
 def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
-    """A fact, with what is not finite counted as varying and 0 where it varies; nothing fixed by default."""
-    varies = varies | ~torch.isfinite(value)
+    """A fact in the least space; what is not finite counts as varying. Nothing is fixed by default."""
+    if not _is_finite(value):
+        varies = varies | ~torch.isfinite(value)
     fixed = torch.zeros((1,) * value.dim(), dtype=torch.bool) if fixed is None else fixed & ~varies
-    if not bool(varies.any()):
-        return Fact(torch.zeros((1,) * value.dim(), dtype=torch.bool), value, fixed)
-    return Fact(varies, torch.where(varies, torch.zeros((), dtype=value.dtype), value), fixed)
+    if bool(varies.any()):
+        value = torch.where(varies, torch.zeros((), dtype=value.dtype), value)
+    else:
+        varies = torch.zeros((1,) * value.dim(), dtype=torch.bool)
+    return compact(Fact(varies, value, fixed))
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all elements surely are finite: then their sum is, unless it overflows."""
+    return bool(torch.isfinite(value.sum()))
 
 
 def uniform_dims(*tensors: Tensor) -> list[int]:
@@ -105,7 +115,22 @@ def unknown(value: Value) -> Fact:
 def constant(tensor: Tensor) -> Fact:
     """A parameter, a buffer or another constant: nothing varies. Facts live on the CPU."""
     nothing = torch.zeros((1,) * tensor.dim(), dtype=torch.bool)
-    return Fact(nothing, tensor.cpu(), ~nothing)
+    value = tensor.cpu()
+    return Fact(nothing, value, ~nothing) if _is_finite(value) else fact(nothing, value, ~nothing)
+
+
+def facts_of(program: Program) -> dict[Value, Fact]:
+    """What :func:`forward_facts` finds, once for as long as the numbers stay what they are."""
+    if "facts" not in program.findings:
+        program.findings["facts"] = forward_facts(program)
+    return cast(dict[Value, Fact], program.findings["facts"])
+
+
+def live_of(program: Program) -> dict[Value, Tensor]:
+    """What :func:`live_elements` finds, likewise."""
+    if "live" not in program.findings:
+        program.findings["live"] = live_elements(program, facts_of(program))
+    return cast(dict[Value, Tensor], program.findings["live"])
 
 
 def forward_facts(program: Program) -> dict[Value, Fact]:
@@ -126,7 +151,7 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
             results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
-            facts[output] = compact(_of_dtype(result, output.dtype))
+            facts[output] = _of_dtype(result, output.dtype)
     return facts
 
 

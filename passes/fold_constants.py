@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.facts import forward_facts
+from sparsefx.passes.facts import facts_of
 from sparsefx.passes.layers import double, is_evenly_padded, own_contractions, set_bias
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
@@ -32,7 +32,7 @@ class FoldConstants:
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Fold wherever a layer reads a constant channel; the layers are edited in place."""
         program = record(graph_module, inputs)
-        facts = forward_facts(program)
+        facts = facts_of(program)
         folded = 0
         for layer, nodes in own_contractions(graph_module).items():
             dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)

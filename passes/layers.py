@@ -71,10 +71,11 @@ def own_contractions(graph_module: fx.GraphModule) -> dict[nn.Linear | _ConvNd, 
 
 
 def set_bias(layer: nn.Linear | _ConvNd, bias: Tensor) -> None:
-    """Give a layer a bias, in the type, place and trainability of the one it had, else of its weight."""
-    like = layer.weight if layer.bias is None else layer.bias
-    new = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
-    layer.bias = new if layer.bias is None else follow(new, layer.bias)
+    """Set a layer's own bias in place, or give it one, of the type and trainability of its weight."""
+    if layer.bias is None:
+        layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
+    else:
+        layer.bias.detach().copy_(bias)
 
 
 def follow_weight(layer: nn.Module, inputs: torch.Size, outputs: torch.Size) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.facts import live_of
 from sparsefx.passes.layers import sole_contractions
 from sparsefx.passes.origins import reorder
 from sparsefx.passes.pipeline import Outcome
@@ -40,7 +40,7 @@ class LineUp:
         if not pairs:
             return Outcome(False, "0 lined up")
         program = record(graph_module, inputs)
-        live = live_elements(program, forward_facts(program))
+        live = live_of(program)
         lined_up = 0
         for pair in pairs:
             shape = _heads(program, pair)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.facts import facts_of, live_of
 from sparsefx.passes.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import record
@@ -90,8 +90,7 @@ def _open(graph_module: fx.GraphModule, inputs: Inputs) -> int:
     if not norms:
         return 0
     program = record(graph_module, inputs)
-    facts = forward_facts(program)
-    live = live_elements(program, facts)
+    facts, live = facts_of(program), live_of(program)
     opened = 0
     for node, norm in norms.items():
         (source,), (result,) = program.node_inputs[node], program.node_values[node]

@@ -114,8 +114,15 @@ def reorder(parameter: Tensor, dim: int, indices: Tensor) -> None:
     follow(parameter, parameter, lambda labels: labels.index_select(dim, indices.cpu()))
 
 
-def duplicate(model: _Module) -> _Module:
-    """A deep copy whose parameters keep their origins, which ``copy.deepcopy`` loses."""
+def duplicate(model: _Module, *, share: bool = False) -> _Module:
+    """A deep copy whose parameters keep their origins, which ``copy.deepcopy`` loses.
+
+    Args:
+        model: the model.
+        share: keep the very parameters and buffers, in copied modules.
+    """
+    if share:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     copied = copy.deepcopy(model)
     pairs = zip(
         model.named_parameters(remove_duplicate=False),

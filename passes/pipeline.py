@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import fx
 
+from sparsefx.passes.compare import interpret
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.program import remembered
+from sparsefx.passes.program import Memory, remembered
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Pass(Protocol):
         ...
 
 
-Check = Callable[[str, fx.GraphModule], None]
+Check = Callable[[str, Callable[[], Any]], None]
 
 
 def run_pipeline(
@@ -68,22 +69,51 @@ def run_pipeline(
         passes: the passes.
         graph_module: the module to rewrite, in evaluation mode.
         inputs: positional arguments that its forward accepts, at one or more sizes.
-        check: called with the name and the module after each pass that changed it, to verify or to print.
+        check: called with the name of a pass that changed the module and a function that gives, or raises,
+            what it now returns for the first of the inputs, node by node. Mostly that is known from the next
+            recording; only the last pass takes a run of its own.
 
     Returns:
         One report per pass.
     """
-    with remembered():
-        return [_run(step, graph_module, inputs, check) for step in passes]
+    reports: list[PassReport] = []
+    with remembered() as memory:
+        pipeline = _Pipeline(graph_module, inputs, memory, check)
+        for step in passes:
+            reports.append(pipeline.run(step))
+        pipeline.verify()
+    return reports
 
 
-def _run(step: Pass, graph_module: fx.GraphModule, inputs: Inputs, check: Check | None) -> PassReport:
-    start = time.perf_counter()
-    outcome = step.run(graph_module, inputs)
-    if outcome.modified:
-        graph_module.graph.lint()
-        graph_module.delete_all_unused_submodules()
-        graph_module.recompile()
-        if check is not None:
-            check(step.name, graph_module)
-    return PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail)
+@dataclass
+class _Pipeline:
+    graph_module: fx.GraphModule
+    inputs: Inputs
+    memory: Memory
+    check: Check | None
+    unchecked: str = ""
+
+    def run(self, step: Pass) -> PassReport:
+        start = time.perf_counter()
+        before = self.memory.program
+        try:
+            outcome = step.run(self.graph_module, self.inputs)
+        except Exception:
+            self.verify()  # perhaps an earlier pass is at fault
+            raise
+        if self.memory.program is not None and self.memory.program is not before:
+            self.verify(self.memory.program.result)
+        if outcome.modified:
+            self.memory.numbers_changed()
+            self.graph_module.graph.lint()
+            self.graph_module.delete_all_unused_submodules()
+            self.graph_module.recompile()
+            self.unchecked = step.name
+        return PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail)
+
+    def verify(self, result: Any = None) -> None:
+        """Check what was done since the last check, by a result seen meanwhile or a new one."""
+        if self.check is not None and self.unchecked:
+            seen = result is not None
+            self.check(self.unchecked, lambda: result if seen else interpret(self.graph_module, self.inputs[0]))
+        self.unchecked = ""

@@ -24,6 +24,7 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import is_plain
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.modes import ByMode
+from sparsefx.passes.view_groups import view_groups
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
 _VIEWS = frozenset({"view", "_unsafe_view"})
@@ -111,6 +112,8 @@ class Program:
             write in place makes them other values than the ``node_values`` of their nodes.
         constants: the parameters, buffers and other tensors that the graph holds.
         example: the positional arguments of the recorded run.
+        result: what the graph returned for the first of the inputs.
+        findings: what was worked out from the numbers that its constants hold; void once they change.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -120,6 +123,8 @@ class Program:
     node_inputs: dict[fx.Node, list[Value]] = field(default_factory=dict)
     constants: list[Value] = field(default_factory=list)
     example: tuple[Any, ...] = ()
+    result: Any = None
+    findings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def by_node(self) -> dict[fx.Node, list[Call]]:
@@ -150,27 +155,44 @@ def record(graph_module: fx.GraphModule, inputs: Inputs) -> Program:
             one with the fewest dimensions of size 1, which hide what a reshape mixes; the others
             tell which dimensions follow the input.
     """
-    recorded = _recorded.get()
+    memory = _memory.get()
+    if memory is None:
+        return _record_all(graph_module, inputs)
     state = _State.of(graph_module, inputs)
-    if recorded and recorded[0][0].matches(state):
-        return recorded[0][1]
-    program = _record_all(graph_module, inputs)
-    if recorded is not None:
-        recorded[:] = [(state, program)]
-    return program
+    if memory.program is None or not state.matches(memory.state):
+        memory.state, memory.program = state, _record_all(graph_module, inputs)
+    return memory.program
 
 
-_recorded: ContextVar[list[tuple[_State, Program]] | None] = ContextVar("recorded", default=None)
+@dataclass(eq=False)
+class Memory:
+    """The graph that was recorded last; one that is still the same is not run again.
+
+    Attributes:
+        program: its program.
+    """
+
+    program: Program | None = None
+    state: _State | None = None
+
+    def numbers_changed(self) -> None:
+        """Forget what was worked out from the numbers."""
+        if self.program is not None:
+            self.program.findings.clear()
+
+
+_memory: ContextVar[Memory | None] = ContextVar("_memory", default=None)
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
-    """Within it, a graph that is still the one last recorded is not run again."""
-    token = _recorded.set([])
+def remembered() -> Iterator[Memory]:
+    """Within it, recordings are remembered."""
+    memory = Memory()
+    token = _memory.set(memory)
     try:
-        yield
+        yield memory
     finally:
-        _recorded.reset(token)
+        _memory.reset(token)
 
 
 @dataclass(frozen=True)
@@ -195,10 +217,11 @@ class _State:
         words += [f"{name} {tensor.shape} {tensor.data_ptr()}" for name, tensor in tensors]
         return cls(parts, tuple(words))
 
-    def matches(self, other: _State) -> bool:
+    def matches(self, other: _State | None) -> bool:
         """Whether recording again would give the same."""
-        alike = len(self.parts) == len(other.parts) and self.text == other.text
-        return alike and all(map(operator.is_, self.parts, other.parts))
+        if other is None or len(self.parts) != len(other.parts) or self.text != other.text:
+            return False
+        return all(map(operator.is_, self.parts, other.parts))
 
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
@@ -210,6 +233,7 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
 def _record_all(graph_module: fx.GraphModule, inputs: Inputs) -> Program:
     programs = [_record_once(graph_module, values) for values in inputs]
     program = min(programs, key=_ones) if len(programs) > 1 else programs[0]
+    program.result = programs[0].result
     for other in programs:
         if other is not program:
             _mark_what_differs(program, other)
@@ -224,7 +248,7 @@ def _record_once(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) ->
     recorder = _Recorder(graph_module)
     recorder.program.example = tuple(example_inputs)
     with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
-        _RecordingInterpreter(graph_module, recorder).run(*inputs)
+        recorder.program.result = _RecordingInterpreter(graph_module, recorder).run(*inputs)
     return recorder.program
 
 
@@ -264,36 +288,14 @@ def _mark_regrouped(call: Call, its: Call) -> None:
     """
     (source,), (result,) = call.inputs, call.outputs
     sources, results = [source.shape, its.inputs[0].shape], [result.shape, its.outputs[0].shape]
-    here, row, column = _grouped(sources[:1], results[:1]), 0, 0
-    for rows, columns in _grouped(sources, results):
+    here, row, column = view_groups(sources[:1], results[:1]), 0, 0
+    for rows, columns in view_groups(sources, results):
         if any(row <= r <= rows and column <= c <= columns for r, c in here if (r, c) != (rows, columns)):
             call.regrouped.update(range(row, rows))
             source.varying.update(range(row, rows))
             result.varying.update(range(column, columns))
         here = [end for end in here if end > (rows, columns)]
         row, column = rows, columns
-
-
-def _grouped(sources: Sequence[torch.Size], results: Sequence[torch.Size]) -> list[tuple[int, int]]:
-    """Where the groups of dimensions end that a view takes together, in all of some runs at once."""
-    ends, rows, columns = [], 0, 0
-    while rows < len(sources[0]) or columns < len(results[0]):
-        before, after = ([1] * len(sources) for _ in range(2))
-        start = (rows, columns)
-        while (rows, columns) == start or before != after:
-            fewer = any(one < other for one, other in zip(before, after, strict=True))
-            more = any(one > other for one, other in zip(before, after, strict=True))
-            first = (rows, columns) == start
-            if rows < len(sources[0]) and (fewer or first or columns == len(results[0])):
-                before = [size * shape[rows] for size, shape in zip(before, sources, strict=True)]
-                rows += 1
-            if columns < len(results[0]) and (more or first or rows == len(sources[0])):
-                after = [size * shape[columns] for size, shape in zip(after, results, strict=True)]
-                columns += 1
-            if rows == len(sources[0]) and columns == len(results[0]):
-                break
-        ends.append((rows, columns))
-    return ends
 
 
 @contextmanager

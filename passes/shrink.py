@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.facts import forward_facts, live_elements
+from sparsefx.passes.facts import live_of
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
@@ -41,7 +41,7 @@ class Shrink:
         and the cut is made again.
         """
         program = record(graph_module, inputs)
-        live = live_elements(program, forward_facts(program))
+        live = live_of(program)
         pins = find_pins(graph_module, program)
         misfits: set[fx.Node] = set()
         while True:

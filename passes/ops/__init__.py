@@ -20,6 +20,7 @@ from sparsefx.passes.ops.movement import (
     Concatenate,
     Movement,
     Permute,
+    View,
     dim_argument,
     padded_dims,
     rolled_dims,
@@ -54,8 +55,8 @@ OPERATIONS: dict[str, Operation] = {
     **{f"{kind}_like": Like() for kind in ("zeros", "ones", "full")},
     "mul": Multiply(),
     # data movement
-    **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze", "expand", "stack", "flip"], Movement()),
-    **dict.fromkeys(["repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
+    **dict.fromkeys(["view", "_unsafe_view", "squeeze", "unsqueeze"], View()),
+    **dict.fromkeys(["expand", "stack", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle"], Movement()),
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], Movement(lambda call: [1], whole=True)),
     "roll": Movement(rolled_dims, whole=True),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
@@ -125,7 +126,7 @@ def is_known(call: Call) -> bool:
 
 def operation_of(call: Call) -> Operation:
     """The rules of a recorded operation."""
-    if call.aliases or not call.outputs:
+    if call.aliases or not call.outputs or call.op is torch.ops.aten.view.dtype:  # the same bytes, read otherwise
         return _UNKNOWN
     if call.name == "as_strided":
         return _RESTRIDE if Restride.describes(call) else _UNKNOWN

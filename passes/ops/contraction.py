@@ -142,7 +142,7 @@ class MatrixProduct:
         b_varies, b_value = _full(facts[right], -2, k)
         a_any, b_any = a_varies | (a_value != 0), b_varies | (b_value != 0)
         varies = _any_product(a_varies, b_any) | _any_product(a_any, b_varies)
-        value = a_value @ b_value
+        value = _matmul(a_value, b_value)
         a_matters, b_matters = (
             _expand_dim(facts[left].matters, -1, k),
             _expand_dim(facts[right].matters, -2, k),
@@ -152,7 +152,7 @@ class MatrixProduct:
         if addend is not None:
             varies, value = varies | facts[addend].varies, value + facts[addend].value
             fixed = fixed & facts[addend].fixed
-        return [fact(varies.expand(value.shape), value, fixed)]
+        return [fact(varies, value, fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         addend, left, right = _operands(call)
@@ -205,6 +205,13 @@ def _expand_dim(tensor: Tensor, dim: int, size: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = size
     return tensor.expand(shape)
+
+
+def _matmul(one: Tensor, other: Tensor) -> Tensor:
+    """The matrix product; a factor that is all 0 (an operand that varies everywhere) costs nothing."""
+    if bool(one.any()) and bool(other.any()):
+        return one @ other
+    return torch.zeros((1,) * max(one.dim(), other.dim()), dtype=one.dtype)
 
 
 def _any_product(one: Tensor, other: Tensor) -> Tensor:

@@ -7,16 +7,17 @@ over large maps, also have the short form in which dimensions stay apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparsefx.passes.facts import Fact, fact, unknown
-from sparsefx.passes.ops.base import Facts
+from sparsefx.passes.ops.base import Facts, any_over
 from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
+from sparsefx.passes.view_groups import view_groups
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Permute(Movement):
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         (value,) = call.inputs
         known = facts[value]
-        (moved,), (varies,), (fixed,) = (call.run([rep]) for rep in (known.value, known.varies, known.fixed))
-        return [fact(varies, moved, fixed)]
+        (varies,), (moved,), (fixed,) = (call.run([rep]) for rep in (known.varies, known.value, known.fixed))
+        return [Fact(varies, moved, fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         origin = self._origin(call)
@@ -109,6 +110,35 @@ class Permute(Movement):
         rank = len(call.inputs[0].shape)
         (probe,) = call.run([torch.empty(tuple(range(2, rank + 2)), device="meta")])
         return [size - 2 for size in probe.shape]
+
+
+class View(Movement):
+    """The same elements in another shape: dimensions are taken together and apart, group by group."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (source,), (result,) = call.inputs, call.outputs
+        if not source.shape.numel():
+            return super().forward(call, facts)
+        known = alike_along(facts[source], sorted(call.regrouped))
+        parts = (known.varies, known.value, known.fixed)
+        return [Fact(*(_viewed(part, source.shape, result.shape) for part in parts))]
+
+    def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
+        (source,), (result,) = call.inputs, call.outputs
+        if not source.shape.numel():
+            return super().backward(call, facts, wanted)
+        return [any_over(_viewed(wanted[0], result.shape, source.shape), sorted(call.regrouped))]
+
+    def tie(self, call: Call, kept: Kept) -> None:
+        (source,), (result,) = call.inputs, call.outputs
+        if not source.shape.numel():
+            super().tie(call, kept)
+            return
+        kept.keep_all(source, call.regrouped)
+        row = column = 0
+        for rows, columns in view_groups([source.shape], [result.shape]):
+            _tie_group(kept, (source, range(row, rows)), (result, range(column, columns)))
+            row, column = rows, columns
 
 
 class Concatenate(Movement):
@@ -223,18 +253,45 @@ class _Elements:
         return [part.view(value.shape) for part, value in zip(parts, self._values, strict=True)]
 
 
-def _product(kept: Kept, value: Value) -> Tensor:
-    """The elements all of whose indices are kept."""
-    elements = torch.ones(value.shape, dtype=torch.bool)
-    for dim, indices in enumerate(kept[value]):
-        shape = [1] * len(value.shape)
-        shape[dim] = -1
-        elements &= indices.view(shape)
+def _viewed(part: Tensor, source: torch.Size, result: torch.Size) -> Tensor:
+    """What broadcasts to a shape, viewed as another one; dimensions that are alike stay so together."""
+    full, shape = list(part.shape), []
+    row = column = 0
+    for rows, columns in view_groups([source], [result]):
+        if part.shape[row:rows].numel() == 1:
+            shape += [1] * (columns - column)
+        else:
+            full[row:rows] = source[row:rows]
+            shape += result[column:columns]
+        row, column = rows, columns
+    return part.expand(full).reshape(shape)
+
+
+_Side = tuple[Value, range]
+"""A value and some of its dimensions."""
+
+
+def _tie_group(kept: Kept, one: _Side, other: _Side) -> None:
+    """Tie dimensions to those that a view makes of them: whole rectangles on both sides."""
+    for (value, dims), (to, places) in ((one, other), (other, one)):
+        elements = _product(kept, value, dims)
+        _keep_product(kept, to, elements.view([to.shape[dim] for dim in places]), places)
+
+
+def _product(kept: Kept, value: Value, dims: Sequence[int] | None = None) -> Tensor:
+    """The elements all of whose indices are kept, along some dimensions (all by default)."""
+    dims = range(len(value.shape)) if dims is None else dims
+    elements = torch.ones([value.shape[dim] for dim in dims], dtype=torch.bool)
+    for place, dim in enumerate(dims):
+        shape = [1] * len(dims)
+        shape[place] = -1
+        elements &= kept.of(value, dim).view(shape)
     return elements
 
 
-def _keep_product(kept: Kept, value: Value, elements: Tensor) -> None:
-    """Keep every index that one of the elements has."""
-    for dim in range(len(value.shape)):
-        others = [d for d in range(len(value.shape)) if d != dim]
+def _keep_product(kept: Kept, value: Value, elements: Tensor, dims: Sequence[int] | None = None) -> None:
+    """Keep every index that one of the elements has, along some dimensions (all by default)."""
+    dims = range(len(value.shape)) if dims is None else dims
+    for place, dim in enumerate(dims):
+        others = [d for d in range(len(dims)) if d != place]
         kept.keep(value, dim, elements.any(others) if others else elements)
