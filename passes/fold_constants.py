@@ -51,39 +51,35 @@ def _fold(layer: nn.Linear | _ConvNd, varies: Tensor, value: Tensor) -> int:
     """Fold one layer's constant input channels; returns how many columns changed."""
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     constant, values = ~varies.reshape(groups, -1), value.reshape(groups, -1).double()
-    changed, added = 0, []
-    for group, columns in enumerate(_columns(layer, groups)):
-        read = constant[group].nonzero().flatten()
-        read = read[_is_read(columns, read)]
-        if is_evenly_padded(layer):
-            added.append(columns[read].double().sum(2).mT @ values[group, read])
-        else:
-            read = _merge(columns, read, torch.where(constant[group], values[group], 0))
-        columns[read] = 0
-        changed += len(read)
-    moved = torch.cat(added) if added else torch.zeros(1)
-    if bool(moved.any()):
-        set_bias(layer, double(layer.bias, moved) + moved)
-    return changed
+    columns = _columns(layer, groups)
+    read = constant & columns.ne(0).flatten(2).any(2)
+    if not bool(read.any()):
+        return 0
+    folded = columns.double().masked_fill(~read[:, :, None, None], 0)
+    if is_evenly_padded(layer):
+        moved = torch.einsum("gi,giot->go", values, folded).flatten()
+        if bool(moved.any()):
+            set_bias(layer, double(layer.bias, moved) + moved)
+    else:
+        read = _merge(columns, folded, read, values)
+    columns[read] = 0
+    return int(read.sum())
 
 
-def _merge(columns: Tensor, read: Tensor, values: Tensor) -> Tensor:
-    """Merge a group's constant columns into its carrier's; returns those that are no longer needed.
+def _merge(columns: Tensor, folded: Tensor, read: Tensor, values: Tensor) -> Tensor:
+    """Merge each group's constant columns into its carrier's; returns those that are no longer needed.
 
     The carrier is chosen by the constants alone, so that all readers of a value agree on it.
     """
-    carrier = int(values.abs().argmax())
-    merging = read[(values[read] != 0) & (read != carrier)]
-    if len(merging):
-        factors = values[merging] / values[carrier]
-        merged = columns[carrier].double() + torch.einsum("i,iot->ot", factors, columns[merging].double())
-        columns[carrier] = merged.to(columns.dtype)
-    return read[(read != carrier) | (values[carrier] == 0)]
-
-
-def _is_read(columns: Tensor, channels: Tensor) -> Tensor:
-    """Which of some input channels have a weight other than 0."""
-    return columns[channels].ne(0).flatten(1).any(1)
+    carrier = values.abs().argmax(1, keepdim=True)
+    greatest = values.gather(1, carrier)
+    carries = torch.zeros_like(read).scatter(1, carrier, True)
+    merging = read & (values != 0) & ~carries
+    factors = torch.where(merging, values / greatest, 0)
+    added = torch.einsum("gi,giot->got", factors, folded)[merging.any(1)]
+    carries_more = carries & merging.any(1, keepdim=True)
+    columns[carries_more] = (columns[carries_more].double() + added).to(columns.dtype)
+    return read & (~carries | (greatest == 0))
 
 
 def _columns(layer: nn.Linear | _ConvNd, groups: int) -> Tensor:
