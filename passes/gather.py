@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import operator
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,12 +15,9 @@ from sparsefx.passes.layers import follow_weight, replace_layer, sole_contractio
 from sparsefx.passes.origins import columns_of, rows_of
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record
-
-When = Literal["auto", "never", "always"]
+from sparsefx.passes.timing import When, is_faster
 
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-_GAIN = 0.95  # a rewrite must take at most this part of the time of what it replaces
-_REPETITIONS = 7
 
 
 @dataclass(frozen=True)
@@ -115,21 +109,6 @@ class Gather:
 
     def _pays(self, present: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
         return self.when == "always" or is_faster(other, present)
-
-
-@torch.no_grad()
-def is_faster(one: Callable[[], Any], other: Callable[[], Any]) -> bool:
-    """Whether the first function is clearly faster on this machine: medians of interleaved runs."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_REPETITIONS + 1):
-        for function, times in zip((one, other), seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    first, second = (statistics.median(times[1:]) for times in seconds)
-    return first < _GAIN * second
 
 
 def _is_simple(layer: nn.Linear | _ConvNd) -> bool:

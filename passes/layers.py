@@ -10,8 +10,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.passes.origins import follow
-
 CONTRACTIONS = (nn.Linear, _ConvNd)
 
 

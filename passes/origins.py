@@ -122,7 +122,9 @@ def duplicate(model: _Module, *, share: bool = False) -> _Module:
         share: keep the very parameters and buffers, in copied modules.
     """
     if share:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+        return copy.deepcopy(
+            model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        )
     copied = copy.deepcopy(model)
     pairs = zip(
         model.named_parameters(remove_duplicate=False),

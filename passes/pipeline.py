@@ -115,5 +115,7 @@ class _Pipeline:
         """Check what was done since the last check, by a result seen meanwhile or a new one."""
         if self.check is not None and self.unchecked:
             seen = result is not None
-            self.check(self.unchecked, lambda: result if seen else interpret(self.graph_module, self.inputs[0]))
+            self.check(
+                self.unchecked, lambda: result if seen else interpret(self.graph_module, self.inputs[0])
+            )
         self.unchecked = ""

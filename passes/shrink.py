@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sparsefx.passes.compare import run
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import live_of
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
-from sparsefx.passes.ops import is_known
-from sparsefx.passes.origins import follow
+from sparsefx.passes.ops import ConvolutionCall, is_known
+from sparsefx.passes.origins import duplicate, follow
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record, untouched
 from sparsefx.passes.sizes import Pin, find_pins
 from sparsefx.passes.slices import Kept, find_kept
+from sparsefx.passes.timing import When, is_faster
 
 
 @dataclass(frozen=True)
@@ -28,37 +31,100 @@ class Shrink:
 
     Attributes:
         align: round the widths of layers up to a multiple of this, with removable channels.
+        round_groups: whether the groups of a convolution keep a convenient number of channels
+            (:meth:`Kept.group_width`): ``"auto"`` where the graph runs faster so on this machine.
     """
 
     align: int = 1
+    round_groups: When = "never"
     name = "shrink"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
-        """Cut the module in place.
-
-        The cut graph is run once on the example inputs: a node whose result has not the shape that
-        the analysis expects (its sizes come from somewhere it cannot see) keeps all its channels,
-        and the cut is made again.
-        """
+        """Cut the module in place."""
         program = record(graph_module, inputs)
-        live = live_of(program)
-        pins = find_pins(graph_module, program)
+        cutter = _Cutter(
+            graph_module, program, live_of(program), find_pins(graph_module, program), self.align
+        )
+        if not cutter.cut(self.round_groups == "always"):
+            return Outcome(False, cutter.failure)
+        rounded = self.round_groups == "auto" and cutter.has_groups and _is_faster_rounded(cutter, inputs[0])
+        lines = [f"{cutter.removed} elements of parameters and buffers removed"]
+        lines += ["groups keep convenient widths"] if rounded else []
+        return Outcome(cutter.removed > 0, "; ".join([*lines, *_blockers(program, cutter.pins, cutter.live)]))
+
+
+class _Cutter:
+    """Cuts a graph, one way or another.
+
+    The cut graph is run once on the example inputs: a node whose result has not the shape that the
+    analysis expects (its sizes come from somewhere it cannot see) keeps all its channels, and the cut is
+    made again.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        program: Program,
+        live: Mapping[Value, Tensor],
+        pins: dict[fx.Node, list[Pin]],
+        align: int,
+    ) -> None:
+        self.graph_module, self.program, self.live, self.pins = graph_module, program, live, pins
+        self.align = align
+        self.failure = ""
+        self._kept: Kept | None = None
+        self._undo = ExitStack()
+
+    @property
+    def removed(self) -> int:
+        """How many elements of parameters and buffers are cut off."""
+        kept, constants = self._kept, self.program.constants
+        if kept is None:
+            return 0
+        return sum(value.shape.numel() - kept.shape(value).numel() for value in constants)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a convolution that is cut has groups of several channels each."""
+        convolutions = [call for call in self.program.calls if call.name == "convolution"]
+        read = [ConvolutionCall.of(call) for call in convolutions]
+        weights = [conv.weight for conv in read if conv.groups > 1 and conv.weight.shape[1] > 1]
+        return self._kept is not None and not all(map(self._kept.is_full, weights))
+
+    def cut(self, round_groups: bool) -> bool:
+        """Cut the graph that is whole; False if it does not run then, and stays whole."""
         misfits: set[fx.Node] = set()
         while True:
-            kept = find_kept(program, live, pinned=_flat(pins), align=self.align)
-            undo = _cut(graph_module, program, kept)
-            failed = _first_misfit(graph_module, program, kept)
+            pinned, program = _flat(self.pins), self.program
+            kept = find_kept(program, self.live, pinned=pinned, align=self.align, round_groups=round_groups)
+            self._undo = _cut(self.graph_module, program, kept)
+            failed = _first_misfit(self.graph_module, program, kept)
             if failed is None:
-                break
-            undo.close()
-            graph_module.recompile()
+                self._kept = kept
+                return True
+            self.restore()
             if failed in misfits:  # it keeps everything already, so the fault lies where we cannot see
-                return Outcome(False, f"nothing removed: {failed.name} does not run on what would be left")
+                self.failure = f"nothing removed: {failed.name} does not run on what would be left"
+                return False
             misfits.add(failed)
-            pins.setdefault(failed, []).extend(_everything_at(program, failed))
-        removed = sum(value.shape.numel() - kept.shape(value).numel() for value in program.constants)
-        lines = [f"{removed} elements of parameters and buffers removed", *_blockers(program, pins, live)]
-        return Outcome(removed > 0, "; ".join(lines))
+            self.pins.setdefault(failed, []).extend(_everything_at(program, failed))
+
+    def restore(self) -> None:
+        """Make the graph whole again."""
+        self._undo.close()
+        self.graph_module.recompile()
+        self._kept = None
+
+
+def _is_faster_rounded(cutter: _Cutter, example: tuple[Any, ...]) -> bool:
+    """Cut with rounded groups instead, if the graph then runs faster; whether it does."""
+    module, least = cutter.graph_module, duplicate(cutter.graph_module)
+    cutter.restore()
+    if cutter.cut(True) and is_faster(lambda: run(module, example), lambda: run(least, example)):
+        return True
+    cutter.restore()
+    cutter.cut(False)
+    return False
 
 
 def _flat(pins: dict[fx.Node, list[Pin]]) -> list[Pin]:
@@ -145,7 +211,7 @@ class _Replay(fx.Interpreter):
         return result
 
 
-def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: dict[Value, Tensor]) -> list[str]:
+def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: Mapping[Value, Tensor]) -> list[str]:
     """One line for each node that keeps dead channels because of what is not known of it."""
     lines = []
     unknown = {call.node: call.name for call in program.calls if call.inputs and not is_known(call)}

@@ -17,9 +17,16 @@ from sparsefx.passes.program import Call, Program, Value
 
 
 class Kept:
-    """The kept indices of every dimension of every value; indices are only ever added."""
+    """The kept indices of every dimension of every value; indices are only ever added.
 
-    def __init__(self, values: Iterable[Value]) -> None:
+    Args:
+        values: the values.
+        round_groups: give the groups of convolutions widths that kernels are made for, see
+            :meth:`group_width`.
+    """
+
+    def __init__(self, values: Iterable[Value], round_groups: bool = False) -> None:
+        self._round_groups = round_groups
         self._kept = {value: [torch.zeros(n, dtype=torch.bool) for n in value.shape] for value in values}
         self._changed: dict[Value, None] = {}
         self._by_row: dict[Value, Tensor] = {}
@@ -57,6 +64,15 @@ class Kept:
             if not bool(indices.all()):
                 tensor = tensor.index_select(dim, indices.nonzero().flatten().to(tensor.device))
         return tensor
+
+    def group_width(self, needed: int, full: int) -> int:
+        """How many channels each group of a convolution keeps: all that are needed, and at least one.
+
+        Rounded, that is a power of two or the full width: between them a grouped convolution takes up to
+        three times as long (``docs/results.md``).
+        """
+        width = max(needed, 1)
+        return min(full, 1 << (width - 1).bit_length()) if self._round_groups else width
 
     def take_changed(self) -> list[Value]:
         """The values of which more is kept than when this was last asked."""
@@ -96,6 +112,7 @@ def find_kept(
     *,
     pinned: Iterable[tuple[Value, int | None]] = (),
     align: int = 1,
+    round_groups: bool = False,
 ) -> Kept:
     """The least that must stay of every value.
 
@@ -106,8 +123,9 @@ def find_kept(
             the graph's inputs and outputs.
         align: widths of convolutions and linear layers are rounded up to a multiple of this with
             removable indices, where there are enough.
+        round_groups: give the groups of convolutions convenient widths (:meth:`Kept.group_width`).
     """
-    kept = Kept(live)
+    kept = Kept(live, round_groups)
     for value, elements in live.items():
         for dim in range(len(value.shape)):
             others = [d for d in range(len(value.shape)) if d != dim]

@@ -20,7 +20,7 @@ from sparsefx.passes.compare import gives, interpret, run
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
-from sparsefx.passes.gather import Gather, When
+from sparsefx.passes.gather import Gather
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
@@ -29,6 +29,7 @@ from sparsefx.passes.parts import Compiled, Refused, compile_model
 from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
+from sparsefx.passes.timing import When
 from sparsefx.report import compare
 
 
@@ -38,6 +39,7 @@ def export(
     *,
     align: int = 1,
     gather: When = "auto",
+    round_groups: When = "auto",
     fold_batchnorm: bool = True,
 ) -> nn.Module:
     """Remove the channels that do nothing, physically, without changing the function.
@@ -55,9 +57,11 @@ def export(
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
             size (the result may differ from machine to machine), ``"never"`` or ``"always"``.
+        round_groups: whether the groups of a convolution keep more channels than they need, up to a power of
+            two, for which kernels are made: ``"auto"`` where the model is faster so, measured likewise.
         fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
             be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
-            learns as a whole, so that ``gather="auto"`` gathers nothing.
+            learns as a whole, so that ``"auto"`` gathers and rounds nothing.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
@@ -73,8 +77,8 @@ def export(
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, ``align`` is not a positive integer, or ``gather``
-            is none of the three.
+        ArgumentError: the example inputs do not run, ``align`` is not a positive integer, or ``gather`` or
+            ``round_groups`` is none of the three.
 
     Example:
         >>> import torch, sparsefx
@@ -84,7 +88,7 @@ def export(
         >>> compact.get_submodule("0").out_features
         3
     """
-    inputs = _check(model, example_inputs, align, gather)
+    inputs = _check(model, example_inputs, align, gather=gather, round_groups=round_groups)
     check_invariant(model)
     original = _plain_copy(model)
     trains = not fold_batchnorm
@@ -92,11 +96,11 @@ def export(
         mark(bare(original))
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: run(original, values), inputs)
-    if trains and gather == "auto":
-        gather = "never"
+    if trains:
+        gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align), Gather(gather)]
+    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather)]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
@@ -115,15 +119,16 @@ def export(
     return compiled.model
 
 
-def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, gather: str) -> tuple[Any, ...]:
+def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, **choices: str) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(align, int) or align < 1:
         raise ArgumentError(
             f"align={align!r} is not a positive integer; align=1 removes all that is removable"
         )
-    if gather not in get_args(When):
-        raise ArgumentError(f"gather={gather!r} is none of {', '.join(map(repr, get_args(When)))}")
+    for name, when in choices.items():
+        if when not in get_args(When):
+            raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
     return positional(example_inputs)
 
 

@@ -126,7 +126,9 @@ def is_known(call: Call) -> bool:
 
 def operation_of(call: Call) -> Operation:
     """The rules of a recorded operation."""
-    if call.aliases or not call.outputs or call.op is torch.ops.aten.view.dtype:  # the same bytes, read otherwise
+    if (
+        call.aliases or not call.outputs or call.op is torch.ops.aten.view.dtype
+    ):  # the same bytes, read otherwise
         return _UNKNOWN
     if call.name == "as_strided":
         return _RESTRIDE if Restride.describes(call) else _UNKNOWN

@@ -113,7 +113,7 @@ class Convolution:
         else:
             inputs = inputs | kept.of(conv.weight, 0).view(conv.groups, -1)
         groups = inputs.any(1) | outputs.any(1)
-        inputs, outputs = _equally_many(inputs, groups), _equally_many(outputs, groups)
+        inputs, outputs = (_equally_many(channels, groups, kept) for channels in (inputs, outputs))
         kept.keep(conv.input, 1, inputs.flatten())
         kept.keep(output, 1, outputs.flatten())
         rows, columns = (inputs, outputs) if conv.transposed else (outputs, inputs)
@@ -121,11 +121,11 @@ class Convolution:
         kept.select_by_row(conv.weight, columns.repeat_interleave(rows.shape[1], 0))
 
 
-def _equally_many(channels: Tensor, groups: Tensor) -> Tensor:
+def _equally_many(channels: Tensor, groups: Tensor, kept: Kept) -> Tensor:
     """Keep more channels (groups, channels of one), so that every group that stays has as many."""
     if not bool(groups.any()):
         return channels
-    count = max(int(channels.sum(1).max()), 1)
+    count = kept.group_width(int(channels.sum(1).max()), channels.shape[1])
     places = torch.argsort((~channels).to(torch.int8), dim=1, stable=True)[:, :count]
     return torch.zeros_like(channels).scatter(1, places, True) & groups[:, None] | channels
 
