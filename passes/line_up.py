@@ -14,11 +14,13 @@ from torch.nn.modules.conv import _ConvNd
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import live_of
 from sparsefx.passes.layers import sole_contractions
+from sparsefx.passes.ops import operation_of
+from sparsefx.passes.ops.movement import Movement
 from sparsefx.passes.origins import reorder
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, is_reshape, record
+from sparsefx.passes.program import Program, Value, record
 
-_REORDERINGS = frozenset({"permute", "transpose", torch.permute, torch.transpose, "contiguous", "clone"})
+_COPIES = frozenset({"clone", "alias", "detach"})
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,14 @@ class LineUp:
         """Permute weights in place; the graph stays."""
         nodes = [n for n in graph_module.graph.nodes if n.target is F.scaled_dot_product_attention]
         layers = sole_contractions(graph_module)
-        pairs = [pair for node in nodes for pair in _pairs(node, layers)]
-        if not pairs:
+        if not nodes or not layers:
             return Outcome(False, "0 lined up")
         program = record(graph_module, inputs)
-        live = live_of(program)
-        lined_up = 0
-        for pair in pairs:
-            shape = _heads(program, pair)
-            if shape is not None:
-                useful = _outputs(live, program, pair.one) | pair.of_other(live, program)
-                lined_up += _line_up(layers[pair.one], layers[pair.other], useful.view(shape), pair.forward)
+        found = [
+            (pair, heads) for n in nodes for pair in _pairs(n, layers, program) if (heads := _heads(pair))
+        ]
+        live = live_of(program) if found else {}
+        lined_up = sum(_line_up(pair, layers, _useful(pair, heads, live), heads) for pair, heads in found)
         return Outcome(lined_up > 0, f"{lined_up} lined up")
 
 
@@ -58,106 +57,134 @@ class _Pair:
     """Two linear layers whose dimensions inside a head may be reordered together.
 
     Attributes:
+        program: the recorded graph.
         one: the layer of the keys or values, by its rows.
         other: the layer of the queries by its rows or, ``forward``, the output projection by its columns.
         attention: the node between them.
-        ends: the nodes at the attention's side of the two chains.
+        ends: the attention's side of the two chains.
     """
 
+    program: Program
     one: fx.Node
     other: fx.Node
     attention: fx.Node
-    ends: tuple[Any, Any]
+    ends: tuple[Value, Value]
     forward: bool
 
-    def of_other(self, live: Mapping[Value, Tensor], program: Program) -> Tensor:
-        """The useful features of the other layer."""
-        if not self.forward:
-            return _outputs(live, program, self.other)
-        return _vector(live[program.node_inputs[self.other][0]], program.node_inputs[self.other][0])
+    def features(self, node: fx.Node) -> Value:
+        """What is reordered: the result of a projection, or what the output projection reads."""
+        is_read = self.forward and node is self.other
+        return (self.program.node_inputs if is_read else self.program.node_values)[node][0]
 
 
-def _pairs(attention: fx.Node, layers: _Layers) -> list[_Pair]:
-    """Queries with keys, and values with the output projection, where only reshapes lie between."""
+@dataclass(frozen=True)
+class _Heads:
+    """``count`` heads side by side in the first layer, each for ``shared`` ones of the other."""
+
+    count: int
+    shared: int
+    width: int
+
+
+def _pairs(attention: fx.Node, layers: _Layers, program: Program) -> list[_Pair]:
+    """Queries with keys, and values with the output projection, where features only move in between."""
     sources: Any = attention.args[:3]
-    q, k, v = (_producer(source, layers) for source in sources)
-    output = _consumer(attention, layers)
+    q, k, v = (_producer(source, layers, program) for source in sources)
+    output = _consumer(attention, layers, program)
     found: list[_Pair] = []
     if len({q, k, v} - {None}) < sum(layer is not None for layer in (q, k, v)):
         return []  # one layer in two roles
+    its_q, its_k, its_v = program.node_inputs[attention][:3]
+    (result,) = program.node_values[attention]
     if q is not None and k is not None:
-        found.append(_Pair(k, q, attention, (sources[1], sources[0]), False))
+        found.append(_Pair(program, k, q, attention, (its_k, its_q), False))
     if v is not None and output is not None:
-        found.append(_Pair(v, output, attention, (sources[2], attention), True))
+        found.append(_Pair(program, v, output, attention, (its_v, result), True))
     return found
 
 
-def _producer(node: object, layers: _Layers) -> fx.Node | None:
-    """The linear layer that a value comes from through reshapes and reorderings that nobody else reads."""
-    while isinstance(node, fx.Node) and len(node.users) == 1:
+def _producer(node: object, layers: _Layers, program: Program) -> fx.Node | None:
+    """The linear layer that a value comes from, if its features only move on the way, and to nowhere else."""
+    while isinstance(node, fx.Node) and _reader(node, program) is not None:
         if isinstance(layers.get(node), nn.Linear):
             return node
-        if not _moves(node):
+        if not _moves(node, program):
             return None
         node = node.args[0]
     return None
 
 
-def _consumer(node: fx.Node, layers: _Layers) -> fx.Node | None:
-    while len(node.users) == 1:
-        (node,) = node.users
-        if isinstance(layers.get(node), nn.Linear):
-            return node
-        if not _moves(node):
-            return None
-    return None
+def _consumer(node: fx.Node, layers: _Layers, program: Program) -> fx.Node | None:
+    """The linear layer that alone reads a value, likewise."""
+    reader = _reader(node, program)
+    while reader is not None and not isinstance(layers.get(reader), nn.Linear):
+        reader = _reader(reader, program) if _moves(reader, program) else None
+    return reader
 
 
-def _moves(node: fx.Node) -> bool:
-    return (
-        is_reshape(node)
-        or node.target in _REORDERINGS
-        or node.target in ("flatten", "unflatten", torch.flatten)
+def _reader(node: fx.Node, program: Program) -> fx.Node | None:
+    """The only node that reads a value; asking for its size does not count."""
+    readers = [user for user in node.users if program.node_values[user] or program.calls_of(user)]
+    return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
+
+
+def _moves(node: fx.Node, program: Program) -> bool:
+    """Whether a node only moves or repeats elements of its first argument."""
+    calls = program.calls_of(node)
+    return len(node.args) > 0 and all(
+        len(call.inputs) == 1 and (call.name in _COPIES or isinstance(operation_of(call), Movement))
+        for call in calls
     )
 
 
-def _heads(program: Program, pair: _Pair) -> tuple[int, int] | None:
-    """(heads, width), the same on both sides and side by side in the layers' features; None otherwise."""
-    ends = [program.node_values[end][0] for end in pair.ends]
-    if any(len(end.shape) != 4 or end.varying & {1, 3} for end in ends):
+def _heads(pair: _Pair) -> _Heads | None:
+    """The heads that lie side by side in both layers' features; None if they do not."""
+    one, other = pair.ends
+    if any(len(end.shape) != 4 or end.varying & {1, 3} for end in pair.ends):
         return None
-    (heads, width), others = ((end.shape[1], end.shape[3]) for end in ends)
-    features = torch.arange(heads * width, dtype=torch.float64)
-    split = features.view(1, heads, 1, width)
-    if others != (heads, width) or not _carries(program, pair.one, pair.attention, features, split):
+    width = one.shape[3]
+    sizes = [pair.features(node).shape[-1] for node in (pair.one, pair.other)]
+    count, of_other = (size // width for size in sizes)
+    if other.shape[3] != width or [count * width, of_other * width] != sizes or not count or of_other % count:
         return None
-    if pair.forward:
-        carried = _carries(program, pair.attention, pair.other, split, features)
-    else:
-        carried = _carries(program, pair.other, pair.attention, features, split)
-    return (heads, width) if carried else None
+    heads = _Heads(count, of_other // count, width)
+    chains = [(pair.one, pair.attention, one, count)]
+    chains += (
+        [(pair.attention, pair.other, other, of_other)]
+        if pair.forward
+        else [(pair.other, pair.attention, other, of_other)]
+    )
+    carried = all(_carries(pair, *chain) for chain in chains)
+    return heads if carried else None
 
 
-def _carries(program: Program, start: fx.Node, stop: fx.Node, given: Tensor, expected: Tensor) -> bool:
-    """Whether the nodes between two bring numbered features of the first to expected places at the second."""
-    (value,) = program.node_values[start]
-    try:
-        known = {value: given.expand(value.shape)}
-        (node,) = start.users
-        while node is not stop:
-            for call in program.calls_of(node):
-                outputs = call.run([known[source] for source in call.inputs])
-                known.update(zip(call.outputs, outputs, strict=True))
-            (value,) = program.node_values[node]
-            (node,) = node.users
-        return torch.equal(known[value], expected.expand(value.shape))
-    except RuntimeError:  # not as many features as the heads have, or at other places
+def _carries(pair: _Pair, start: fx.Node, stop: fx.Node, end: Value, count: int) -> bool:
+    """Whether ``count`` heads of numbered features are where they should be at the end of a chain.
+
+    Several heads of an attention may share one of the layer's (grouped queries): those next to each other.
+    """
+    features = torch.arange(count * end.shape[3], dtype=torch.float64)
+    if end.shape[1] % count:
         return False
+    split = features.view(1, count, 1, -1).repeat_interleave(end.shape[1] // count, 1)
+    given, expected = (split, features) if start is pair.attention else (features, split)
+    (value,) = pair.program.node_values[start]
+    known = {value: given.expand(value.shape)}
+    node = _reader(start, pair.program)
+    while node is not None and node is not stop:
+        for call in pair.program.calls_of(node):
+            outputs = call.run([known[source] for source in call.inputs])
+            known.update(zip(call.outputs, outputs, strict=True))
+        (value,) = pair.program.node_values[node]
+        node = _reader(node, pair.program)
+    return torch.equal(known[value], expected.expand(value.shape))
 
 
-def _outputs(live: Mapping[Value, Tensor], program: Program, node: fx.Node) -> Tensor:
-    (result,) = program.node_values[node]
-    return _vector(live[result], result)
+def _useful(pair: _Pair, heads: _Heads, live: Mapping[Value, Tensor]) -> Tensor:
+    """The features that either layer needs: bool (heads of the first layer, width)."""
+    one, other = (_vector(live[value], value) for value in map(pair.features, (pair.one, pair.other)))
+    shared = other.view(heads.count, heads.shared, heads.width).any(1)
+    return one.view(heads.count, heads.width) | shared
 
 
 def _vector(elements: Tensor, value: Value) -> Tensor:
@@ -165,13 +192,13 @@ def _vector(elements: Tensor, value: Value) -> Tensor:
 
 
 @torch.no_grad()
-def _line_up(one: nn.Linear | _ConvNd, other: nn.Linear | _ConvNd, useful: Tensor, forward: bool) -> bool:
+def _line_up(pair: _Pair, layers: _Layers, useful: Tensor, heads: _Heads) -> bool:
     order = torch.argsort((~useful).to(torch.int8), dim=1, stable=True)
-    moved = (order + torch.arange(len(order))[:, None] * order.shape[1]).flatten()
-    if torch.equal(moved, torch.arange(len(moved))):
+    if torch.equal(order, torch.arange(heads.width).expand_as(order)):
         return False
-    for layer, columns in ((one, False), (other, forward)):
-        index = moved.to(layer.weight.device)
+    for node, orders in ((pair.one, order), (pair.other, order.repeat_interleave(heads.shared, 0))):
+        layer, columns = layers[node], pair.forward and node is pair.other
+        index = (orders + torch.arange(len(orders))[:, None] * heads.width).flatten().to(layer.weight.device)
         layer.weight.copy_(layer.weight[:, index] if columns else layer.weight[index])
         reorder(layer.weight, int(columns), index)
         if layer.bias is not None and not columns:

@@ -26,9 +26,10 @@ _SIZED = frozenset({"view", "_unsafe_view", "expand", "slice", "select", "split"
 
 # Torch's own functions that run a sized operation with sizes they read off their operands.
 _SIZE_FREE = frozenset({
-    torch.flatten, torch.squeeze, torch.unsqueeze, torch.matmul, torch.stack, torch.mean, F.linear,
-    operator.matmul, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-    "flatten", "squeeze", "unsqueeze", "matmul", "mean",
+    torch.flatten, torch.squeeze, torch.unsqueeze, torch.matmul, torch.stack, torch.mean,
+    torch.repeat_interleave, operator.matmul, F.linear, F.scaled_dot_product_attention,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    "flatten", "squeeze", "unsqueeze", "matmul", "mean", "repeat_interleave",
 })  # fmt: skip
 
 _INTEGER_ARITHMETIC = frozenset(

@@ -15,22 +15,19 @@ class Attention:
     """``softmax(q k^T) v`` for q (..., L, E), k (..., S, E), v (..., S, Ev), with any mask.
 
     The weights of a row sum to 1, so a channel of v that is constant comes out as that constant;
-    with a mask only 0 does, since a row may be masked as a whole.
+    with a mask only 0 does, since a row may be masked as a whole. A head of k or v may serve several
+    heads of q next to each other (grouped queries).
     """
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        _, _, v, *masks = call.inputs
+        q, _, v, *masks = call.inputs
         known = facts[v]
         first = known.value.narrow(-2, 0, 1)
         alike = ~(known.varies | (known.value != first)).any(-2, keepdim=True)
         constant = alike & (first == 0) if masks else alike
         constant = constant.expand(torch.broadcast_shapes(constant.shape, first.shape))
-        fixed = known.fixed.all(-2, keepdim=True)
-        if not _same_heads(call):  # heads of v are repeated: only what all of them share is known
-            constant = constant.all(-3, keepdim=True) & (
-                (first == first[..., :1, :, :]).all(-3, keepdim=True)
-            )
-            first, fixed = first[..., :1, :, :], fixed.all(-3, keepdim=True)
+        parts = (constant, first, known.fixed.all(-2, keepdim=True))
+        constant, first, fixed = (_to_queries(part, v, q) for part in parts)
         result = fact(~constant, first.where(constant, 0).expand(constant.shape), fixed & constant)
         return [result, *(unknown(output) for output in call.outputs[1:])]
 
@@ -38,13 +35,10 @@ class Attention:
         q, k, v, *masks = call.inputs
         out = wanted[0]
         some = any_over(out, [-1])
-        if not _same_heads(call):
-            some, out = any_over(some, [-3]), any_over(out, [-3])
-        read_q = some & any_over(facts[k].matters, [-2]) & facts[q].matters if _same_heads(call) else some
-        read_k = any_over(some, [-2])
-        if _same_heads(call):
-            read_k = read_k & any_over(facts[q].matters, [-2]) & facts[k].matters
-        read_v = any_over(out, [-2])
+        read_q = some & facts[q].matters & _to_queries(any_over(facts[k].matters, [-2]), k, q)
+        asked = any_over(some, [-2]) & any_over(facts[q].matters, [-2])
+        read_k = _from_queries(asked, k) & facts[k].matters
+        read_v = _from_queries(any_over(out, [-2]), v)
         whole = (torch.ones((1,) * len(mask.shape), dtype=torch.bool) for mask in masks)
         return [*(_fit(*pair) for pair in ((read_q, q), (read_k, k), (read_v, v))), *whole]
 
@@ -72,9 +66,19 @@ class Attention:
                 kept.tie((saved, dim), (out, dim)) if ties else kept.keep_all(saved, [dim])
 
 
-def _same_heads(call: Call) -> bool:
-    q, k, v, *_ = call.inputs
-    return len(q.shape) < 3 or q.shape[-3] == k.shape[-3] == v.shape[-3]
+def _to_queries(part: Tensor, value: Value, queries: Value) -> Tensor:
+    """What is said of the heads of k or v, for each head of q."""
+    if part.dim() < 3 or part.shape[-3] == 1:
+        return part
+    return part.repeat_interleave(queries.shape[-3] // value.shape[-3], -3)
+
+
+def _from_queries(elements: Tensor, value: Value) -> Tensor:
+    """Heads of k or v that any of their heads of q asks for."""
+    if elements.dim() < 3 or elements.shape[-3] == 1:
+        return elements
+    by_head: Tensor = elements.unflatten(-3, (value.shape[-3], -1))
+    return by_head.any(-3)
 
 
 def _is_causal(call: Call) -> bool:

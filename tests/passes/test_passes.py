@@ -11,6 +11,7 @@ from pass_checks import check_pass, graph_of, text
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import sparsefx
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
@@ -352,6 +353,51 @@ def test_line_up_brings_useful_dimensions_to_the_front() -> None:
     assert torch.equal(graph_module.q.weight, q[[1, 2, 0, 3, 5, 4]])
     assert torch.equal(graph_module.v.weight, v[[0, 2, 1, 4, 5, 3]])
     assert torch.equal(graph_module.out.weight, out[:, [0, 2, 1, 4, 5, 3]])
+
+
+class SharedHeads(nn.Module):
+    """Two heads of keys and values of width 2, each for two of the four heads of queries."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, n) for n in (8, 4, 4, 8))
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.form == "expand":
+            b, h, n, w = k.shape
+            k, v = (y[:, :, None].expand(b, h, 2, n, w).reshape(b, 2 * h, n, w) for y in (k, v))
+        elif self.form == "repeat_interleave":
+            k, v = (y.repeat_interleave(2, 1) for y in (k, v))
+        elif self.form == "wrong order":
+            k, v = (y.repeat(1, 2, 1, 1) for y in (k, v))
+        h = F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=self.form == "native")
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("form", ["native", "expand", "repeat_interleave", "wrong order"])
+def test_line_up_with_heads_that_share_keys_and_values(form: str) -> None:
+    torch.manual_seed(0)
+    model = SharedHeads(form).double()
+    with torch.no_grad():
+        model.k.weight[[0, 3]] = 0  # of the first head the first dimension, of the second head the second
+        model.k.bias[[0, 3]] = 0
+        model.v.weight[[0, 3]] = 0
+    with torch.no_grad():
+        model.q.weight[[0, 2, 5, 7]] = 0
+        model.q.bias[[0, 2, 5, 7]] = 0
+        model.out.weight[:, [0, 2, 5, 7]] = 0
+    q, v, out = (layer.weight.detach().clone() for layer in (model.q, model.v, model.out))
+    x = image(2, 5, 8)
+    compact = sparsefx.export(model, (x,))
+    assert (len(compact.k.weight), len(compact.v.weight)) == ((4, 4) if form == "wrong order" else (2, 2))
+    torch.testing.assert_close(compact(x[:1]), model(x[:1]), rtol=1e-11, atol=1e-11)
+    graph_module = check_pass(LineUp(), model, x, image(3, 7, 8))
+    if form != "wrong order":
+        assert torch.equal(graph_module.q.weight, q[[1, 0, 3, 2, 4, 5, 6, 7]])
+        assert torch.equal(graph_module.v.weight, v[[1, 0, 2, 3]])
+        assert torch.equal(graph_module.out.weight, out[:, [1, 0, 3, 2, 4, 5, 6, 7]])
 
 
 def test_line_up_leaves_what_is_in_order() -> None:
