@@ -58,7 +58,14 @@ class ModuleTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace into a module; if that fails, take back what it left and make the module a leaf."""
-        path = self.path_of_module(m)
+        try:
+            path = self.path_of_module(m)
+        except NameError:  # made in forward, or held where no name leads: a part of its caller
+            if next(m.parameters(), None) is not None:
+                raise NotReplayable(
+                    "it calls a module with parameters that is none of its submodules"
+                ) from None
+            return forward(*args, **kwargs)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)  # what fails here is its caller's doing
         if path not in self.opaque and not (self.keeps_idle and self._is_idle(m, forward, args, kwargs)):

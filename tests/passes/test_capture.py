@@ -10,11 +10,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sparsefx.passes.capture import Capture, capture, require_default
+from sparsefx.passes.examples import bind
 
 
 class Base(nn.Module):
@@ -184,6 +185,15 @@ class Unregistered(nn.Module):
         return self.hidden[0](x)
 
 
+class MakesModules(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [nn.GELU()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Softmax(dim=-1)(self.hidden[0](self.fc(x)))
+
+
 class WritesToItsChild(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -313,9 +323,18 @@ def test_an_argument_that_no_graph_carries_is_its_callers_doing() -> None:
 def test_a_module_that_is_not_registered() -> None:
     captured = capture(nn.Sequential(Unregistered()))
     line = inspect.getsourcelines(Unregistered.forward)[1] + 1
-    assert captured.opaque == {
-        "0": f"NameError: module is not installed as a submodule, at test_capture.py:{line}"
-    }
+    reason = "it calls a module with parameters that is none of its submodules"
+    assert captured.opaque == {"0": f"{reason}, at test_capture.py:{line}"}
+
+
+@pytest.mark.parametrize("along_calls", [False, True])
+def test_a_module_made_in_forward_is_part_of_its_caller(along_calls: bool) -> None:
+    model = MakesModules().eval()
+    x = torch.randn(2, 4)
+    captured = capture(model, [bind(model, (x,), {})] if along_calls else ())
+    assert captured.graph is not None
+    assert not captured.opaque
+    assert torch.equal(fx.GraphModule(model, captured.graph)(x), model(x))
 
 
 def test_a_module_that_writes_to_its_child() -> None:
