@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -155,6 +156,15 @@ def difference(actual: list[Tensor], expected: list[Tensor]) -> float:
             scale = max(scale, _largest(other[known]))
             found = max(found, _largest(one[known] - other[known]))
     return found / scale
+
+
+@torch.no_grad()
+def rounding(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> float:
+    """How much a model's outputs change when each weight is off by about a unit in the last place."""
+    perturbed = copy.deepcopy(model)
+    for parameter in perturbed.parameters():
+        parameter.mul_(1 + torch.finfo(parameter.dtype).eps * torch.randn_like(parameter))
+    return difference(outputs(perturbed, inputs), expected)
 
 
 def _largest(values: Tensor) -> float:
