@@ -68,11 +68,13 @@ class Kept:
     def group_width(self, needed: int, full: int) -> int:
         """How many channels each group of a convolution keeps: all that are needed, and at least one.
 
-        Rounded, that is a power of two or the full width: between them a grouped convolution takes up to
-        three times as long (``docs/results.md``).
+        Rounded, that is a power of two, from 8 on a multiple of 8, or the full width: between them a grouped
+        convolution takes up to three times as long (``docs/results.md``).
         """
         width = max(needed, 1)
-        return min(full, 1 << (width - 1).bit_length()) if self._round_groups else width
+        if not self._round_groups:
+            return width
+        return min(full, 1 << (width - 1).bit_length() if width < 8 else -(-width // 8) * 8)
 
     def take_changed(self) -> list[Value]:
         """The values of which more is kept than when this was last asked."""

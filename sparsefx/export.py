@@ -57,8 +57,8 @@ def export(
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
             size (the result may differ from machine to machine), ``"never"`` or ``"always"``.
-        round_groups: whether the groups of a convolution keep more channels than they need, up to a power of
-            two, for which kernels are made: ``"auto"`` where the model is faster so, measured likewise.
+        round_groups: whether the groups of a convolution keep more channels than they need, up to 2, 4 or
+            a multiple of 8, for which kernels are made; ``"auto"`` where the model is faster so here.
         fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
             be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
             learns as a whole, so that ``"auto"`` gathers and rounds nothing.

@@ -33,7 +33,8 @@ class Grouped(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("needed", "full", "width"), [(0, 8, 1), (1, 8, 1), (3, 8, 4), (5, 8, 8), (5, 6, 6), (9, 24, 16)]
+    ("needed", "full", "width"),
+    [(0, 8, 1), (1, 8, 1), (3, 8, 4), (5, 8, 8), (5, 6, 6), (9, 24, 16), (17, 64, 24)],
 )
 def test_widths_by_hand(needed: int, full: int, width: int) -> None:
     assert Kept([], round_groups=True).group_width(needed, full) == width
