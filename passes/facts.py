@@ -29,11 +29,13 @@ class Fact:
         fixed: bool, broadcastable likewise: True where the value comes from parameters alone: a
             parameter, the bias of an empty row, and what is made of them. Such a value stays what it is
             whatever else is removed from the graph; a sum that only comes out constant may not.
+        averages: each row along the last dimension is known to sum to 1, as the weights of an attention do.
     """
 
     varies: Tensor
     value: Tensor
     fixed: Tensor
+    averages: bool = False
 
     @cached_property
     def matters(self) -> Tensor:
@@ -102,7 +104,10 @@ def compact(known: Fact) -> Fact:
     """The same fact with size 1 along dimensions whose indices are all alike: what follows is cheaper."""
     parts = known.varies, known.value, known.fixed
     dims = uniform_dims(*parts)
-    return Fact(*(_first_along(part, dims) for part in parts)) if dims else known
+    if not dims:
+        return known
+    varies, value, fixed = (_first_along(part, dims) for part in parts)
+    return replace(known, varies=varies, value=value, fixed=fixed)
 
 
 def unknown(value: Value) -> Fact:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,12 +15,14 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import live_of
 from sparsefx.passes.layers import sole_contractions
 from sparsefx.passes.ops import operation_of
+from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import Movement
 from sparsefx.passes.origins import reorder
 from sparsefx.passes.pipeline import Outcome
 from sparsefx.passes.program import Program, Value, record
 
-_COPIES = frozenset({"clone", "alias", "detach"})
+_ATTENTION = F.scaled_dot_product_attention
+_PRODUCTS = frozenset({_ATTENTION, torch.matmul, operator.matmul, "matmul"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class LineUp:
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Permute weights in place; the graph stays."""
-        nodes = [n for n in graph_module.graph.nodes if n.target is F.scaled_dot_product_attention]
+        nodes = [node for node in graph_module.graph.nodes if node.target in _PRODUCTS]
         layers = sole_contractions(graph_module)
         if not nodes or not layers:
             return Outcome(False, "0 lined up")
@@ -52,6 +54,10 @@ class LineUp:
 _Layers = dict[fx.Node, nn.Linear | _ConvNd]
 
 
+_End = tuple[Value, int]
+"""What a product reads or makes, (..., heads, ., .), and which of the last two dimensions are features."""
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Two linear layers whose dimensions inside a head may be reordered together.
@@ -60,15 +66,15 @@ class _Pair:
         program: the recorded graph.
         one: the layer of the keys or values, by its rows.
         other: the layer of the queries by its rows or, ``forward``, the output projection by its columns.
-        attention: the node between them.
-        ends: the attention's side of the two chains.
+        product: the node between them: attention, or one of its two matrix products.
+        ends: the product's side of the two chains.
     """
 
     program: Program
     one: fx.Node
     other: fx.Node
-    attention: fx.Node
-    ends: tuple[Value, Value]
+    product: fx.Node
+    ends: tuple[_End, _End]
     forward: bool
 
     def features(self, node: fx.Node) -> Value:
@@ -86,20 +92,26 @@ class _Heads:
     width: int
 
 
-def _pairs(attention: fx.Node, layers: _Layers, program: Program) -> list[_Pair]:
+def _pairs(product: fx.Node, layers: _Layers, program: Program) -> list[_Pair]:
     """Queries with keys, and values with the output projection, where features only move in between."""
-    sources: Any = attention.args[:3]
-    q, k, v = (_producer(source, layers, program) for source in sources)
-    output = _consumer(attention, layers, program)
-    found: list[_Pair] = []
-    if len({q, k, v} - {None}) < sum(layer is not None for layer in (q, k, v)):
+    operands, values = product.args[:3], program.node_inputs[product]
+    sources = [_producer(operand, layers, program) for operand in operands]
+    known = [source for source in sources if source is not None]
+    if len(set(known)) < len(known):
         return []  # one layer in two roles
-    its_q, its_k, its_v = program.node_inputs[attention][:3]
-    (result,) = program.node_values[attention]
-    if q is not None and k is not None:
-        found.append(_Pair(program, k, q, attention, (its_k, its_q), False))
-    if v is not None and output is not None:
-        found.append(_Pair(program, v, output, attention, (its_v, result), True))
+    keys, q, v = (1, 0, 2) if product.target is _ATTENTION else (1, 0, 1)
+    along = (
+        -1 if product.target is _ATTENTION else -2
+    )  # of keys; a matrix product sums over its right one's rows
+    found: list[_Pair] = []
+    one, other = sources[keys], sources[q]
+    if one is not None and other is not None:
+        ends = ((values[keys], along), (values[q], -1))
+        found.append(_Pair(program, one, other, product, ends, False))
+    one, other = sources[v], _consumer(product, layers, program)
+    if one is not None and other is not None:
+        ends = ((values[v], -1), (program.node_values[product][0], -1))
+        found.append(_Pair(program, one, other, product, ends, True))
     return found
 
 
@@ -129,52 +141,54 @@ def _reader(node: fx.Node, program: Program) -> fx.Node | None:
 
 
 def _moves(node: fx.Node, program: Program) -> bool:
-    """Whether a node only moves or repeats elements of its first argument."""
+    """Whether a node moves or repeats the elements of its first argument, or changes each by itself."""
     calls = program.calls_of(node)
+    kinds = (Movement, Elementwise)
     return len(node.args) > 0 and all(
-        len(call.inputs) == 1 and (call.name in _COPIES or isinstance(operation_of(call), Movement))
-        for call in calls
+        len(call.inputs) == 1 and isinstance(operation_of(call), kinds) for call in calls
     )
 
 
 def _heads(pair: _Pair) -> _Heads | None:
     """The heads that lie side by side in both layers' features; None if they do not."""
-    one, other = pair.ends
-    if any(len(end.shape) != 4 or end.varying & {1, 3} for end in pair.ends):
-        return None
-    width = one.shape[3]
+    for value, dim in pair.ends:
+        if len(value.shape) < 4 or value.varying & {len(value.shape) - 3, len(value.shape) + dim}:
+            return None
+    width, of_other = (value.shape[dim] for value, dim in pair.ends)
     sizes = [pair.features(node).shape[-1] for node in (pair.one, pair.other)]
-    count, of_other = (size // width for size in sizes)
-    if other.shape[3] != width or [count * width, of_other * width] != sizes or not count or of_other % count:
+    counts = [size // width for size in sizes]
+    if of_other != width or [count * width for count in counts] != sizes or counts[1] % max(counts[0], 1):
         return None
-    heads = _Heads(count, of_other // count, width)
-    chains = [(pair.one, pair.attention, one, count)]
-    chains += (
-        [(pair.attention, pair.other, other, of_other)]
-        if pair.forward
-        else [(pair.other, pair.attention, other, of_other)]
-    )
-    carried = all(_carries(pair, *chain) for chain in chains)
-    return heads if carried else None
+    chains = [(pair.one, pair.product), (pair.other, pair.product)]
+    if pair.forward:
+        chains[1] = (pair.product, pair.other)
+    if not all(map(_carries, (pair, pair), chains, pair.ends, counts)):
+        return None
+    return _Heads(counts[0], counts[1] // counts[0], width)
 
 
-def _carries(pair: _Pair, start: fx.Node, stop: fx.Node, end: Value, count: int) -> bool:
+def _carries(pair: _Pair, chain: tuple[fx.Node, fx.Node], end: _End, count: int) -> bool:
     """Whether ``count`` heads of numbered features are where they should be at the end of a chain.
 
     Several heads of an attention may share one of the layer's (grouped queries): those next to each other.
     """
-    features = torch.arange(count * end.shape[3], dtype=torch.float64)
-    if end.shape[1] % count:
+    (start, stop), (at, dim) = chain, end
+    width, heads = at.shape[dim], at.shape[-3]
+    if heads % count:
         return False
-    split = features.view(1, count, 1, -1).repeat_interleave(end.shape[1] // count, 1)
-    given, expected = (split, features) if start is pair.attention else (features, split)
+    features = torch.arange(count * width, dtype=torch.float64)
+    split = features.view(count, width).repeat_interleave(heads // count, 0).unsqueeze(-3 - dim)
+    given, expected = (split, features) if start is pair.product else (features, split)
     (value,) = pair.program.node_values[start]
     known = {value: given.expand(value.shape)}
     node = _reader(start, pair.program)
     while node is not None and node is not stop:
         for call in pair.program.calls_of(node):
-            outputs = call.run([known[source] for source in call.inputs])
-            known.update(zip(call.outputs, outputs, strict=True))
+            sources = [known[source].contiguous() for source in call.inputs]
+            changes = isinstance(
+                operation_of(call), Elementwise
+            )  # what it makes of the numbers is of no account
+            known.update(zip(call.outputs, sources if changes else call.run(sources), strict=True))
         (value,) = pair.program.node_values[node]
         node = _reader(node, pair.program)
     return torch.equal(known[value], expected.expand(value.shape))

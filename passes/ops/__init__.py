@@ -13,7 +13,7 @@ from sparsefx.passes.ops.attention import Attention
 from sparsefx.passes.ops.base import Operation, Unknown
 from sparsefx.passes.ops.batch_norm import BatchNorm
 from sparsefx.passes.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
-from sparsefx.passes.ops.elementwise import Elementwise, Like, Multiply, Restride
+from sparsefx.passes.ops.elementwise import Copy, Elementwise, Like, Multiply, Restride
 from sparsefx.passes.ops.group_norm import GroupNorm
 from sparsefx.passes.ops.lookup import Embedding, Index
 from sparsefx.passes.ops.movement import (
@@ -28,6 +28,7 @@ from sparsefx.passes.ops.movement import (
 from sparsefx.passes.ops.normalisation import Normalisation
 from sparsefx.passes.ops.reduction import (
     Mix,
+    Softmax,
     always,
     dims_argument,
     last_dims,
@@ -50,8 +51,9 @@ _ATTENTIONS = (
 
 OPERATIONS: dict[str, Operation] = {
     # elementwise, but not tagged so
-    **dict.fromkeys(["hardswish", "_prelu_kernel", "_to_copy"], _ELEMENTWISE),
+    **dict.fromkeys(["hardswish", "_prelu_kernel"], _ELEMENTWISE),
     **dict.fromkeys(["alias", "detach", "lift_fresh", "copy"], _ELEMENTWISE),
+    **dict.fromkeys(["clone", "_to_copy"], Copy()),
     **{f"{kind}_like": Like() for kind in ("zeros", "ones", "full")},
     "mul": Multiply(),
     # data movement
@@ -77,7 +79,8 @@ OPERATIONS: dict[str, Operation] = {
     "native_layer_norm": Normalisation(normalized_dims),
     "native_group_norm": GroupNorm(),
     "_fused_rms_norm": Normalisation(normalized_dims),
-    **dict.fromkeys(["_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"], Mix(dims_argument)),
+    "_softmax": Softmax(dims_argument),
+    **dict.fromkeys(["_log_softmax", "_safe_softmax", "logcumsumexp"], Mix(dims_argument)),
     # attention and lookup
     **{f"_scaled_dot_product_{kind}": Attention() for kind in _ATTENTIONS},
     "embedding": Embedding(),

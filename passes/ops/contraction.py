@@ -149,6 +149,11 @@ class MatrixProduct:
         )
         a_loose, b_loose = _expand_dim(~facts[left].fixed, -1, k), _expand_dim(~facts[right].fixed, -2, k)
         fixed = ~(_any_product(a_loose, b_matters) | _any_product(a_matters, b_loose))
+        if facts[left].averages:  # the mean of a column that is one constant is that constant
+            first = b_value.narrow(-2, 0, 1)
+            alike = ~(b_varies | (b_value != first)).any(-2, keepdim=True)
+            varies, value = varies & ~alike, torch.where(alike, first, value)
+            fixed = fixed | (alike & ~b_loose.any(-2, keepdim=True))
         if addend is not None:
             varies, value = varies | facts[addend].varies, value + facts[addend].value
             fixed = fixed & facts[addend].fixed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,14 @@ class Multiply(Elementwise):
         one, other = call.inputs
         read = wanted[0] & facts[one].matters & facts[other].matters
         return [reduce_to(read, one), reduce_to(read, other)]
+
+
+class Copy(Elementwise):
+    """The same numbers, perhaps in another type."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (copied,) = super().forward(call, facts)
+        return [replace(copied, averages=facts[call.inputs[0]].averages)]
 
 
 class Restride(Elementwise):

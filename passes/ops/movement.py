@@ -8,7 +8,7 @@ over large maps, also have the short form in which dimensions stay apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class Movement:
         marks = [f.varies.to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
         varies = [mark != 0 for mark in call.run(marks)]
         if all(bool(result.all()) for result in varies):
-            return [unknown(output) for output in call.outputs]
+            averages = call.name == "expand" and facts[call.inputs[0]].averages
+            return [replace(unknown(output), averages=averages) for output in call.outputs]
         values = call.run([f.value.expand(v.shape).contiguous() for f, v in pairs])
         loose = [(~f.fixed).to(f.value.dtype).expand(v.shape).contiguous() for f, v in pairs]
         fixed = [mark == 0 for mark in call.run(loose)]
@@ -121,7 +122,9 @@ class View(Movement):
             return super().forward(call, facts)
         known = alike_along(facts[source], sorted(call.regrouped))
         parts = (known.varies, known.value, known.fixed)
-        return [Fact(*(_viewed(part, source.shape, result.shape) for part in parts))]
+        varies, value, fixed = (_viewed(part, source.shape, result.shape) for part in parts)
+        averages = facts[source].averages and result.shape[-1:] == source.shape[-1:]
+        return [Fact(varies, value, fixed, averages)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         (source,), (result,) = call.inputs, call.outputs

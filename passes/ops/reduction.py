@@ -7,7 +7,7 @@ they are elementwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,14 @@ class Mix:
     def _mixed(self, call: Call) -> list[int]:
         rank = len(call.inputs[0].shape)
         return sorted({dim % rank for dim in self.dims(call)})
+
+
+class Softmax(Mix):
+    """Along the last dimension it leaves rows that sum to 1."""
+
+    def forward(self, call: Call, facts: Facts) -> list[Fact]:
+        (known,) = super().forward(call, facts)
+        return [replace(known, averages=self._mixed(call) == [len(call.outputs[0].shape) - 1])]
 
 
 def last_dims(count: int) -> Callable[[Call], list[int]]:

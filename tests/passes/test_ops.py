@@ -373,7 +373,11 @@ def test_an_operation_of_another_library(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_fact_keeps_one_index_of_a_dimension_whose_indices_are_alike() -> None:
     value = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
     nothing = torch.zeros(1, 1, dtype=torch.bool)
-    shapes = [tuple(part.shape) for part in vars(compact(Fact(nothing, value, ~nothing))).values()]
-    assert shapes == [(1, 1), (1, 2), (1, 1)]
+    known = compact(Fact(nothing, value, ~nothing))
+    assert [tuple(part.shape) for part in (known.varies, known.value, known.fixed)] == [
+        (1, 1),
+        (1, 2),
+        (1, 1),
+    ]
     value[1, 1] = 3
     assert compact(Fact(nothing, value, ~nothing)).value is value

@@ -400,6 +400,42 @@ def test_line_up_with_heads_that_share_keys_and_values(form: str) -> None:
         assert torch.equal(graph_module.out.weight, out[:, [1, 0, 3, 2, 4, 5, 6, 7]])
 
 
+class Products(nn.Module):
+    """Attention of two heads of width 3, made of matrix products; its first weights may be masked."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(6, 6) for _ in range(4))
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], 2, 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        weights = torch.softmax(torch.matmul(q * 0.5, k.transpose(-1, -2)), -1)
+        if self.form == "not a mean":
+            weights = weights * 2
+        h = (weights @ v).transpose(1, 2).flatten(2)
+        return self.out(h)
+
+
+@pytest.mark.parametrize("form", ["mean", "not a mean"])
+def test_attention_made_of_products(form: str) -> None:
+    torch.manual_seed(0)
+    model = Products(form).double()
+    with torch.no_grad():
+        for layer in (model.q, model.k):
+            layer.weight[[0, 4]] = 0
+            layer.bias[[0, 4]] = 0
+        model.v.weight[[2, 3]] = 0  # constants, which only a mean of them keeps
+    q = model.q.weight.detach().clone()
+    x = image(2, 5, 6)
+    graph_module = check_pass(LineUp(), model, x, image(3, 7, 6))
+    assert torch.equal(graph_module.q.weight, q[[1, 2, 0, 3, 5, 4]])
+    compact = sparsefx.export(model, (x,))
+    torch.testing.assert_close(compact(x[:1]), model(x[:1]), rtol=1e-11, atol=1e-11)
+    assert len(compact.q.weight) == len(compact.k.weight) == 4
+    assert len(compact.v.weight) == (4 if form == "mean" else 6)
+
+
 def test_line_up_leaves_what_is_in_order() -> None:
     torch.manual_seed(0)
     check_pass(LineUp(), TwoHeads(), image(2, 4, 6), removes=0)
