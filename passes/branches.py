@@ -7,6 +7,7 @@ import functools
 import linecache
 import operator
 import sys
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -66,6 +67,29 @@ def asks_for_more_than_one(node: fx.Node, outcome: bool) -> bool:
         return False
     compare: Any = node.target
     return bool(compare(2, number) == compare(sys.maxsize, number) == outcome)
+
+
+def relates_sizes(node: fx.Node, numbers: Mapping[fx.Node, Sequence[Any]]) -> bool:
+    """Whether a condition compares sums of sizes whose difference is the same in every example.
+
+    Two sizes of one origin, such as the length of the queries and that of the keys, keep their relation.
+
+    Args:
+        node: the condition.
+        numbers: the values in each example of the nodes that are no tensors.
+    """
+    if node.target not in _COMPARISONS or len(node.args) != 2 or not all(map(_is_sum_of_sizes, node.args)):
+        return False
+    count = len(numbers[node])
+    one, other = (numbers[side] if isinstance(side, fx.Node) else [side] * count for side in node.args)
+    return len({a - b for a, b in zip(one, other, strict=True)}) == 1
+
+
+def _is_sum_of_sizes(side: Any) -> bool:
+    if not isinstance(side, fx.Node):
+        return isinstance(side, int)
+    sums = side.target in (operator.add, operator.sub) and all(map(_is_sum_of_sizes, side.args))
+    return sums or side.target == "size"
 
 
 def _is_tracer(frame: FrameType) -> bool:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from sparsefx.passes.compare import gives, run
 from sparsefx.passes.example_tracer import ExampleTracer, require_default
-from sparsefx.passes.examples import Example, Examples, graph_inputs, with_sizes_of_one
+from sparsefx.passes.examples import Example, Examples, at_unusual_sizes, call, graph_inputs
 from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.module_tracer import ModuleTracer, reason_of
 from sparsefx.passes.program import untouched
@@ -65,7 +65,7 @@ def capture(
         return _trace(model, ModuleTracer(**options), _control_arguments(model))
     tracer = ExampleTracer(examples, assumes=True, **options)
     captured = _trace(model, tracer)
-    if tracer.assumed and not _holds_for_one(model, captured.graph, examples[0]):
+    if tracer.assumed and not _holds_at_unusual_sizes(model, captured.graph, examples[0]):
         return _trace(model, ExampleTracer(examples, **options))
     return captured
 
@@ -88,18 +88,18 @@ def _trace(model: nn.Module, tracer: ModuleTracer, specialised: dict[str, Any] |
     return Capture(graph, tracer.opaque)
 
 
-def _holds_for_one(model: nn.Module, graph: fx.Graph | None, example: Example) -> bool:
-    """Whether a graph computes what the model does where sizes that follow the input are 1."""
-    if graph is None or any(name.startswith("*") for name in example):
+def _holds_at_unusual_sizes(model: nn.Module, graph: fx.Graph | None, example: Example) -> bool:
+    """Whether a graph computes what the model does where lengths are 1, odd, or differ from each other."""
+    if graph is None:
         return False
     graph_module = fx.GraphModule(model, graph)
-    for small in with_sizes_of_one(example):
+    for other in at_unusual_sizes(example):
         try:
-            with torch.no_grad(), untouched(model, (small,)) as (copied,):
-                expected = model.forward(**copied)
+            with torch.no_grad(), untouched(model, (other,)) as (copied,):
+                expected = call(model.forward, copied)
         except Exception:  # the model does not take this size, so there is nothing to be equal to
             continue
-        (inputs,) = graph_inputs(graph, [small])
+        (inputs,) = graph_inputs(graph, [other])
         if not gives(functools.partial(run, graph_module, inputs), expected):
             return False
     return True

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata
+from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata, relates_sizes
 from sparsefx.passes.example_proxy import ExampleProxy, Sizes, proxies_are_instances
 from sparsefx.passes.examples import Examples
 from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
@@ -28,8 +28,11 @@ from sparsefx.passes.program import is_reshape
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
 
-# Functions that make a tensor of given sizes: torch does not ask integer proxies how to run them.
-_CONSTRUCTORS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+# Functions that take sizes or data types: torch does not ask a proxy of one how to run them.
+_CONSTRUCTORS = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"),
+    *("finfo", "iinfo"),
+)
 
 
 class ExampleTracer(ModuleTracer):
@@ -37,8 +40,9 @@ class ExampleTracer(ModuleTracer):
 
     Args:
         examples: the arguments of the calls (:mod:`sparsefx.passes.examples`).
-        assumes: take branches that are the same for every size from 2 on (``if length > 1``); whoever
-            traces has to see whether the graph holds for the size 1 too.
+        assumes: take branches that are the same for every size from 2 on (``if length > 1``), and those on
+            sizes that differ by the same in all examples (``if length == other``); whoever traces has to see
+            whether the graph holds at unusual sizes too.
         options: those of :class:`ModuleTracer`.
 
     Attributes:
@@ -50,6 +54,7 @@ class ExampleTracer(ModuleTracer):
         self.calls, self.assumes = examples, assumes
         self.assumed = False
         self._evaluating = False
+        self._numbers: dict[fx.Node, list[Any]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with _entered_functions(), self._recorded_constructors(), proxies_are_instances():
@@ -118,6 +123,8 @@ class ExampleTracer(ModuleTracer):
             for number in range(len(self.calls))
         ]
         proxy.loose = _loose_dims(proxy, args, kwargs)
+        if not any(isinstance(value, Tensor) for value in proxy.examples):
+            self._numbers[proxy.node] = proxy.examples
         return _unpacked(proxy, target, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -157,10 +164,13 @@ class ExampleTracer(ModuleTracer):
             return agreed.pop()
         if len(agreed) == 1 and guards_an_error():
             return agreed.pop()
-        if len(agreed) == 1 and self.assumes and asks_for_more_than_one(obj.node, *agreed):
+        if len(agreed) == 1 and self.assumes and self._holds_mostly(obj.node, *agreed):
             self.assumed = True
             return agreed.pop()
         raise NotReplayable("it branches on " + ("a size of its input" if agreed else "data"))
+
+    def _holds_mostly(self, condition: fx.Node, outcome: bool) -> bool:
+        return asks_for_more_than_one(condition, outcome) or relates_sizes(condition, self._numbers)
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         state, self._evaluating = torch.get_rng_state(), True
@@ -178,7 +188,7 @@ class ExampleTracer(ModuleTracer):
 
     @contextmanager
     def _recorded_constructors(self) -> Iterator[None]:
-        """Let ``torch.zeros(n, ...)`` and its like take sizes that are proxies."""
+        """Let ``torch.zeros(n, ...)`` and its like take proxies of sizes and data types."""
         originals = {name: getattr(torch, name) for name in _CONSTRUCTORS}
         for name, original in originals.items():
             setattr(torch, name, self._recording(original))

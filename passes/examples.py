@@ -45,6 +45,18 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ex
     return example
 
 
+def call(function: Callable[..., Any], example: Example) -> Any:
+    """Call a function with bound arguments."""
+    values: list[Any] = []
+    named: dict[str, Any] = {}
+    for name, value in example.items():
+        if name.startswith("*"):
+            values, named = [*named.values(), *value], {}
+        else:
+            named[name] = value
+    return function(*values, **named)
+
+
 def graph_inputs(graph: fx.Graph, examples: Examples) -> Inputs:
     """The positional arguments of a captured graph for each example."""
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
@@ -99,11 +111,17 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
     return [inputs, *(changes if together is None else [together])]
 
 
-def with_sizes_of_one(example: Example) -> list[Example]:
-    """Copies of a call with dimensions cut to a single index: those of each size, then all together."""
+def at_unusual_sizes(example: Example) -> list[Example]:
+    """Copies of a call with sizes that trials do not have.
+
+    Dimensions of one size together, and each by itself, are cut to a single index and made longer by one:
+    lengths that are usually alike then differ, and even ones are odd.
+    """
     groups = _groups((example,))
-    chosen = [*groups, [place for places in groups for place in places]]
-    return [_resized((example,), set(places), lambda dim, size: 1)[0] for places in chosen]
+    places = [place for group in groups for place in group]
+    chosen = [*groups, *([place] for group in groups if len(group) > 1 for place in group), places]
+    changes: list[Callable[[int, int], int]] = [lambda dim, size: 1, lambda dim, size: size + 1]
+    return [_resized((example,), set(some), change)[0] for some in chosen for change in changes]
 
 
 _Place = tuple[int, int]  # which tensor leaf, which dimension

@@ -194,6 +194,8 @@ class _Attributes:
 
 def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
     keys = list(map(id, container))
+    if isinstance(container, set):  # a copy may have them in another order
+        return sorted(keys)
     return keys + list(map(id, container.values())) if isinstance(container, dict) else keys
 
 

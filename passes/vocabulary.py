@@ -41,7 +41,7 @@ _OPERATORS = _words("""
     rshift setitem sub truediv truth xor
 """)
 _BUILTINS = _words("abs bool divmod float getattr int len max min pow round sum")
-_FACTORIES = _words("_assert arange eye full linspace ones zeros")
+_FACTORIES = _words("_assert arange eye finfo full iinfo linspace ones zeros")
 _NAMESPACES: dict[str, ModuleType] = {
     "torch": torch,
     "torch.nn.functional": F,
@@ -60,8 +60,8 @@ _EXCLUDED_METHODS = _words("""
 """)
 _PASS_METHODS = _words("flatten permute reshape unflatten")  # those that passes call, listed above or not
 _ATTRIBUTES = _words("""
-    H T device dtype imag is_cpu is_cuda is_mps is_nested is_sparse itemsize layout mH mT nbytes ndim real
-    requires_grad shape
+    H T bits device dtype eps imag is_cpu is_cuda is_mps is_nested is_sparse itemsize layout mH mT max min
+    nbytes ndim real requires_grad shape smallest_normal tiny
 """)
 
 

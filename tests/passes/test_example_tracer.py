@@ -188,6 +188,46 @@ REFUSED = {
 }
 
 
+def compare_lengths_of_one_origin(m: Traced, x: Tensor) -> Tensor:
+    y = m.fc(x)
+    if y.shape[1] > x.shape[1] or y.shape[1] - x.shape[1] + 0 != 0:
+        return y[:, : x.shape[1]]
+    return x + y
+
+
+def smallest_number_of_a_type(m: Traced, x: Tensor) -> Tensor:
+    return m.fc(x).masked_fill(x > 0, torch.finfo(x.dtype).min)
+
+
+@pytest.mark.parametrize("function", [compare_lengths_of_one_origin, smallest_number_of_a_type])
+def test_what_holds_at_every_size_or_type_traces(function: Callable[..., Any]) -> None:
+    module = runs(function)
+    assert module.double()(torch.ones(2, 3, 4, dtype=torch.float64)).dtype is torch.float64
+    assert module(torch.ones(1, 1, 4, dtype=torch.float64)).shape == (1, 1, 4)
+
+
+def halve_and_double(m: Traced, x: Tensor) -> Tensor:
+    """Lengths are alike for even ones only."""
+    y = m.fc(x[:, ::2]).repeat_interleave(2, 1)
+    if y.shape[1] != x.shape[1]:
+        y = y[:, : x.shape[1]]
+    return x + y
+
+
+def test_lengths_that_are_alike_only_where_they_are_even() -> None:
+    assert "it branches on a size of its input" in str(trace(halve_and_double))
+
+
+def test_lengths_of_two_inputs_that_happen_to_be_alike() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y if x.shape[1] == y.shape[1] else x
+
+    model = Both()
+    calls = [bind(model, (torch.ones(2, n), torch.ones(2, n)), {}) for n in (6, 12)]
+    assert "it branches on a size of its input" in capture(model, calls).opaque[""]
+
+
 @pytest.mark.parametrize("function", REFUSED, ids=lambda function: function.__name__)
 def test_what_the_examples_cannot_decide_is_refused_with_its_line(function: Callable[..., Any]) -> None:
     line, reason = REFUSED[function]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefx.passes.examples import at_other_sizes, bind, graph_inputs
+from sparsefx.passes.examples import at_other_sizes, at_unusual_sizes, bind, call, graph_inputs
 
 
 def shapes(run: Callable[..., Any], *inputs: Any) -> list[list[tuple[int, ...]]]:
@@ -85,6 +85,26 @@ def test_bound_arguments() -> None:
     assert bind(Signature(), (x, y, y), {"mask": y}) == {"x": x, "*rest": (y, y), "scale": 2.0, "mask": y}
     with pytest.raises(TypeError):
         bind(Signature(), (), {})
+
+
+def test_calls_with_bound_arguments() -> None:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    assert call(function, {"x": 1, "*rest": (2, 3), "scale": 4}) == ((1, 2, 3), {"scale": 4})
+    assert call(function, {"x": 1, "y": 2}) == ((), {"x": 1, "y": 2})
+
+
+def test_unusual_sizes() -> None:
+    x, y = torch.ones(2, 6), torch.ones(2, 6)
+    shapes = {(tuple(e["x"].shape), tuple(e["y"].shape)) for e in at_unusual_sizes({"x": x, "y": y, "n": 3})}
+    assert {
+        ((2, 1), (2, 1)),
+        ((2, 7), (2, 7)),
+        ((2, 7), (2, 6)),
+        ((1, 1), (1, 1)),
+        ((3, 6), (2, 6)),
+    } <= shapes
 
 
 def test_the_inputs_of_a_graph_in_its_order() -> None:
