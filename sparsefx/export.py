@@ -21,12 +21,14 @@ from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather
+from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.line_up import LineUp
+from sparsefx.passes.module_tracer import reason_of
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
-from sparsefx.passes.parts import Compiled, Refused, compile_model
-from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
+from sparsefx.passes.parts import Compiled, compile_model
+from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
@@ -77,8 +79,8 @@ def export(
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, ``align`` is not a positive integer, or ``gather`` or
-            ``round_groups`` is none of the three.
+        ArgumentError: the example inputs do not run, they or the model have no values, ``align`` is not a
+            positive integer, or ``gather`` or ``round_groups`` is none of the three.
 
     Example:
         >>> import torch, sparsefx
@@ -129,7 +131,26 @@ def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, **choice
     for name, when in choices.items():
         if when not in get_args(When):
             raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
-    return positional(example_inputs)
+    inputs = positional(example_inputs)
+    _check_tensors(model, inputs)
+    return inputs
+
+
+def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """There are values to compute with: nothing can be learnt from tensors without any."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    hollow = next((name for name, tensor in named if tensor.is_meta), None)
+    if hollow is not None:
+        raise ArgumentError(
+            f"{hollow} of model is on the meta device and has no values; give it some before, by "
+            "model.to_empty(device='cpu') and model.load_state_dict(...)"
+        )
+    for tensor in tensors_in(inputs):
+        if tensor.is_meta or not tensor.numel():
+            raise ArgumentError(
+                f"example_inputs hold a tensor without values, of shape {tuple(tensor.shape)} on "
+                f"{tensor.device}; a sample is needed to follow the model's computation"
+            )
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -196,8 +217,11 @@ class _Verify:
     """The outputs on the example inputs are still those of the captured graph, whatever a pass did."""
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        self.expected = interpret(graph_module, inputs)
+        try:
+            self.expected = interpret(graph_module, inputs)
+        except Exception as error:  # of what tracing put between the calls, which it tried
+            raise Refused(f"its graph does not run ({reason_of(error)})") from error
 
     def __call__(self, name: str, outputs: Callable[[], Any]) -> None:
         if not gives(outputs, self.expected):
-            raise Refused(f"{name} would change its outputs; please report this with the model's code")
+            raise Refused(f"{name} would change its outputs; {REPORT_IT}")

@@ -365,6 +365,13 @@ def test_wrong_arguments() -> None:
         sparsefx.export(model, (torch.randn(1, 4),), align=0)
     with pytest.raises(ArgumentError, match=r"must be a torch.nn.Module, got int"):
         sparsefx.export(3, (torch.randn(1, 4),))
+    for nothing in (torch.randn(0, 4), torch.randn(2, 0, 4), torch.randn(1, 4, device="meta")):
+        with pytest.raises(ArgumentError, match=r"tensor without values, of shape .* a sample is needed"):
+            sparsefx.export(model, (nothing,))
+    hollow = copy.deepcopy(model)
+    hollow.get_submodule("0").bias = nn.Parameter(torch.empty(4, device="meta"))
+    with pytest.raises(ArgumentError, match=r"0.bias of model is on the meta device .*load_state_dict"):
+        sparsefx.export(hollow, (torch.randn(1, 4),))
     torch.nn.init.ones_(model.get_parameter("0.weight"))
     with pytest.raises(InvariantError, match=r"in 0; call sparsefx.apply_masks"):
         sparsefx.export(model, (torch.randn(1, 4),))

@@ -73,7 +73,7 @@ class Movement:
         moved = _Elements(call.inputs)
         for labels, output in zip(_labels(call), call.outputs, strict=True):
             placed = labels >= 0
-            _keep_product(kept, output, placed & sources[labels.clamp_min(0)])
+            _keep_product(kept, output, placed.masked_scatter(placed, sources[labels[placed]]))
             moved.mark(labels[placed & _product(kept, output)])
         for value, elements in zip(call.inputs, moved.each(), strict=True):
             _keep_product(kept, value, elements)
