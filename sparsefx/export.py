@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
@@ -79,8 +80,9 @@ def export(
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, they or the model have no values, ``align`` is not a
-            positive integer, or ``gather`` or ``round_groups`` is none of the three.
+        ArgumentError: the example inputs do not run, they or the model have no values or the model some that
+            are not finite, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
+            ``round_groups`` is none of the three.
 
     Example:
         >>> import torch, sparsefx
@@ -137,14 +139,20 @@ def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, **choice
 
 
 def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """There are values to compute with: nothing can be learnt from tensors without any."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    hollow = next((name for name, tensor in named if tensor.is_meta), None)
-    if hollow is not None:
-        raise ArgumentError(
-            f"{hollow} of model is on the meta device and has no values; give it some before, by "
-            "model.to_empty(device='cpu') and model.load_state_dict(...)"
-        )
+    """There are values to compute with, and zeros among them mean something."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ArgumentError(f"{name} of model has no shape yet; run the model once before")
+        if tensor.is_meta:
+            raise ArgumentError(
+                f"{name} of model is on the meta device and has no values; give it some before, by "
+                "model.to_empty(device='cpu') and model.load_state_dict(...)"
+            )
+        if isinstance(tensor, nn.Parameter) and not bool(torch.isfinite(tensor).all()):
+            raise ArgumentError(
+                f"{name} of model is not finite: it holds NaN or inf, and 0 times that is not 0; load a "
+                "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"
+            )
     for tensor in tensors_in(inputs):
         if tensor.is_meta or not tensor.numel():
             raise ArgumentError(
@@ -156,13 +164,23 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    plain = copy.deepcopy(model).eval()
+    try:
+        plain = copy.deepcopy(model, _detached(model)).eval()
+    except Exception as error:  # an attribute such as a lock or an open file
+        raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
     for module in plain.modules():
         if isinstance(module, MaskedLayer):
             unmask_layer(module)
         else:
             detach_masks(module)
     return plain
+
+
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by identity, of computed tensors that modules hold: ``copy.deepcopy`` refuses these."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    results = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in results}
 
 
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
@@ -208,9 +226,16 @@ def _warn(compiled: Compiled) -> None:
     reason = compiled.opaque.get("")
     if reason is None:
         return
-    parts = f"{len(compiled.graphs)} parts of it were compiled, each for itself" if compiled.graphs else ""
-    what = parts or "the model was returned whole, without its masks"
+    what = _what_was_done(len(compiled.graphs))
     warnings.warn(f"export: {what}, because its forward stays Python: {reason}", stacklevel=3)
+
+
+def _what_was_done(parts: int) -> str:
+    if not parts:
+        return "the model was returned whole, without its masks"
+    return (
+        "one part of it was compiled" if parts == 1 else f"{parts} parts of it were compiled, each for itself"
+    )
 
 
 class _Verify:

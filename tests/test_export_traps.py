@@ -289,7 +289,7 @@ def test_a_part_that_takes_a_tensor_after_an_argument_with_a_default() -> None:
     torch.manual_seed(0)
     model = Branching()
     model.part.first.weight.data[::2] = 0
-    with pytest.warns(UserWarning, match="1 parts of it were compiled"):
+    with pytest.warns(UserWarning, match="export: one part of it was compiled, because"):
         compact = exported(model, torch.randn(2, 6, dtype=torch.float64))
     assert compact.part.first.out_features == 3
 
@@ -453,7 +453,7 @@ def test_a_part_that_is_handed_a_list_which_grows_afterwards() -> None:
             return values[-1]
 
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="2 parts of it were compiled"):
+    with pytest.warns(UserWarning, match="export: 2 parts of it were compiled, each for itself, because"):
         exported(Growing(), torch.randn(2, 6, dtype=torch.float64))
 
 
@@ -888,3 +888,28 @@ def test_a_pass_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatc
     with pytest.warns(UserWarning, match=r"line_up failed on it \(ZeroDivisionError: .*please report this"):
         compact = sparsefx.export(model, (x,))
     assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_module_that_holds_what_it_computed() -> None:
+    """Computed tensors cannot be deep-copied; the older weight norm keeps one, and so may a user."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    model[0].weight.data[::2] = 0
+    x = torch.randn(3, 6, dtype=torch.float64)
+    model.last = model(x)
+    assert relative_difference(sparsefx.export(model, (x,))(x), model(x)) <= 1e-11
+    nn.utils.weight_norm(model[2])
+    model(x).sum().backward()
+    with pytest.warns(UserWarning, match="its forward changes its attribute 'weight'"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_an_embedding_of_one_index() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 3)).double().eval()
+    model[1].weight.data[:, ::2] = 0
+    compact = sparsefx.export(model, (torch.tensor(2),))
+    assert relative_difference(compact(torch.tensor(4)), model(torch.tensor(4))) <= 1e-11
+    assert not compact.report.opaque

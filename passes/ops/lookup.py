@@ -23,7 +23,7 @@ class Embedding:
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         _, indices = call.inputs
-        columns = wanted[0].flatten(0, -2).any(0).view(1, -1)
+        columns = wanted[0].reshape(-1, wanted[0].shape[-1]).any(0, keepdim=True)
         return [columns, torch.ones((1,) * len(indices.shape), dtype=torch.bool)]
 
     def tie(self, call: Call, kept: Kept) -> None:
