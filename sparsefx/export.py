@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
@@ -120,6 +121,7 @@ def export(
         compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
     _warn(compiled)
     compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
+    remember(compiled.model, original)
     return compiled.model
 
 
@@ -233,9 +235,9 @@ def _warn(compiled: Compiled) -> None:
 def _what_was_done(parts: int) -> str:
     if not parts:
         return "the model was returned whole, without its masks"
-    return (
-        "one part of it was compiled" if parts == 1 else f"{parts} parts of it were compiled, each for itself"
-    )
+    if parts == 1:
+        return "one part of it was compiled"
+    return f"{parts} parts of it were compiled, each for itself"
 
 
 class _Verify:

@@ -913,3 +913,19 @@ def test_an_embedding_of_one_index() -> None:
     compact = sparsefx.export(model, (torch.tensor(2),))
     assert relative_difference(compact(torch.tensor(4)), model(torch.tensor(4))) <= 1e-11
     assert not compact.report.opaque
+
+
+def test_an_empty_vector_beside_others() -> None:
+    """A cache that holds nothing yet: torch lets it stand beside operands of any rank, and twice."""
+    torch.manual_seed(0)
+
+    def cached(m: Tokens, x: Tensor) -> Tensor:
+        h = F.relu(m.h(x))
+        return m.o(torch.cat([x.new_zeros(0), h, F.relu(h), x.new_zeros(0), h], 1))
+
+    model = Tokens(cached).double().eval()
+    compact = sparsefx.export(model, (torch.randn(3, 5, 6, dtype=torch.float64),))
+    assert not compact.report.opaque
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert compact.get_submodule("h").out_features == 6
