@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from sparsefx.passes.example_tracer import require_default, require_length
 from sparsefx.passes.open_attention import attention_mask
@@ -129,8 +128,7 @@ def general_vocabulary() -> Vocabulary:
     """What any graph may name."""
     overridable = torch.overrides.get_overridable_functions()
     methods = {getattr(method, "__name__", "_") for method in overridable[Tensor]}
-    results = (*torch.return_types.all_return_types, PackedSequence)
-    returned = {name for kind in results for name in _fields_of(kind)}
+    returned = {name for kind in torch.return_types.all_return_types for name in _fields_of(kind)}
     return Vocabulary(
         _general_functions({function for found in overridable.values() for function in found}),
         _MORE_METHODS | {name for name in methods - _EXCLUDED_METHODS if not name.startswith("_")},

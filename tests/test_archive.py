@@ -35,7 +35,7 @@ def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> Non
     assert list(loaded.state_dict()) == list(expected)
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == expected[name].dtype
-        assert _strides(tensor) == _strides(expected[name])
+        assert tensor.stride() == expected[name].stride()
         assert torch.equal(tensor, expected[name])
     trainable = {name: p.requires_grad for name, p in compact.named_parameters(remove_duplicate=False)}
     assert {name: p.requires_grad for name, p in loaded.named_parameters(remove_duplicate=False)} == trainable
@@ -49,11 +49,6 @@ def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> Non
     with torch.no_grad():
         actual, wanted = loaded(*copy.deepcopy(inputs)), compact(*copy.deepcopy(inputs))
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)
-
-
-def _strides(tensor: Tensor) -> list[int]:
-    """The strides that mean something: along a single index any number will do."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def round_trip(model: nn.Module, folder: Path, *inputs: Any, into: nn.Module | None = None) -> nn.Module:
@@ -293,6 +288,19 @@ def test_types_and_memory_orders(tmp_path: Path) -> None:
     model[0].weight.data, model[2].weight.data = both[:4], both[4:].mT
     round_trip(model, tmp_path, torch.randn(2, 4, dtype=torch.float64))
     round_trip(build("lenet5", "everything"), tmp_path, torch.randn(2, 3, 32, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channels_last_with_a_single_channel(kept: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its strides along the single index say channels last all the same, and torch's kernels go by them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    model[0].weight.data[kept:] = 0
+    model = model.to(dtype, memory_format=torch.channels_last).eval()
+    compact = sparsefx.export(model, (torch.randn(2, 1, 9, 9, dtype=dtype),))
+    sparsefx.save(compact.to(memory_format=torch.channels_last), tmp_path / "file")
+    assert_identical(sparsefx.load(tmp_path / "file", model), compact, torch.randn(2, 1, 9, 9, dtype=dtype))
 
 
 def test_the_file_is_plain_safetensors_and_always_the_same(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.make import Maker, Mismatch
-from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, class_name
+from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
 from sparsefx.passes.graph_data import decode_graph
 from sparsefx.passes.layer_sizes import promised_shapes
 from sparsefx.passes.plain_values import DataError
@@ -82,11 +82,12 @@ class _Tensors:
         values = self.stored[plan.stored]
         if plan.is_complex:
             values = torch.view_as_complex(values)
-        if not plan.order:
-            return values
-        if len(plan.order) != values.dim():
+        if plan.order and len(plan.order) != values.dim():
             raise DataError(f"tensor {name[:80]!r} has {values.dim()} dimensions, not {len(plan.order)}")
-        return values.permute([plan.order.index(dim) for dim in range(values.dim())])
+        values = in_order(values, plan.order)
+        if plan.strides and not can_have(values, plan.strides):
+            raise DataError(f"tensor {name[:80]!r} cannot have the strides {plan.strides}")
+        return values.as_strided(values.shape, plan.strides) if plan.strides else values
 
 
 def _load_tensors(plan: ModulePlan, tensors: _Tensors, architecture: Architecture) -> None:
