@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx.passes.branches import is_metadata
 from sparsefx.passes.compare import gives, run
 from sparsefx.passes.example_tracer import ExampleTracer, require_default
 from sparsefx.passes.examples import Example, Examples, at_unusual_sizes, call, graph_inputs
@@ -80,7 +81,8 @@ def _trace(model: nn.Module, tracer: ModuleTracer, specialised: dict[str, Any] |
         return Capture(None, {"": reason_of(error)})
     if specialised:
         _restore_arguments(graph, specialised)
-    erase_unused(graph, (node for node in reversed(list(graph.nodes)) if node.op == "get_attr"))
+    reads = (node for node in reversed(graph.nodes) if node.op == "get_attr" or is_metadata(node))
+    erase_unused(graph, list(reads))
     _adopt_constants(model)
     graph._tracer_cls = ModuleTracer  # fx unpickles a graph by tracing its code again, without examples
     for node in graph.nodes:

@@ -84,6 +84,9 @@ class ExampleProxy(fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         if k in _KINDS and all(isinstance(value, Tensor) for value in self.examples):
             return lambda: self._agreed(k)
+        values = [] if k in _OWN else [getattr(value, k, value) for value in self.examples]
+        if values and all(value is None for value in values):
+            return None  # the order of a packed sequence that was sorted, say
         return ExampleAttribute(self, k)
 
     def _agreed(self, method: str) -> Any:

@@ -133,6 +133,8 @@ class ExampleTracer(ModuleTracer):
         if isinstance(a, Sizes):
             return tuple(self.create_arg(size) for size in a)
         if isinstance(a, dict) and type(a) is not dict:  # an ordered dict, or a model output
+            if not _is_made_of_its_items(a):
+                raise NotReplayable(f"it makes a {type(a).__name__}, which its items do not describe")
             items = {key: self.create_arg(value) for key, value in a.items()}
             return self.create_node("call_function", type(a), (items,), {})
         return super().create_arg(a)
@@ -293,6 +295,15 @@ def _loose_dims(proxy: ExampleProxy, args: Any, kwargs: Any) -> frozenset[int]:
     return frozenset(
         dim for dim in dims if any(result.shape[dim] != source.shape[dim] for result, source in pairs)
     )
+
+
+def _is_made_of_its_items(mapping: dict[Any, Any]) -> bool:
+    """Whether a graph can make a dict of this class again from a plain one; a ``defaultdict`` it cannot."""
+    try:
+        again: dict[Any, Any] = type(mapping)(dict(mapping))
+    except Exception:  # its constructor takes other arguments
+        return False
+    return again.keys() == mapping.keys() and all(again[key] is value for key, value in mapping.items())
 
 
 def _values(arguments: Any, number: int) -> Any:

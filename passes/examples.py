@@ -131,7 +131,7 @@ def _groups(inputs: tuple[Any, ...]) -> list[list[_Place]]:
     """Dimensions of the tensors, those of one size together; of one tensor, the first by itself."""
     groups: dict[Any, list[_Place]] = {}
     for number, leaf in enumerate(pytree.tree_leaves(inputs)):
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and not leaf.is_nested:
             for dim, size in enumerate(leaf.shape):
                 groups.setdefault((dim == 0, size), []).append((number, dim))
     return list(groups.values())

@@ -148,7 +148,7 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
     facts: dict[Value, Fact] = {}
     for value in program.constants:
         assert value.constant is not None
-        facts[value] = constant(value.constant)
+        facts[value] = constant(value.constant) if value.shape.numel() else unknown(value)
     for value in program.inputs:
         facts[value] = unknown(value)
     for call in program.calls:
@@ -156,7 +156,8 @@ def forward_facts(program: Program) -> dict[Value, Fact]:
         if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
             results = [unknown(output) for output in call.outputs]
         for output, result in zip(call.outputs, results, strict=True):
-            facts[output] = _of_dtype(result, output.dtype)
+            # of no elements at all nothing is known: another call may have some
+            facts[output] = _of_dtype(result if output.shape.numel() else unknown(output), output.dtype)
     return facts
 
 
@@ -185,5 +186,5 @@ def live_elements(program: Program, facts: Mapping[Value, Fact]) -> dict[Value, 
         wanted = [live[output] for output in call.outputs]
         reads = operation_of(call).backward(call, facts, wanted)
         for value, read in zip(call.inputs, reads, strict=True):
-            live[value] = live[value] | read
+            live[value] = live[value] | (read if value.shape.numel() else True)
     return live

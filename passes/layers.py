@@ -16,10 +16,12 @@ CONTRACTIONS = (nn.Linear, _ConvNd)
 def is_plain(module: nn.Module | None) -> bool:
     """Whether a module computes just what its torch class does, from parameters of its own.
 
-    A subclass with a forward of its own, a hook or a parametrization may do anything with the weight,
-    so such a layer is never edited.
+    A subclass with a forward of its own, a hook, a parametrization or torch.jit may do anything with the
+    weight, so such a layer is never edited.
     """
-    if module is None or module._forward_hooks or module._forward_pre_hooks:
+    if module is None or isinstance(module, torch.jit.ScriptModule):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     if not all(_is_torchs_own(module, method) for method in ("forward", "_conv_forward")):
         return False

@@ -14,6 +14,8 @@ import numpy
 import torch
 from torch import fx, nn
 
+SCRIPTED = "torch.jit compiled it; export the model as it was before that"
+
 
 class ModuleTracer(fx.Tracer):
     """Stops at torch's own layers and their subclasses, and at modules that do not trace.
@@ -73,6 +75,8 @@ class ModuleTracer(fx.Tracer):
             try:
                 if m._forward_hooks or m._forward_pre_hooks:
                     raise NotReplayable("it has forward hooks")
+                if isinstance(m, torch.jit.ScriptModule):
+                    raise NotReplayable(SCRIPTED)
                 with must_be_replayable(m):
                     return super().call_module(m, forward, args, kwargs)
             except Exception as error:  # tracing runs the user's code on proxies: anything may be raised
@@ -146,7 +150,8 @@ class NotReplayable(RuntimeError):
 @contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
     """Refuse a forward with an effect that its graph would lose; undo that effect."""
-    before = {part: _Attributes(part) for part in module.modules()}
+    scripted = torch.jit.ScriptModule  # it keeps the methods that are looked up as attributes
+    before = {part: _Attributes(part) for part in module.modules() if not isinstance(part, scripted)}
     seeds = _rng_state()
     try:
         yield
@@ -214,6 +219,6 @@ def _restore_rng(state: tuple[bytes, Any, Any]) -> None:
 
 def _inherits_torch_forward(module: nn.Module) -> bool:
     """Whether a user's subclass of a torch layer computes just what that layer does."""
-    if isinstance(module, (nn.Sequential, fx.GraphModule)):
+    if isinstance(module, (nn.Sequential, fx.GraphModule, torch.jit.ScriptModule)):
         return False
     return str(getattr(type(module).forward, "__module__", "")).startswith("torch.nn.modules.")

@@ -20,17 +20,15 @@ from sparsefx.passes.capture import Capture, capture
 from sparsefx.passes.compare import gives, run
 from sparsefx.passes.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
 from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.modes import follow_mode, split_modes
+from sparsefx.passes.module_tracer import SCRIPTED, reason_of
 from sparsefx.passes.origins import duplicate, origin_of
-from sparsefx.passes.pipeline import PassReport
+from sparsefx.passes.pipeline import PassReport, Refused
 from sparsefx.passes.program import untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
 """Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""
-
-
-class Refused(Exception):
-    """Why a graph is not used."""
 
 
 @dataclass
@@ -63,31 +61,43 @@ def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite, *, trains:
         trains: keep what acts in training only, such as dropout: each graph becomes a
             :class:`TwoModeGraphModule`.
     """
-    compiled = Compiled(model)
-    compiled.model = _Compiler(rewrite, compiled, inputs, trains).compile(model)
-    return compiled
+    return _Compiler(rewrite, inputs, trains).compile(model)
 
 
 class _Compiler:
-    def __init__(self, rewrite: Rewrite, compiled: Compiled, inputs: Inputs, trains: bool) -> None:
-        self.rewrite, self.compiled, self.inputs = rewrite, compiled, inputs
-        self.trains = trains
+    def __init__(self, rewrite: Rewrite, inputs: Inputs, trains: bool) -> None:
+        self.rewrite, self.inputs, self.trains = rewrite, inputs, trains
         self._done: dict[nn.Module, nn.Module | None] = {}
 
-    def compile(self, model: nn.Module) -> nn.Module:
-        examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
-        graph = self._graph_of(model, "", examples)
-        if graph is None:
-            self._compile_children(
-                model, _Place("", "", _calls(model, self.inputs), _fits(model, self.inputs[0]))
-            )
-            return model
-        return graph
+    def compile(self, model: nn.Module) -> Compiled:
+        self.compiled = Compiled(model)
+        example = self.inputs[0]
+        expected = run(model, example)
+        graph = self._whole(model)
+        if graph is not None and gives(lambda: run(graph, example), expected):
+            self.compiled.model = graph
+            return self.compiled
+        if graph is not None:
+            self.compiled = Compiled(model, opaque={"": "its graph returns something else than its forward"})
+        fits = lambda: gives(lambda: run(model, example), expected)  # noqa: E731
+        self._compile_children(model, _Place("", "", _calls(model, self.inputs), fits))
+        return self.compiled
+
+    def _whole(self, model: nn.Module) -> fx.GraphModule | None:
+        """The model itself as a rewritten graph; None if it stays Python."""
+        try:
+            examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
+        except (TypeError, ValueError) as error:  # a pre-hook or a decorator takes other arguments
+            reason = _stays_python(model) or f"its arguments have no names ({reason_of(error)})"
+            self.compiled.opaque[""] = reason
+            return None
+        return self._graph_of(model, "", examples)
 
     def _graph_of(self, module: nn.Module, name: str, examples: Examples) -> fx.GraphModule | None:
         """A module as a rewritten graph; None if it stays Python."""
-        if module._forward_pre_hooks:
-            self.compiled.opaque[name] = "a forward pre-hook changes its arguments"
+        reason = _stays_python(module)
+        if reason is not None:
+            self.compiled.opaque[name] = reason
             return None
         # a copy, so that nothing is lost if its graph cannot be used
         own = _in_mode(duplicate(module), False)
@@ -185,6 +195,13 @@ class _Place:
         return _join(self.above, self.path)
 
 
+def _stays_python(module: nn.Module) -> str | None:
+    """Why there is no point in tracing a module; None if there is."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return SCRIPTED
+    return "a forward pre-hook changes its arguments" if module._forward_pre_hooks else None
+
+
 def _fits(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], bool]:
     expected = run(model, inputs)
     return lambda: gives(lambda: run(model, inputs), expected)
@@ -205,7 +222,8 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
     calls: dict[str, list[_Call]] = {}
     hooks = []
     for name, module in model.named_modules():
-        if name and next(module.children(), None) is not None:
+        scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks, and is no part either
+        if name and not scripted and next(module.children(), None) is not None:
 
             def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 # containers as they are now: the caller may append to its lists
@@ -222,16 +240,20 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
 
 
 def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
-    """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes."""
+    """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes.
+
+    A call with tensors of no elements says nothing of others, and is left out.
+    """
 
     def try_call(call: tuple[Any, ...]) -> Any:
         with torch.no_grad(), untouched(module, call) as (args, kwargs):
             return module(*args, **kwargs)
 
+    calls = [call for call in calls if all(tensor.numel() for tensor in tensors_in(call))]
     try:
         others = at_other_sizes(try_call, calls[0])[1:] if calls else []
         return [bind(module, args, kwargs) for args, kwargs in (*calls[:1], *others, *_distinct(calls)[1:])]
-    except TypeError:  # a hook of the module's own rewrites its arguments
+    except (TypeError, ValueError):  # a hook of the module's own, or a decorator, rewrites its arguments
         return []
 
 

@@ -11,7 +11,10 @@ from torch import fx
 
 from sparsefx.passes.compare import interpret
 from sparsefx.passes.examples import Inputs
+from sparsefx.passes.module_tracer import reason_of
 from sparsefx.passes.program import Memory, remembered
+
+REPORT_IT = "please report this with the model's code"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class PassReport:
     def inside(self, part: str) -> PassReport:
         """The same, of a part of the model."""
         return replace(self, name=f"{part}: {self.name}") if part else self
+
+
+class Refused(Exception):
+    """Why a graph is not used."""
 
 
 class Pass(Protocol):
@@ -75,6 +82,9 @@ def run_pipeline(
 
     Returns:
         One report per pass.
+
+    Raises:
+        Refused: a pass failed; the graph may be half rewritten.
     """
     reports: list[PassReport] = []
     with remembered() as memory:
@@ -98,16 +108,17 @@ class _Pipeline:
         before = self.memory.program
         try:
             outcome = step.run(self.graph_module, self.inputs)
-        except Exception:
+            if outcome.modified:
+                self.graph_module.graph.lint()
+                self.graph_module.delete_all_unused_submodules()
+                self.graph_module.recompile()
+        except Exception as error:
             self.verify()  # perhaps an earlier pass is at fault
-            raise
+            raise Refused(f"{step.name} failed on it ({reason_of(error)}); {REPORT_IT}") from error
         if self.memory.program is not None and self.memory.program is not before:
             self.verify(self.memory.program.result)
         if outcome.modified:
             self.memory.numbers_changed()
-            self.graph_module.graph.lint()
-            self.graph_module.delete_all_unused_submodules()
-            self.graph_module.recompile()
             self.unchecked = step.name
         return PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail)
 

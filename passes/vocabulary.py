@@ -8,6 +8,7 @@ those that the user's own model turns out to use when it is traced.
 from __future__ import annotations
 
 import builtins
+import collections
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +43,8 @@ _OPERATORS = _words("""
 """)
 _BUILTINS = _words("abs bool divmod float getattr int len max min pow round sum")
 _FACTORIES = _words("_assert arange eye finfo full iinfo linspace ones zeros")
+_PACKING = _words("_pack_padded_sequence _pad_packed_sequence")  # private, and called by torch.nn.utils.rnn
+_CONTAINERS = _words("Counter OrderedDict")
 _NAMESPACES: dict[str, ModuleType] = {
     "torch": torch,
     "torch.nn.functional": F,
@@ -58,10 +61,13 @@ _EXCLUDED_METHODS = _words("""
     retain_grad set_ share_memory_ sparse_resize_ sparse_resize_and_clear_ storage storage_type to_mkldnn
     untyped_storage
 """)
-_PASS_METHODS = _words("flatten permute reshape unflatten")  # those that passes call, listed above or not
+_MORE_METHODS = _words("""
+    flatten permute reshape unflatten
+    new_full new_ones new_zeros
+""")  # those that passes call, and those that make tensors: torch lists not all of them
 _ATTRIBUTES = _words("""
     H T bits device dtype eps imag is_cpu is_cuda is_mps is_nested is_sparse itemsize layout mH mT max min
-    nbytes ndim real requires_grad shape smallest_normal tiny
+    nbytes ndim real requires_grad shape smallest_normal tiny type
 """)
 
 
@@ -81,14 +87,17 @@ class Vocabulary:
 
 
 class Names:
-    """What one graph may name: the general vocabulary, and that of the user's own graphs.
+    """What one graph may name: the general vocabulary, and that of the user's own model.
 
     Args:
         own_graphs: gives the graphs of the user's model; called only if a name is not a general one.
+        containers: the classes of results that the model's code knows, by qualified name.
     """
 
-    def __init__(self, own_graphs: Callable[[], Iterable[fx.Graph]]) -> None:
-        self._own_graphs = own_graphs
+    def __init__(
+        self, own_graphs: Callable[[], Iterable[fx.Graph]], containers: Mapping[str, type] | None = None
+    ) -> None:
+        self._own_graphs, self._containers = own_graphs, containers or {}
 
     @cached_property
     def _own(self) -> Vocabulary:
@@ -96,7 +105,8 @@ class Names:
 
     def function(self, name: str) -> Callable[..., Any]:
         """The function of a name."""
-        found = general_vocabulary().functions.get(name) or _aten(name) or self._own.functions.get(name)
+        found = general_vocabulary().functions.get(name) or _aten(name) or self._containers.get(name)
+        found = found or self._own.functions.get(name)
         if found is None:
             raise DataError(f"function {name[:80]!r} is neither known nor used by the model given")
         return found
@@ -108,7 +118,8 @@ class Names:
 
     def check_attribute(self, name: str) -> None:
         """Refuse an attribute that is neither a tensor's nor read by the user's model."""
-        if name not in general_vocabulary().attributes and name not in self._own.attributes:
+        known = general_vocabulary().attributes.union(*map(_fields_of, self._containers.values()))
+        if name not in known and name not in self._own.attributes:
             raise DataError(f"attribute {name[:80]!r} is neither known nor read by the model given")
 
 
@@ -120,14 +131,14 @@ def general_vocabulary() -> Vocabulary:
     returned = {name for kind in torch.return_types.all_return_types for name in _fields_of(kind)}
     return Vocabulary(
         _general_functions({function for found in overridable.values() for function in found}),
-        _PASS_METHODS | {name for name in methods - _EXCLUDED_METHODS if not name.startswith("_")},
+        _MORE_METHODS | {name for name in methods - _EXCLUDED_METHODS if not name.startswith("_")},
         frozenset({*_ATTRIBUTES, *returned}),
     )
 
 
 def _fields_of(kind: Any) -> tuple[str, ...]:
-    """The names of what one of torch's functions returns, such as values and indices."""
-    names: tuple[str, ...] = kind.__match_args__
+    """The names of what a tuple or dataclass holds, such as values and indices."""
+    names: tuple[str, ...] = getattr(kind, "__match_args__", ())
     return names
 
 
@@ -142,6 +153,8 @@ def _general_functions(overridable: set[Any]) -> dict[str, Callable[..., Any]]:
         ("torch", torch, _FACTORIES),
         ("operator", operator, _OPERATORS),
         ("builtins", builtins, _BUILTINS),
+        ("torch", torch._VF, _PACKING),
+        ("collections", collections, _CONTAINERS),
         ("math", math, [name for name in vars(math) if callable(getattr(math, name)) and name[0] != "_"]),
     ):
         found.update({f"{prefix}.{name}": getattr(module, name) for name in names})
@@ -180,7 +193,7 @@ def name_of(function: Callable[..., Any]) -> str:
     general = _general_names().get(function)
     if general is not None:
         return general
-    name = str(function) if isinstance(function, torch._ops.OpOverload) else _qualified(function)
+    name = str(function) if isinstance(function, torch._ops.OpOverload) else qualified(function)
     if name in general_vocabulary().functions:
         raise DataError(f"function {name!r} is another than the one known by this name")
     return name
@@ -194,7 +207,8 @@ def _general_names() -> dict[Callable[..., Any], str]:
     return names
 
 
-def _qualified(function: Callable[..., Any]) -> str:
+def qualified(function: Callable[..., Any]) -> str:
+    """Where a function or class is defined, as a name."""
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or str(function)
     return f"{getattr(function, '__module__', None)}.{name}"
 
@@ -208,9 +222,7 @@ def _used_by(graphs: Iterable[fx.Graph]) -> Vocabulary:
             methods.add(node.target)
         elif node.op == "call_function":
             name = (
-                str(node.target)
-                if isinstance(node.target, torch._ops.OpOverload)
-                else _qualified(node.target)
+                str(node.target) if isinstance(node.target, torch._ops.OpOverload) else qualified(node.target)
             )
             if functions.setdefault(name, node.target) is not node.target:
                 ambiguous.add(name)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
+from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
@@ -21,12 +23,14 @@ from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather
+from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.line_up import LineUp
+from sparsefx.passes.module_tracer import reason_of
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
-from sparsefx.passes.parts import Compiled, Refused, compile_model
-from sparsefx.passes.pipeline import Pass, PassReport, run_pipeline
+from sparsefx.passes.parts import Compiled, compile_model
+from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
@@ -77,7 +81,8 @@ def export(
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, ``align`` is not a positive integer, or ``gather`` or
+        ArgumentError: the example inputs do not run, they or the model have no values or the model some that
+            are not finite, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
             ``round_groups`` is none of the three.
 
     Example:
@@ -116,6 +121,7 @@ def export(
         compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
     _warn(compiled)
     compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
+    remember(compiled.model, original)
     return compiled.model
 
 
@@ -129,19 +135,54 @@ def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, **choice
     for name, when in choices.items():
         if when not in get_args(When):
             raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
-    return positional(example_inputs)
+    inputs = positional(example_inputs)
+    _check_tensors(model, inputs)
+    return inputs
+
+
+def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """There are values to compute with, and zeros among them mean something."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ArgumentError(f"{name} of model has no shape yet; run the model once before")
+        if tensor.is_meta:
+            raise ArgumentError(
+                f"{name} of model is on the meta device and has no values; give it some before, by "
+                "model.to_empty(device='cpu') and model.load_state_dict(...)"
+            )
+        if isinstance(tensor, nn.Parameter) and not bool(torch.isfinite(tensor).all()):
+            raise ArgumentError(
+                f"{name} of model is not finite: it holds NaN or inf, and 0 times that is not 0; load a "
+                "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"
+            )
+    for tensor in tensors_in(inputs):
+        if tensor.is_meta or not tensor.numel():
+            raise ArgumentError(
+                f"example_inputs hold a tensor without values, of shape {tuple(tensor.shape)} on "
+                f"{tensor.device}; a sample is needed to follow the model's computation"
+            )
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    plain = copy.deepcopy(model).eval()
+    try:
+        plain = copy.deepcopy(model, _detached(model)).eval()
+    except Exception as error:  # an attribute such as a lock or an open file
+        raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
     for module in plain.modules():
         if isinstance(module, MaskedLayer):
             unmask_layer(module)
         else:
             detach_masks(module)
     return plain
+
+
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by identity, of computed tensors that modules hold: ``copy.deepcopy`` refuses these."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    results = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in results}
 
 
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
@@ -187,17 +228,27 @@ def _warn(compiled: Compiled) -> None:
     reason = compiled.opaque.get("")
     if reason is None:
         return
-    parts = f"{len(compiled.graphs)} parts of it were compiled, each for itself" if compiled.graphs else ""
-    what = parts or "the model was returned whole, without its masks"
+    what = _what_was_done(len(compiled.graphs))
     warnings.warn(f"export: {what}, because its forward stays Python: {reason}", stacklevel=3)
+
+
+def _what_was_done(parts: int) -> str:
+    if not parts:
+        return "the model was returned whole, without its masks"
+    if parts == 1:
+        return "one part of it was compiled"
+    return f"{parts} parts of it were compiled, each for itself"
 
 
 class _Verify:
     """The outputs on the example inputs are still those of the captured graph, whatever a pass did."""
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        self.expected = interpret(graph_module, inputs)
+        try:
+            self.expected = interpret(graph_module, inputs)
+        except Exception as error:  # of what tracing put between the calls, which it tried
+            raise Refused(f"its graph does not run ({reason_of(error)})") from error
 
     def __call__(self, name: str, outputs: Callable[[], Any]) -> None:
         if not gives(outputs, self.expected):
-            raise Refused(f"{name} would change its outputs; please report this with the model's code")
+            raise Refused(f"{name} would change its outputs; {REPORT_IT}")

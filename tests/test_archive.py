@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import os
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import safetensors.torch
@@ -18,9 +21,12 @@ from networks import NETWORKS, build
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import sparsefx
 from sparsefx import ArchiveError, ArgumentError
+from sparsefx.archive.trial import _architectures
 
 
 def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> None:
@@ -29,7 +35,7 @@ def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> Non
     assert list(loaded.state_dict()) == list(expected)
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == expected[name].dtype
-        assert _strides(tensor) == _strides(expected[name])
+        assert tensor.stride() == expected[name].stride()
         assert torch.equal(tensor, expected[name])
     trainable = {name: p.requires_grad for name, p in compact.named_parameters(remove_duplicate=False)}
     assert {name: p.requires_grad for name, p in loaded.named_parameters(remove_duplicate=False)} == trainable
@@ -43,11 +49,6 @@ def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> Non
     with torch.no_grad():
         actual, wanted = loaded(*copy.deepcopy(inputs)), compact(*copy.deepcopy(inputs))
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)
-
-
-def _strides(tensor: Tensor) -> list[int]:
-    """The strides that mean something: along a single index any number will do."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def round_trip(model: nn.Module, folder: Path, *inputs: Any, into: nn.Module | None = None) -> nn.Module:
@@ -289,6 +290,19 @@ def test_types_and_memory_orders(tmp_path: Path) -> None:
     round_trip(build("lenet5", "everything"), tmp_path, torch.randn(2, 3, 32, 32, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kept", [1, 2, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channels_last_with_a_single_channel(kept: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its strides along the single index say channels last all the same, and torch's kernels go by them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    model[0].weight.data[kept:] = 0
+    model = model.to(dtype, memory_format=torch.channels_last).eval()
+    compact = sparsefx.export(model, (torch.randn(2, 1, 9, 9, dtype=dtype),))
+    sparsefx.save(compact.to(memory_format=torch.channels_last), tmp_path / "file")
+    assert_identical(sparsefx.load(tmp_path / "file", model), compact, torch.randn(2, 1, 9, 9, dtype=dtype))
+
+
 def test_the_file_is_plain_safetensors_and_always_the_same(tmp_path: Path) -> None:
     compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
     for name in ("one", "two"):
@@ -414,3 +428,102 @@ def test_a_transformer_encoder(tmp_path: Path) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoder(layer, 2)).double().eval()
     round_trip(model, tmp_path, torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+class Output(OrderedDict):  # type: ignore[type-arg]
+    """A result of the kind that Hugging Face models return."""
+
+
+class Pair(NamedTuple):
+    out: Tensor
+    hidden: Tensor
+
+
+class Body(nn.Module):
+    """A forward given as a function, which only traces along examples: it walks over chunks."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.up, self.down, self.run = nn.Linear(4, 8), nn.Linear(8, 4), run
+        self.recurrent = nn.GRU(4, 4, batch_first=True)
+        nn.init.zeros_(self.up.weight[::2].detach())
+
+    def body(self, x: Tensor) -> Tensor:
+        first, second = (part for part in self.down(F.relu(self.up(x))).chunk(2, -1))
+        return torch.cat([second, first], -1)
+
+    def forward(self, x: Tensor, *rest: Tensor, **more: Any) -> Any:
+        return self.run(self, x, *rest, **more)
+
+
+def packed(m: Body, x: Tensor, lengths: Tensor) -> Any:
+    result, state = m.recurrent(pack_padded_sequence(m.body(x), lengths, batch_first=True))
+    return pad_packed_sequence(result, batch_first=True)[0], state
+
+
+def branching(m: Body, x: Tensor) -> Tensor:
+    return m.part(x, scale=2.0) if x.sum() < 1e9 else x
+
+
+def with_new_tensors(m: Body, x: Tensor) -> Tensor:
+    scale = 2 if x.device.type == "cpu" else 1
+    return m.body(x) * x.new_ones(4) + x.new_full((4,), scale) + x.new_zeros(4)
+
+
+FORWARDS: dict[str, Callable[..., Any]] = {
+    "keywords": lambda m, x, **more: m.body(x) * more.get("scale", 1),
+    "keywords of a part": branching,
+    "a class of results": lambda m, x: Output(out=m.body(x)),
+    "an ordered dict": lambda m, x: OrderedDict(out=m.body(x)),
+    "a named tuple": lambda m, x: Pair(m.body(x), x),
+    "checkpoint": lambda m, x: checkpoint(m.body, x, use_reentrant=False),
+    "checkpoint of old": lambda m, x: checkpoint(m.body, x, use_reentrant=True),
+    "new tensors": with_new_tensors,
+    "packed": packed,
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.filterwarnings("ignore:export", "ignore:None of the inputs have requires_grad")
+def test_forwards_that_only_trace_along_examples(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Body(FORWARDS[name])
+    if name == "keywords of a part":
+        model.part = Body(FORWARDS["keywords"])
+    if name == "checkpoint":
+        model.part = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        model.run = lambda m, x: checkpoint(m.part, x, use_reentrant=False)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    round_trip(model.double().eval(), tmp_path, x, *([torch.tensor([5, 3, 2])] if name == "packed" else []))
+
+
+@fx.wrap
+def decides(x: Tensor) -> Tensor:
+    return x if x.sum() < 1e9 else -x
+
+
+def test_a_load_is_tried_before_a_file_is_replaced(tmp_path: Path) -> None:
+    """A function that loading would not find: the model traces along examples alone."""
+    torch.manual_seed(0)
+    model = Body(lambda m, x: decides(m.body(x))).double().eval()
+    compact = sparsefx.export(model, (torch.randn(3, 4, dtype=torch.float64),))
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(
+        ArchiveError, match=r"saved to .*: .*decides' is neither known nor .*; torch.save keeps"
+    ):
+        sparsefx.save(compact, path)
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_trial_knows_goes_with_the_model(tmp_path: Path) -> None:
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    assert compact in _architectures
+    unknown = copy.deepcopy(compact)
+    assert unknown not in _architectures
+    sparsefx.save(unknown, tmp_path / "file")  # untried
+    architecture = weakref.ref(_architectures[compact])
+    del compact
+    gc.collect()
+    assert architecture() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -355,6 +356,18 @@ def test_a_batch_size_fixed_in_the_model() -> None:
     assert relative_difference(compact(x), model(x)) <= 1e-11
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("masked", [True, False])
+def test_weights_that_are_not_finite_are_named(value: float, masked: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = sparsefx.sparsify(model, 0.5) if masked else model
+    for layer in ("0", "2"):
+        broken = copy.deepcopy(model)
+        broken.get_parameter(f"{layer}.weight").data[:, 1] = value
+        with pytest.raises(ArgumentError, match=rf"{layer}.weight of model is not finite.* a checkpoint"):
+            sparsefx.export(broken, (torch.randn(1, 4),))
+
+
 def test_wrong_arguments() -> None:
     model = sparsefx.sparsify(nn.Sequential(nn.Linear(4, 4)), 0.5)
     with pytest.raises(ArgumentError, match="example_inputs do not run"):
@@ -365,6 +378,20 @@ def test_wrong_arguments() -> None:
         sparsefx.export(model, (torch.randn(1, 4),), align=0)
     with pytest.raises(ArgumentError, match=r"must be a torch.nn.Module, got int"):
         sparsefx.export(3, (torch.randn(1, 4),))
+    for nothing in (torch.randn(0, 4), torch.randn(2, 0, 4), torch.randn(1, 4, device="meta")):
+        with pytest.raises(ArgumentError, match=r"tensor without values, of shape .* a sample is needed"):
+            sparsefx.export(model, (nothing,))
+    hollow = copy.deepcopy(model)
+    hollow.get_submodule("0").bias = nn.Parameter(torch.empty(4, device="meta"))
+    with pytest.raises(ArgumentError, match=r"0.bias of model is on the meta device .*load_state_dict"):
+        sparsefx.export(hollow, (torch.randn(1, 4),))
+    hollow = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ArgumentError, match=r"0.weight of model has no shape yet; run the model once"):
+        sparsefx.export(hollow, (torch.randn(1, 4),))
+    locked = nn.Sequential(nn.Linear(4, 4))
+    locked.lock = threading.Lock()
+    with pytest.raises(ArgumentError, match=r"model cannot be copied by copy.deepcopy: cannot pickle"):
+        sparsefx.export(locked, (torch.randn(1, 4),))
     torch.nn.init.ones_(model.get_parameter("0.weight"))
     with pytest.raises(InvariantError, match=r"in 0; call sparsefx.apply_masks"):
         sparsefx.export(model, (torch.randn(1, 4),))

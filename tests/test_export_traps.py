@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import sparsefx
+from sparsefx.passes.line_up import LineUp
 
 
 class Traps(nn.Module):
@@ -287,7 +289,7 @@ def test_a_part_that_takes_a_tensor_after_an_argument_with_a_default() -> None:
     torch.manual_seed(0)
     model = Branching()
     model.part.first.weight.data[::2] = 0
-    with pytest.warns(UserWarning, match="1 parts of it were compiled"):
+    with pytest.warns(UserWarning, match="export: one part of it was compiled, because"):
         compact = exported(model, torch.randn(2, 6, dtype=torch.float64))
     assert compact.part.first.out_features == 3
 
@@ -451,7 +453,7 @@ def test_a_part_that_is_handed_a_list_which_grows_afterwards() -> None:
             return values[-1]
 
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="2 parts of it were compiled"):
+    with pytest.warns(UserWarning, match="export: 2 parts of it were compiled, each for itself, because"):
         exported(Growing(), torch.randn(2, 6, dtype=torch.float64))
 
 
@@ -736,3 +738,194 @@ def test_a_transformer_with_a_padding_mask() -> None:
     with torch.no_grad():
         compact, expected = sparsefx.export(Padded(), (x, mask)), encoder(x, src_key_padding_mask=mask)
         torch.testing.assert_close(compact(x, mask)[~mask], expected[~mask], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("default", [None, list])
+def test_a_defaultdict_of_results_stays_python(default: Callable[[], Any] | None) -> None:
+    torch.manual_seed(0)
+    model = Tokens(lambda m, x: defaultdict(default, out=m.o(m.h(x)))).double().eval()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="it makes a defaultdict, which its items do not describe"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x)["out"], model(x)["out"]) <= 1e-11
+    assert compact(x).default_factory is default
+
+
+def test_sizes_among_the_results() -> None:
+    """A graph returns a plain tuple for a ``torch.Size``; what is inside of the model is compiled."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)).double()
+    block[0].weight.data[::2] = 0
+    model = Tokens(lambda m, x: (m.block(x), x.shape)).double().eval()
+    model.block = block
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="its graph returns something else than its forward"):
+        compact = sparsefx.export(model, (x,))
+    assert isinstance(compact(x)[1], torch.Size)
+    assert relative_difference(compact(x)[0], model(x)[0]) <= 1e-11
+    assert compact.block.get_submodule("0").out_features == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("where", ["root", "inside", "inside a part"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_scripted_modules(where: str, fold: bool) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)).double().eval()
+    scripted: Any = torch.jit.script(block)
+    model: nn.Module = scripted
+    if where != "root":
+        model = nn.Sequential(*copy.deepcopy(block), scripted)
+        model[0].weight.data[::2] = 0
+    if where == "inside a part":
+        branches = lambda m, x: m.part(x) if x.sum() < 1e9 else x  # noqa: E731
+        inner, model = model, Tokens(branches)
+        model.part = inner
+    model = model.double().eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    if where == "inside":
+        compact = sparsefx.export(model, (x,), fold_batchnorm=fold)
+    else:
+        with pytest.warns(UserWarning, match="its forward stays Python"):
+            compact = sparsefx.export(model, (x,), fold_batchnorm=fold)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert any("torch.jit compiled it" in part.reason for part in compact.report.opaque)
+    assert where == "root" or any(layer.shape == (4, 6) for layer in sparsefx.report(compact).layers)
+
+
+def test_a_decorated_forward_whose_arguments_have_no_names() -> None:
+    class Decorated(Tokens):
+        def forward(self, *args: Any) -> Any:
+            return super().forward(*args)
+
+        forward.__wrapped__ = lambda self: None  # type: ignore[attr-defined]
+
+    model = Decorated(lambda m, x: m.o(m.h(x))).double().eval()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="its arguments have no names .TypeError: too many positional"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def masked_positions(m: Tokens, x: Tensor) -> Tensor:
+    return m.o(F.relu(m.h(x)[x[..., 0] > 0]))
+
+
+def masked_behind_others(m: Tokens, x: Tensor) -> Tensor:
+    return m.o(F.relu(m.h(x)[None, :, x[0, :, 0] > 0]))
+
+
+def masked_channels(m: Tokens, x: Tensor) -> Tensor:
+    return m.h(x)[..., m.o.weight[0] > 0]
+
+
+def masked_elements(m: Tokens, x: Tensor) -> Tensor:
+    h = m.h(x)
+    return h[h > 0]
+
+
+MASKS = [masked_positions, masked_behind_others, masked_channels, masked_elements]
+
+
+@pytest.mark.parametrize("gather", ["never", "always"])
+@pytest.mark.parametrize("idiom", MASKS, ids=lambda idiom: idiom.__name__)
+def test_indices_that_are_masks(idiom: Callable[..., Any], gather: Any) -> None:
+    torch.manual_seed(0)
+    model = Tokens(idiom).double().eval()
+    compact = sparsefx.export(model, (torch.randn(3, 7, 6, dtype=torch.float64),), gather=gather)
+    assert not compact.report.opaque
+    for size in ((3, 7), (2, 4)):
+        x = torch.randn(*size, 6, dtype=torch.float64)
+        assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+EMPTY_PIECES: dict[str, Callable[..., Any]] = {
+    "sum": lambda m, piece: piece.sum(1),
+    "any": lambda m, piece: (piece > 0).any(1),
+    "softmax": lambda m, piece: piece.softmax(1),
+    "layer": lambda m, piece: m.o(piece),
+    "product": lambda m, piece: piece @ piece.transpose(1, 2),
+    "padding": lambda m, piece: F.pad(piece, (0, 0, 0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_PIECES)
+def test_pieces_of_nothing(name: str) -> None:
+    """Sections without elements, as ``tensor_split`` makes of positions beyond the end."""
+    torch.manual_seed(0)
+    use = EMPTY_PIECES[name]
+
+    def pieces(m: Tokens, x: Tensor) -> Any:
+        h = F.relu(m.h(x + m.positions[:5]))
+        return [use(m, piece) for piece in (*h.tensor_split([2, 9], 1), *h.split([0, 5], 1))]
+
+    model = Tokens(pieces).double().eval()
+    compact = sparsefx.export(model, (torch.randn(3, 5, 6, dtype=torch.float64),))
+    assert not compact.report.opaque
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    for one, other in zip(compact(x), model(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_a_part_that_is_only_called_with_nothing() -> None:
+    """A detector that finds nothing in the example."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+    model = Tokens(lambda m, x: m.block(x[x[:, 0] > (5 if x.sum() < 1e9 else 6)]))
+    model.block = nn.Sequential(block)
+    model = model.double().eval()
+    with pytest.warns(UserWarning, match="its forward stays Python"):
+        compact = sparsefx.export(model, (torch.randn(3, 6, dtype=torch.float64),))
+    x = torch.full((4, 6), 7.0, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_a_pass_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LineUp, "run", lambda *_: 1 / 0)
+    torch.manual_seed(0)
+    model = Tokens(lambda m, x: m.o(m.h(x))).double().eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"line_up failed on it \(ZeroDivisionError: .*please report this"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_module_that_holds_what_it_computed() -> None:
+    """Computed tensors cannot be deep-copied; the older weight norm keeps one, and so may a user."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    model[0].weight.data[::2] = 0
+    x = torch.randn(3, 6, dtype=torch.float64)
+    model.last = model(x)
+    assert relative_difference(sparsefx.export(model, (x,))(x), model(x)) <= 1e-11
+    nn.utils.weight_norm(model[2])
+    model(x).sum().backward()
+    with pytest.warns(UserWarning, match="its forward changes its attribute 'weight'"):
+        compact = sparsefx.export(model, (x,))
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+def test_an_embedding_of_one_index() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 3)).double().eval()
+    model[1].weight.data[:, ::2] = 0
+    compact = sparsefx.export(model, (torch.tensor(2),))
+    assert relative_difference(compact(torch.tensor(4)), model(torch.tensor(4))) <= 1e-11
+    assert not compact.report.opaque
+
+
+def test_an_empty_vector_beside_others() -> None:
+    """A cache that holds nothing yet: torch lets it stand beside operands of any rank, and twice."""
+    torch.manual_seed(0)
+
+    def cached(m: Tokens, x: Tensor) -> Tensor:
+        h = F.relu(m.h(x))
+        return m.o(torch.cat([x.new_zeros(0), h, F.relu(h), x.new_zeros(0), h], 1))
+
+    model = Tokens(cached).double().eval()
+    compact = sparsefx.export(model, (torch.randn(3, 5, 6, dtype=torch.float64),))
+    assert not compact.report.opaque
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+    assert compact.get_submodule("h").out_features == 6

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sparsefx.passes.facts import Fact, unknown
 from sparsefx.passes.ops.base import Facts
-from sparsefx.passes.program import Call
+from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
+
+_MASKS = (torch.bool, torch.uint8)
 
 
 class Embedding:
@@ -19,7 +23,7 @@ class Embedding:
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         _, indices = call.inputs
-        columns = wanted[0].flatten(0, -2).any(0).view(1, -1)
+        columns = wanted[0].reshape(-1, wanted[0].shape[-1]).any(0, keepdim=True)
         return [columns, torch.ones((1,) * len(indices.shape), dtype=torch.bool)]
 
     def tie(self, call: Call, kept: Kept) -> None:
@@ -65,7 +69,7 @@ def _pairs(call: Call) -> list[tuple[int, int]]:
     rank = len(source.shape)
     if call.name == "index_select":
         return [(dim, dim) for dim in range(rank) if dim != call.args[1] % rank]
-    indexed = [dim for dim, index in enumerate(call.args[1]) if index is not None]
+    indexed = _indexed_dims(call.args[1])
     width = len(output.shape) - (rank - len(indexed))  # the dimensions of the indices together
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     if not adjacent:  # the indexed dimensions come first
@@ -75,3 +79,13 @@ def _pairs(call: Call) -> list[tuple[int, int]]:
     return [(dim, dim) for dim in range(indexed[0])] + [
         (dim, dim - len(indexed) + width) for dim in range(after, rank)
     ]
+
+
+def _indexed_dims(indices: Sequence[Value | None]) -> list[int]:
+    """The dimensions of the operand that tensors name positions of; a mask covers as many as it has."""
+    dim, indexed = 0, list[int]()
+    for index in indices:
+        covered = 1 if index is None or index.dtype not in _MASKS else len(index.shape)
+        indexed += [] if index is None else range(dim, dim + covered)
+        dim += covered
+    return indexed

@@ -74,7 +74,7 @@ class Movement:
         moved = _Elements(call.inputs)
         for labels, output in zip(_labels(call), call.outputs, strict=True):
             placed = labels >= 0
-            _keep_product(kept, output, placed & sources[labels.clamp_min(0)])
+            _keep_product(kept, output, placed.masked_scatter(placed, sources[labels[placed]]))
             moved.mark(labels[placed & _product(kept, output)])
         for value, elements in zip(call.inputs, moved.each(), strict=True):
             _keep_product(kept, value, elements)
@@ -145,13 +145,16 @@ class View(Movement):
 
 
 class Concatenate(Movement):
-    """Operands side by side along one dimension; along the others they tie."""
+    """Operands side by side along one dimension; along the others they tie.
+
+    An empty vector may stand beside operands of any rank, as in a cache that has nothing yet.
+    """
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        dim, operands = _cat_dim(call), [facts[value] for value in call.inputs]
+        dim, operands = _cat_dim(call), [facts[value] for value in _side_by_side(call)]
         reps = [rep for operand in operands for rep in (operand.varies, operand.value, operand.fixed)]
         common = torch.broadcast_shapes(*(_resized(rep.shape, dim, 1) for rep in reps))
-        shapes = [_resized(common, dim, value.shape[dim]) for value in call.inputs]
+        shapes = [_resized(common, dim, value.shape[dim]) for value in _side_by_side(call)]
         varies = [f.varies.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
         values = [f.value.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
         fixed = [f.fixed.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
@@ -159,13 +162,16 @@ class Concatenate(Movement):
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         dim = _cat_dim(call)
-        sizes = [value.shape[dim] for value in call.inputs]
-        return list(wanted[0].expand(_resized(wanted[0].shape, dim, sum(sizes))).split(sizes, dim))
+        joined = _side_by_side(call)
+        sizes = [value.shape[dim] for value in joined]
+        parts = iter(wanted[0].expand(_resized(wanted[0].shape, dim, sum(sizes))).split(sizes, dim))
+        nothing = torch.ones(1, dtype=torch.bool)
+        return [next(parts) if value in joined else nothing for value in call.inputs]
 
     def tie(self, call: Call, kept: Kept) -> None:
         dim, (output,) = _cat_dim(call), call.outputs
         start = 0
-        for value in call.inputs:
+        for value in _side_by_side(call):
             stop = start + value.shape[dim]
             for other in range(len(output.shape)):
                 if other != dim:
@@ -222,6 +228,10 @@ def _keeps_count(call: Call) -> bool:
 def _cat_dim(call: Call) -> int:
     dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
     return int(dim) % len(call.outputs[0].shape)
+
+
+def _side_by_side(call: Call) -> list[Value]:
+    return [value for value in call.inputs if len(value.shape) == len(call.outputs[0].shape)]
 
 
 def _resized(shape: torch.Size, dim: int, size: int) -> torch.Size:

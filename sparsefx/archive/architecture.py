@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import detach_masks
 from sparsefx.passes.capture import capture
 from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.vocabulary import qualified
 
 
 class Architecture:
@@ -68,6 +70,15 @@ class Architecture:
             return None
         return module.mode_graph(False) if isinstance(module, TwoModeGraphModule) else capture(module).graph
 
+    @cached_property
+    def containers(self) -> dict[str, type]:
+        """The classes of results that the code of the model's modules can see: dicts and named tuples."""
+        kinds = {kind for module in self.model.modules() for kind in type(module).__mro__}
+        spaces = {kind.__module__ for kind in kinds} & sys.modules.keys()
+        seen = (value for name in sorted(spaces) for value in vars(sys.modules[name]).values())
+        found = [value for value in seen if isinstance(value, type)]
+        return {qualified(kind): kind for kind in found if _is_container(kind)}
+
     def arguments_of(self, path: str) -> list[str] | None:
         """The arguments of the forward of one of the model's modules, as fx names them."""
         try:
@@ -77,7 +88,10 @@ class Architecture:
         if isinstance(module, fx.GraphModule):
             graph = module.mode_graph(False) if isinstance(module, TwoModeGraphModule) else module.graph
             return [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-        parameters = inspect.signature(module.forward).parameters.values()
+        try:
+            parameters = inspect.signature(module.forward).parameters.values()
+        except ValueError:  # torch.jit compiled it
+            return None
         stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
         return [stars.get(parameter.kind, "") + parameter.name for parameter in parameters]
 
@@ -90,6 +104,10 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield (f"{path}.{name}" if path else name), value
+
+
+def _is_container(kind: type) -> bool:
+    return issubclass(kind, dict) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 
 def _placeholder(tensor: Tensor) -> Tensor:

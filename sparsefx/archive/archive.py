@@ -12,9 +12,11 @@ from torch import fx, nn
 from sparsefx.archive import file
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.describe import describe
+from sparsefx.archive.make import Mismatch
 from sparsefx.archive.plan import ModulePlan
 from sparsefx.archive.rebuild import rebuild
 from sparsefx.archive.report_data import read_report
+from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
 from sparsefx.masks import has_masks
 from sparsefx.passes.plain_values import DataError, fields
@@ -28,6 +30,7 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
 
     There is no code in the file and no pickle: :func:`load` needs the model that was exported, as an
     architecture. The file is in the safetensors format, with a checksum; tied tensors are in it once.
+    A load is tried before anything is written, if ``compact`` is the very object that was exported or loaded.
     It replaces one that is there only when it is complete. Of a model exported to be trained on it is the
     graph of evaluation that is kept, and not ``origins``; ``torch.save`` keeps both.
 
@@ -37,7 +40,8 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArgumentError: ``compact`` is not the result of an export, or was returned whole.
-        ArchiveError: a part of it cannot be written as plain data; it is named.
+        ArchiveError: a part of it cannot be written as plain data, or not be found again by a load; it is
+            named.
 
     Example:
         >>> import tempfile, torch, sparsefx
@@ -57,12 +61,14 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
         modules, tensors = describe(compact)
         plan: dict[str, Any] = {"sparsefx": _version(), "torch": str(torch.__version__)}
         plan["modules"] = [module.as_data() for module in modules]
+        try_to_load(compact, plan["modules"], tensors)
         if isinstance(report, ExportReport):
             plan["report"] = report.as_dict()
         file.write(target, plan, tensors)
     except DataError as error:
+        reason = error.difference if isinstance(error, Mismatch) else error
         raise ArchiveError(
-            f"compact cannot be saved to {target}: {error}; torch.save keeps such a model whole"
+            f"compact cannot be saved to {target}: {reason}; torch.save keeps such a model whole"
         ) from error
 
 
@@ -104,6 +110,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         raise ArchiveError(f"{source} cannot be loaded: {error}") from error
     if report is not None:
         compact.report = report  # type: ignore[assignment]
+    remember(compact, model)
     return compact
 
 

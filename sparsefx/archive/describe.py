@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from sparsefx.archive.plan import (
     ModulePlan,
     TensorPlan,
     Tensors,
+    can_have,
     class_name,
     hook_counts,
+    in_order,
     simple_attributes,
 )
 from sparsefx.passes.graph_data import check_path, encode_graph
@@ -97,7 +100,7 @@ class _Stored:
         check_path(name)
         known = self._plans.get(id(tensor))
         if known is not None:
-            return TensorPlan(known.stored, flag, known.order, known.is_complex)
+            return replace(known, flag=flag)
         if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided:
             raise DataError(
                 f"{name} is a {type(tensor).__qualname__} of layout {tensor.layout}, not a plain tensor"
@@ -109,7 +112,8 @@ class _Stored:
         values = torch.view_as_real(values.contiguous()) if tensor.is_complex() else values
         if not tensor.is_complex() and order:
             values = values.permute(order)
-        plan = TensorPlan(name, flag, () if tensor.is_complex() else order, tensor.is_complex())
+        strides = () if tensor.is_complex() else _strides_to_keep(tensor, order)
+        plan = TensorPlan(name, flag, () if tensor.is_complex() else order, strides, tensor.is_complex())
         self.tensors[name] = self._unshared(values.contiguous().cpu())
         self._plans[id(tensor)] = plan
         return plan
@@ -128,3 +132,9 @@ def _order_in_memory(tensor: Tensor) -> tuple[int, ...]:
     if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
         return ()
     return order
+
+
+def _strides_to_keep(tensor: Tensor, order: tuple[int, ...]) -> tuple[int, ...]:
+    """A dense tensor's strides, where the order of its dimensions does not say them all."""
+    plain = in_order(torch.empty([tensor.shape[dim] for dim in order] or tensor.shape, device="meta"), order)
+    return tensor.stride() if can_have(plain, tensor.stride()) and plain.stride() != tensor.stride() else ()

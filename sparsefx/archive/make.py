@@ -22,6 +22,7 @@ class Mismatch(DataError):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{message}; {_REMEDY}")
+        self.difference = message
 
 
 class Maker:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsefx.passes.graph_data import check_path
 from sparsefx.passes.plain_values import DataError, encode_value, expect, fields
@@ -25,12 +25,15 @@ class TensorPlan:
         stored: the name that the file has it under; tied tensors have the same.
         flag: of a parameter: ``requires_grad``; of a buffer: whether it is in the state dict.
         order: its dimensions in the order of memory, where that is not their own order.
+        strides: its strides, where those along a single index are not what they would be by default; torch
+            chooses kernels by them.
         is_complex: whether the file has it as pairs of real numbers.
     """
 
     stored: str
     flag: bool
     order: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     is_complex: bool = False
 
     def as_data(self) -> dict[str, Any]:
@@ -38,16 +41,33 @@ class TensorPlan:
         data: dict[str, Any] = {"stored": self.stored, "flag": self.flag}
         if self.order:
             data["order"] = list(self.order)
+        if self.strides:
+            data["strides"] = list(self.strides)
         return {**data, "complex": True} if self.is_complex else data
 
     @classmethod
     def from_data(cls, data: Any, what: str) -> TensorPlan:
         """The tensor that plain data describes."""
-        found = fields(data, what, {"stored": str, "flag": bool}, {"order": list, "complex": bool})
+        optional = {"order": list, "strides": list, "complex": bool}
+        found = fields(data, what, {"stored": str, "flag": bool}, optional)
         order = tuple(expect(dim, int, f"a dimension of {what}") for dim in found.get("order", ()))
         if sorted(order) != list(range(len(order))):
             raise DataError(f"the dimensions of {what} are not in an order")
-        return cls(found["stored"], found["flag"], order, found.get("complex", False))
+        strides = tuple(expect(stride, int, f"a stride of {what}") for stride in found.get("strides", ()))
+        return cls(found["stored"], found["flag"], order, strides, found.get("complex", False))
+
+
+def in_order(values: Tensor, order: Sequence[int]) -> Tensor:
+    """A tensor whose dimensions lie in memory in an order, in their own order."""
+    return values.permute([order.index(dim) for dim in range(values.dim())]) if order else values
+
+
+def can_have(values: Tensor, strides: Sequence[int]) -> bool:
+    """Whether strides mean the same elements: they differ along single indices alone."""
+    if len(strides) != values.dim() or not all(0 <= stride <= values.numel() for stride in strides):
+        return False
+    pairs = zip(values.shape, values.stride(), strict=True)
+    return all(size == 1 or own == stride for (size, own), stride in zip(pairs, strides, strict=True))
 
 
 Tensors = dict[str, TensorPlan | None]

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.make import Maker, Mismatch
-from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, class_name
+from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
 from sparsefx.passes.graph_data import decode_graph
 from sparsefx.passes.layer_sizes import promised_shapes
 from sparsefx.passes.plain_values import DataError
@@ -52,7 +52,7 @@ def rebuild(
         if plan.same_as is None:
             _fill(plan, module, tensors.by_name)
     _check_tree(plans, modules)
-    names = Names(lambda: _own_graphs(plans, architecture))
+    names = Names(lambda: _own_graphs(plans, architecture), architecture.containers)
     for plan in plans:
         if plan.graph is not None:
             _set_graph(plan, cast(fx.GraphModule, modules[plan.path]), names, architecture)
@@ -82,11 +82,12 @@ class _Tensors:
         values = self.stored[plan.stored]
         if plan.is_complex:
             values = torch.view_as_complex(values)
-        if not plan.order:
-            return values
-        if len(plan.order) != values.dim():
+        if plan.order and len(plan.order) != values.dim():
             raise DataError(f"tensor {name[:80]!r} has {values.dim()} dimensions, not {len(plan.order)}")
-        return values.permute([plan.order.index(dim) for dim in range(values.dim())])
+        values = in_order(values, plan.order)
+        if plan.strides and not can_have(values, plan.strides):
+            raise DataError(f"tensor {name[:80]!r} cannot have the strides {plan.strides}")
+        return values.as_strided(values.shape, plan.strides) if plan.strides else values
 
 
 def _load_tensors(plan: ModulePlan, tensors: _Tensors, architecture: Architecture) -> None:
@@ -183,6 +184,13 @@ def _own_graphs(plans: Iterable[ModulePlan], architecture: Architecture) -> list
     return [graph for graph in graphs if graph is not None]
 
 
+def _takes(own: Sequence[str], arguments: Sequence[str]) -> bool:
+    """Whether a graph has the arguments of a forward: starred ones it may lack, or have by their names."""
+    plain = [name for name in own if not name.startswith("*") or name in arguments]
+    some = any(name.startswith("**") for name in own)
+    return list(arguments[: len(plain)]) == plain and (some or len(arguments) == len(plain))
+
+
 def _set_graph(plan: ModulePlan, module: fx.GraphModule, names: Names, architecture: Architecture) -> None:
     """Decode a module's graph and compile it."""
     assert plan.graph is not None
@@ -191,7 +199,7 @@ def _set_graph(plan: ModulePlan, module: fx.GraphModule, names: Names, architect
     try:
         graph = decode_graph(plan.graph, names, module)
         arguments = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-        if own is not None and own != arguments:
+        if own is not None and not _takes(own, arguments):
             raise Mismatch(f"forward of {which!r} takes {arguments}, in the model given {own}")
         module.graph = graph
         graph.lint()
