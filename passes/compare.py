@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.interpreter import Interpreter
 from sparsefx.passes.leaves import leaves
 from sparsefx.passes.program import untouched
 
@@ -24,9 +25,9 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def interpret(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
-    """The outputs as running node by node gives them: its containers are fx's own."""
+    """The outputs as running node by node gives them."""
     with torch.no_grad(), untouched(graph_module, inputs) as copies:
-        return fx.Interpreter(graph_module).run(*copies)
+        return Interpreter(graph_module).run(*copies)
 
 
 def gives(outputs: Callable[[], Any], expected: Any) -> bool:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsefx.passes.examples import Inputs
+from sparsefx.passes.interpreter import Interpreter
 from sparsefx.passes.layers import is_plain
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.modes import ByMode
@@ -393,7 +394,7 @@ class _Recorder(TorchDispatchMode):
         return [tensor for other, tensor in sharing.items() if other != key]
 
 
-class _RecordingInterpreter(fx.Interpreter):
+class _RecordingInterpreter(Interpreter):
     def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
         super().__init__(module, garbage_collect_values=True)
         self.recorder = recorder

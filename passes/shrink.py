@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from sparsefx.passes.compare import run
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import live_of
+from sparsefx.passes.interpreter import Interpreter
 from sparsefx.passes.layers import follow_weight, layer_of
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.literals import rewrite_literals, rewriter_of
@@ -196,7 +197,7 @@ class _Misfit(RuntimeError):
     """A result of the cut graph is not of the expected shape."""
 
 
-class _Replay(fx.Interpreter):
+class _Replay(Interpreter):
     def __init__(self, module: fx.GraphModule, program: Program, kept: Kept) -> None:
         super().__init__(module)
         self.program, self.kept = program, kept

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from networks import relative_difference
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
@@ -929,3 +929,30 @@ def test_an_empty_vector_beside_others() -> None:
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     assert relative_difference(compact(x), model(x)) <= 1e-11
     assert compact.get_submodule("h").out_features == 6
+
+
+@fx.wrap
+def rolled_where_long(x: Tensor, shifts: list[int]) -> Tensor:
+    if x.shape[1] <= 2:
+        shifts[0] = 0
+    return x.roll(shifts, [1])
+
+
+def test_a_function_that_writes_to_a_list_of_the_graph() -> None:
+    class Rolls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(6, 16), nn.Linear(16, 3)
+            nn.init.zeros_(self.a.weight[::2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return rolled_where_long(self.c(self.a(x)), [1])
+
+    torch.manual_seed(0)
+    model = Rolls().double()
+    compact = sparsefx.export(model, (torch.randn(2, 2, 6, dtype=torch.float64),))
+    assert compact.report.captured == "whole"
+    assert compact.get_submodule("a").out_features == 8
+    for length in (1, 2, 5):
+        x = torch.randn(3, length, 6, dtype=torch.float64)
+        assert relative_difference(compact(x), model(x)) <= 1e-11
