@@ -7,7 +7,9 @@
 float32, evaluation, without gradients. Half of the rows of every Linear and Conv layer are emptied at
 random, their biases stay, and every norm has statistics of its own. The two networks take turns;
 a ratio is the median of the turns' ratios, below 1 where the exported network is faster. The
-operations' ratio is torch's own count (``FlopCounterMode``). Results are appended to a file of JSON lines;
+operations' ratio is torch's own count (``FlopCounterMode``). A profile of one run each tells how much of the
+time convolutions, products and attention take (the layers), and how much the rest does: norms, activations,
+additions, copies, which move data and count for no operations. Results are appended to a file of JSON lines;
 what is there already is not measured again.
 """
 
@@ -36,6 +38,7 @@ MODELS = [
     "convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
 ]  # fmt: skip
 SIZES = {"inception_v3": 299}
+LAYERS = ("conv", "mm", "linear", "attention")  # parts of the names of their ATen operations
 
 
 def main() -> None:
@@ -71,6 +74,7 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
             warnings.simplefilter("ignore")
             compact = sparsefx.export(dense, (x,))
         before, after, ratio = latencies(dense, compact, x, options.turns)
+        shares = share_of_layers(dense, x), share_of_layers(compact, x)
         record = {
             "model": name,
             "batch": batch,
@@ -78,6 +82,8 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
             "dense": before,
             "compact": after,
             "ratio": ratio,
+            "layers": ratio * shares[1] / shares[0],
+            "rest": 1 - shares[1],
             "flops": flops(compact, x[:1]) / flops(dense, x[:1]),
             "parameters": networks.sizes(compact)[0] / networks.sizes(dense)[0],
         }
@@ -113,6 +119,16 @@ def milliseconds(model: nn.Module, x: Tensor) -> float:
 
 
 @torch.no_grad()
+def share_of_layers(model: nn.Module, x: Tensor) -> float:
+    """The part of a run's time that convolutions, matrix products and attention take."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(x)
+    events = profile.key_averages()
+    layers = sum(e.self_cpu_time_total for e in events if any(kind in e.key for kind in LAYERS))
+    return float(layers / sum(event.self_cpu_time_total for event in events))
+
+
+@torch.no_grad()
 def flops(model: nn.Module, x: Tensor) -> int:
     """Operations of one run."""
     with FlopCounterMode(display=False) as counter:
@@ -122,11 +138,13 @@ def flops(model: nn.Module, x: Tensor) -> int:
 
 def print_table(records: list[workers.Record]) -> None:
     """A Markdown table, a row a model and batch."""
-    print("| model | batch | dense, ms | exported, ms | time ratio | FLOP ratio | short by | parameters |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = ["model", "batch", "image", "dense, ms", "exported, ms", "time ratio", "FLOP ratio", "short by"]
+    header += ["layers' time ratio", "rest of the time", "parameters"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for r in records:
-        cells = [r["model"], r["batch"], f"{r['dense']:.1f}", f"{r['compact']:.1f}", f"{r['ratio']:.2f}"]
-        cells += [f"{r['flops']:.2f}", f"{r['ratio'] - r['flops']:+.2f}", f"{r['parameters']:.2f}"]
+        cells = [r["model"], r["batch"], r["size"], f"{r['dense']:.1f}", f"{r['compact']:.1f}"]
+        cells += [f"{r['ratio']:.2f}", f"{r['flops']:.2f}", f"{r['ratio'] - r['flops']:+.2f}"]
+        cells += [f"{r['layers']:.2f}", f"{100 * r['rest']:.0f}%", f"{r['parameters']:.2f}"]
         print("| " + " | ".join(map(str, cells)) + " |")
     slower = [f"{r['model']} at {r['batch']}" for r in records if r["ratio"] > 1]
     print(f"\n{len(records)} measured; slower after export: {', '.join(slower) or 'none'}")
