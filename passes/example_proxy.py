@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from sparsefx.passes.loose_sizes import Loose
 from sparsefx.passes.module_tracer import NotReplayable
 
 # What a tensor says of itself apart from its sizes and its data; the same for every input.
@@ -26,11 +27,11 @@ class ExampleProxy(fx.Proxy):
 
     Attributes:
         examples: its value in each example call.
-        loose: dimensions that came out alike in all of them by chance.
+        loose: dimensions that may have come out alike in all of them by chance.
     """
 
     examples: list[Any]
-    loose: frozenset[int] = frozenset()
+    loose: Loose = frozenset()
     _is_param = False  # asked by isinstance(..., nn.Parameter) and Buffer
     _is_buffer = False
 
@@ -62,7 +63,9 @@ class ExampleProxy(fx.Proxy):
     def numel(self) -> Any:
         sizes = {value.numel() for value in self.examples}
         return (
-            sizes.pop() if len(sizes) == 1 else self.tracer.create_proxy("call_method", "numel", (self,), {})
+            sizes.pop()
+            if len(sizes) == 1 and not self.loose
+            else self.tracer.create_proxy("call_method", "numel", (self,), {})
         )
 
     nelement = numel
@@ -97,7 +100,7 @@ class ExampleProxy(fx.Proxy):
 
     def __len__(self) -> int:
         lengths = {len(value) for value in self.examples}
-        if len(lengths) != 1:
+        if len(lengths) != 1 or 0 in self.loose:
             raise NotReplayable("it counts over a size of its input")
         return lengths.pop()
 

@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata
 from sparsefx.passes.example_proxy import ExampleProxy, Sizes, proxies_are_instances
 from sparsefx.passes.examples import Examples
+from sparsefx.passes.loose_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
-from sparsefx.passes.program import is_reshape
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
 
@@ -113,11 +113,22 @@ class ExampleTracer(ModuleTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        proxy.examples = [
-            self._evaluate(kind, target, *_values((args, kwargs), number))
-            for number in range(len(self.calls))
-        ]
-        proxy.loose = _loose_dims(proxy, args, kwargs)
+        call = functools.partial(self._evaluate, kind, target)
+        operands: list[ExampleProxy] = []
+
+        def first_value(operand: ExampleProxy) -> Any:
+            operands.append(operand)
+            return operand.examples[0]
+
+        first = _map((args, kwargs), first_value)
+        with SizesFromData() as data:
+            proxy.examples = [call(*first)]
+        proxy.examples += [call(*_values((args, kwargs), number)) for number in range(1, len(self.calls))]
+        proxy.loose = inherited(proxy, operands)
+        if data.seen:
+            proxy.loose = either(proxy.loose, from_data(call, first, proxy.examples[0]))
+        if target is operator.getitem and isinstance(args[0].loose, tuple) and isinstance(args[1], int):
+            proxy.loose = args[0].loose[args[1]]
         return _unpacked(proxy, target, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -270,21 +281,6 @@ def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
     first = proxy.examples[0]
     chosen: Any = proxy
     return type(first)(chosen[index] for index in range(len(first)))
-
-
-def _loose_dims(proxy: ExampleProxy, args: Any, kwargs: Any) -> frozenset[int]:
-    """Sizes made by a computed amount, such as a padding to a multiple of 8, that are alike by chance."""
-    operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, ExampleProxy)]
-    tensors = [leaf for leaf in operands if all(isinstance(value, Tensor) for value in leaf.examples)]
-    if len(tensors) != 1 or len(operands) == 1 or is_reshape(proxy.node):
-        return frozenset()
-    pairs = list(zip(proxy.examples, tensors[0].examples, strict=True))
-    if not all(isinstance(result, Tensor) and result.dim() == source.dim() for result, source in pairs):
-        return frozenset()
-    dims = range(pairs[0][0].dim())
-    return frozenset(
-        dim for dim in dims if any(result.shape[dim] != source.shape[dim] for result, source in pairs)
-    )
 
 
 def _is_made_of_its_items(mapping: dict[Any, Any]) -> bool:

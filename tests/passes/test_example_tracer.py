@@ -229,3 +229,41 @@ def test_an_argument_that_is_no_literal_is_named() -> None:
     model = Opaque()
     captured = capture(model, [bind(model, (torch.ones(2), object()), {})])
     assert captured.opaque == {"": "its argument 'thing' is a object"}
+
+
+def pad(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 0, -x.shape[1] % 12))
+
+
+CHANCE: dict[str, Callable[[Traced, Tensor], Any]] = {
+    "behind an activation": lambda m, x: x.new_ones(()) / F.relu(pad(x)).shape[1],
+    "behind a permutation": lambda m, x: x.new_ones(()) / m.fc(pad(x)).transpose(0, 1).shape[0],
+    "in windows": lambda m, x: x.new_ones(()) / pad(x).view(-1, pad(x).shape[1] // 3, 3, 4).shape[1],
+    "flattened": lambda m, x: x.new_ones(()) / pad(x).flatten(1).shape[1],
+    "in pieces": lambda m, x: x.new_ones(()) / pad(x).chunk(2, -1)[1].shape[1],
+    "number of elements": lambda m, x: x.new_ones(()) / pad(x)[0].numel(),
+    "mask": lambda m, x: x.new_ones(()) / m.fc(x)[x > 5].shape[0],
+    "mask of positions": lambda m, x: x.new_ones(()) / F.relu(x[:, 0][x[:, 0, 0] > 5]).shape[0],
+    "nonzero": lambda m, x: x.new_ones(()) / (x > 5).nonzero().shape[0],
+    "where": lambda m, x: x.new_ones(()) / torch.where(x > 5)[1].shape[0],
+    "selected": lambda m, x: x.new_ones(()) / torch.masked_select(x, x > 5).numel(),
+    "unique": lambda m, x: x.new_ones(()) / torch.unique(x).shape[0],
+    "repeated": lambda m, x: x.new_ones(()) / torch.repeat_interleave(x, (x[:, 0, 0] > 5).long(), 0).shape[0],
+}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_sizes_that_are_alike_by_chance_are_not_fixed(name: str) -> None:
+    """6 and 12 positions are padded to 12 both, and no element of either example is above 5."""
+    model = Traced(CHANCE[name]).eval()
+    graph = capture(model, [bind(model, (torch.ones(size),), {}) for size in SIZES]).graph
+    assert graph is not None
+    x = torch.randn(2, 13, 4).mul(8).round()
+    assert torch.equal(fx.GraphModule(model, graph)(x), model(x))
+
+
+def test_what_depends_on_data_leaves_other_dimensions_fixed() -> None:
+    graph = trace(lambda m, x: m.fc(x)[x[..., 0] > 5].view(-1, 2, m.fc(x)[x[..., 0] > 5].shape[-1] // 2))
+    assert isinstance(graph, fx.Graph)
+    (view,) = [node for node in graph.nodes if node.target == "view"]
+    assert view.args[1:] == (-1, 2, 2)
