@@ -21,7 +21,7 @@ from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata
-from sparsefx.passes.example_proxy import ExampleProxy, Sizes, proxies_are_instances
+from sparsefx.passes.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
 from sparsefx.passes.examples import Examples
 from sparsefx.passes.loose_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
@@ -52,7 +52,7 @@ class ExampleTracer(ModuleTracer):
         self._evaluating = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _entered_functions(), self._recorded_constructors(), proxies_are_instances():
+        with _entered_functions(), self._recorded_constructors(), builtins_know_proxies():
             return super().trace(root, concrete_args)
 
     def context(self) -> tuple[bool, ...]:
@@ -162,7 +162,7 @@ class ExampleTracer(ModuleTracer):
         return self.create_proxy("call_function", function, args, kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        return iter([obj[index] for index in range(len(obj))])
+        return iter([obj[index] for index in range(obj.__len__())])
 
     def to_bool(self, obj: Any) -> bool:
         agreed = {bool(value) for value in obj.examples if not isinstance(value, Tensor)}

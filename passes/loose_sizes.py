@@ -80,16 +80,24 @@ def either(one: Loose, other: Loose) -> Loose:
 def inherited(proxy: Any, operands: Sequence[Any]) -> Loose:
     """The dimensions of a result that are loose because of its operands, which are proxies too."""
     tensors = [operand for operand in operands if _are_tensors(operand.examples)]
-    sizes = {_in_each(operand.examples, dim) for operand in tensors for dim in operand.loose}
-    found = _of_sizes(proxy.examples, sizes)
+    found = sized_like(proxy.examples, operands)
     if isinstance(found, tuple) or not _are_tensors(proxy.examples):
         return found
     dims = range(proxy.examples[0].dim())
     if is_reshape(proxy.node) or proxy.node.target in _FLATTENS:
-        return found | {dim for dim in dims if _is_computed(proxy.node, dim, bool(sizes))}
+        loose = any(operand.loose for operand in tensors)
+        return found | {dim for dim in dims if _is_computed(proxy.node, dim, loose)}
     if len(tensors) == 1 and len(operands) > 1:
         return found | _made_by_an_amount(proxy, tensors[0])
     return found
+
+
+def sized_like(values: list[Any], operands: Sequence[Any]) -> Loose:
+    """The dimensions of a result that have the sizes of an operand's loose ones in every example."""
+    tensors = [operand for operand in operands if _are_tensors(operand.examples)]
+    return _of_sizes(
+        values, {_in_each(operand.examples, dim) for operand in tensors for dim in operand.loose}
+    )
 
 
 def _of_sizes(values: list[Any], sizes: set[tuple[int, ...]]) -> Loose:
