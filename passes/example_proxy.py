@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import functools
+import math
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from sparsefx.passes.loose_sizes import Loose, sized_like
 from sparsefx.passes.module_tracer import NotReplayable
 
 # What a tensor says of itself apart from its sizes and its data; the same for every input.
@@ -26,11 +29,11 @@ class ExampleProxy(fx.Proxy):
 
     Attributes:
         examples: its value in each example call.
-        loose: dimensions that came out alike in all of them by chance.
+        loose: dimensions that may have come out alike in all of them by chance.
     """
 
     examples: list[Any]
-    loose: frozenset[int] = frozenset()
+    loose: Loose = frozenset()
     _is_param = False  # asked by isinstance(..., nn.Parameter) and Buffer
     _is_buffer = False
 
@@ -62,7 +65,9 @@ class ExampleProxy(fx.Proxy):
     def numel(self) -> Any:
         sizes = {value.numel() for value in self.examples}
         return (
-            sizes.pop() if len(sizes) == 1 else self.tracer.create_proxy("call_method", "numel", (self,), {})
+            sizes.pop()
+            if len(sizes) == 1 and not self.loose
+            else self.tracer.create_proxy("call_method", "numel", (self,), {})
         )
 
     nelement = numel
@@ -97,7 +102,7 @@ class ExampleProxy(fx.Proxy):
 
     def __len__(self) -> int:
         lengths = {len(value) for value in self.examples}
-        if len(lengths) != 1:
+        if len(lengths) != 1 or 0 in self.loose:
             raise NotReplayable("it counts over a size of its input")
         return lengths.pop()
 
@@ -108,6 +113,21 @@ class ExampleProxy(fx.Proxy):
         raise NotReplayable("it needs a size of its input as a number")
 
     __int__ = __index__
+
+    def __ceil__(self) -> Any:
+        return self._rounded(math.ceil)
+
+    def __floor__(self) -> Any:
+        return self._rounded(math.floor)
+
+    def __trunc__(self) -> Any:
+        return self._rounded(math.trunc)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, digits), {})
+
+    def _rounded(self, function: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self,), {})
 
     def __float__(self) -> float:
         raise NotReplayable("it needs a size of its input, or data, as a number")
@@ -129,6 +149,14 @@ class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
     def examples(self) -> list[Any]:  # type: ignore[override]
         return [getattr(value, self.attr) for value in self.root.examples]
 
+    @property
+    def loose(self) -> Loose:  # type: ignore[override]
+        root: Any = self.root
+        if not isinstance(root.loose, tuple):
+            return sized_like(self.examples, [root])
+        names = getattr(root.examples[0], "__match_args__", ())  # the values beside the indices, say
+        return root.loose[names.index(self.attr)] if self.attr in names else frozenset()
+
 
 class Sizes(tuple[Any, ...]):
     """What ``x.shape`` is while tracing: integers, and proxies for sizes that vary."""
@@ -143,26 +171,47 @@ class Sizes(tuple[Any, ...]):
         found = super().__getitem__(index)
         return Sizes(found) if isinstance(index, slice) else found
 
+    def __eq__(self, other: object) -> Any:
+        """False where fixed sizes differ, else whether the others are equal, which is a node."""
+        if not isinstance(other, tuple) or len(self) != len(other):
+            return False
+        pairs = [one == its for one, its in zip(self, other, strict=True)]
+        if any(pair is False for pair in pairs):
+            return False
+        return functools.reduce(operator.and_, (pair for pair in pairs if pair is not True), True)
+
+    def __ne__(self, other: object) -> Any:
+        equal = self == other
+        if isinstance(equal, bool):
+            return not equal
+        return equal.tracer.create_proxy("call_function", operator.not_, (equal,), {})
+
+    __hash__ = tuple.__hash__
+
 
 @contextmanager
-def proxies_are_instances() -> Iterator[None]:
-    """Let ``isinstance(x, Tensor)`` and ``isinstance(n, int)``, common in forwards, ask for the values.
+def builtins_know_proxies() -> Iterator[None]:
+    """Let ``isinstance(x, Tensor)``, ``isinstance(n, int)`` and ``len(x)`` ask for the values.
 
     Only Python code asks ``builtins``: a proxy with another ``__class__`` would also pass for a tensor
-    in C++, which crashes.
+    in C++, which crashes. And ``__len__`` has to be an integer, which a size is not if it varies.
     """
-    original = builtins.isinstance
+    is_instance, length = builtins.isinstance, builtins.len
 
     def of_values(obj: Any, kinds: Any) -> bool:
-        if original(obj, kinds):
+        if is_instance(obj, kinds):
             return True
-        if not original(obj, ExampleProxy) or original(obj, ExampleAttribute):
+        if not is_instance(obj, ExampleProxy) or is_instance(obj, ExampleAttribute):
             return False
         values = obj.__dict__.get("examples")
-        return bool(values) and all(original(value, kinds) for value in values)
+        return bool(values) and all(is_instance(value, kinds) for value in values)
 
-    builtins.isinstance = of_values
+    def first_size(obj: Any) -> Any:
+        known = obj.examples if is_instance(obj, ExampleProxy) else ()
+        return obj.size(0) if known and all(is_instance(v, Tensor) for v in known) else length(obj)
+
+    builtins.isinstance, builtins.len = of_values, first_size
     try:
         yield
     finally:
-        builtins.isinstance = original
+        builtins.isinstance, builtins.len = is_instance, length

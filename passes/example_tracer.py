@@ -21,10 +21,10 @@ from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata, relates_sizes
-from sparsefx.passes.example_proxy import ExampleProxy, Sizes, proxies_are_instances
+from sparsefx.passes.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
 from sparsefx.passes.examples import Examples
+from sparsefx.passes.loose_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
-from sparsefx.passes.program import is_reshape
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
 
@@ -57,7 +57,7 @@ class ExampleTracer(ModuleTracer):
         self._numbers: dict[fx.Node, list[Any]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _entered_functions(), self._recorded_constructors(), proxies_are_instances():
+        with _entered_functions(), self._recorded_constructors(), builtins_know_proxies():
             return super().trace(root, concrete_args)
 
     def context(self) -> tuple[bool, ...]:
@@ -118,11 +118,22 @@ class ExampleTracer(ModuleTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        proxy.examples = [
-            self._evaluate(kind, target, *_values((args, kwargs), number))
-            for number in range(len(self.calls))
-        ]
-        proxy.loose = _loose_dims(proxy, args, kwargs)
+        call = functools.partial(self._evaluate, kind, target)
+        operands: list[ExampleProxy] = []
+
+        def first_value(operand: ExampleProxy) -> Any:
+            operands.append(operand)
+            return operand.examples[0]
+
+        first = _map((args, kwargs), first_value)
+        with SizesFromData() as data:
+            proxy.examples = [call(*first)]
+        proxy.examples += [call(*_values((args, kwargs), number)) for number in range(1, len(self.calls))]
+        proxy.loose = inherited(proxy, operands)
+        if data.seen:
+            proxy.loose = either(proxy.loose, from_data(call, first, proxy.examples[0]))
+        if target is operator.getitem and isinstance(args[0].loose, tuple) and isinstance(args[1], int):
+            proxy.loose = args[0].loose[args[1]]
         if not any(isinstance(value, Tensor) for value in proxy.examples):
             self._numbers[proxy.node] = proxy.examples
         return _unpacked(proxy, target, args, kwargs)
@@ -158,7 +169,7 @@ class ExampleTracer(ModuleTracer):
         return self.create_proxy("call_function", function, args, kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        return iter([obj[index] for index in range(len(obj))])
+        return iter([obj[index] for index in range(obj.__len__())])
 
     def to_bool(self, obj: Any) -> bool:
         agreed = {bool(value) for value in obj.examples if not isinstance(value, Tensor)}
@@ -280,21 +291,6 @@ def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
     first = proxy.examples[0]
     chosen: Any = proxy
     return type(first)(chosen[index] for index in range(len(first)))
-
-
-def _loose_dims(proxy: ExampleProxy, args: Any, kwargs: Any) -> frozenset[int]:
-    """Sizes made by a computed amount, such as a padding to a multiple of 8, that are alike by chance."""
-    operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, ExampleProxy)]
-    tensors = [leaf for leaf in operands if all(isinstance(value, Tensor) for value in leaf.examples)]
-    if len(tensors) != 1 or len(operands) == 1 or is_reshape(proxy.node):
-        return frozenset()
-    pairs = list(zip(proxy.examples, tensors[0].examples, strict=True))
-    if not all(isinstance(result, Tensor) and result.dim() == source.dim() for result, source in pairs):
-        return frozenset()
-    dims = range(pairs[0][0].dim())
-    return frozenset(
-        dim for dim in dims if any(result.shape[dim] != source.shape[dim] for result, source in pairs)
-    )
 
 
 def _is_made_of_its_items(mapping: dict[Any, Any]) -> bool:

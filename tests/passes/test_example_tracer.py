@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,32 @@ def number_of_elements(m: Traced, x: Tensor) -> Tensor:
     return x / x[0, 0].numel() + x.view(x.shape[:1].numel(), -1).sum(1)[:, None, None]
 
 
+def lengths(m: Traced, x: Tensor) -> Tensor:
+    return x / len(x) + torch.arange(len(x.transpose(0, 1)))[:, None] + len(x[0, 0])
+
+
+def shapes_that_differ_in_a_fixed_size(m: Traced, x: Tensor) -> Tensor:
+    halves = x[..., :2]
+    unlike = x.shape != halves.shape and x.shape != (len(x), 5, 5)
+    if unlike and x.shape[2:] == halves.repeat(1, 1, 2).shape[2:]:
+        return m.fc(x)
+    return x
+
+
+def guard_of_shapes(m: Traced, x: Tensor) -> Tensor:
+    assert m.fc(x).shape == x.shape
+    if m.fc(x).shape != x.shape:
+        raise ValueError("shapes differ")
+    return m.fc(x)
+
+
+def rounded_sizes(m: Traced, x: Tensor, up: Any = math.ceil, down: Any = math.floor) -> Tensor:
+    x = F.pad(x, (0, 0, 0, up(x.shape[1] / 4) * 4 - x.shape[1]))  # functions that fx does not find to wrap
+    return x[:, : down(x.shape[1] / 3)] + round(x.shape[1] / 4)
+
+
 TRACED = [
+    lengths, shapes_that_differ_in_a_fixed_size, guard_of_shapes, rounded_sizes,
     walk_over_chunks, unpack_sizes, count, length, branch_on_a_fixed_size, branch_on_the_type,
     guard_by_assert, guard_by_raise, isinstance_of_tensor, new_tensors, number_of_elements,
 ]  # fmt: skip
@@ -175,7 +201,17 @@ def padded_to_a_multiple(m: Traced, x: Tensor) -> Tensor:
     return torch.stack([x[:, i] for i in range(x.shape[1])])
 
 
+def equal_shapes(m: Traced, x: Tensor) -> Tensor:
+    return m.fc(x) if x[:, :15].shape == x.shape else x
+
+
+def length_in_a_range(m: Traced, x: Tensor) -> Tensor:
+    return sum(x[i] for i in range(len(x)))
+
+
 REFUSED = {
+    equal_shapes: (1, "it branches on a size of its input"),
+    length_in_a_range: (1, "it needs a size of its input as a number"),
     branch_on_a_size: (1, "it branches on a size of its input"),
     branch_on_a_size_all_agree_on: (1, "it branches on a size of its input"),
     branch_on_data: (1, "it branches on data"),
@@ -269,3 +305,44 @@ def test_an_argument_that_is_no_literal_is_named() -> None:
     model = Opaque()
     captured = capture(model, [bind(model, (torch.ones(2), object()), {})])
     assert captured.opaque == {"": "its argument 'thing' is a object"}
+
+
+def pad(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 0, -x.shape[1] % 12))
+
+
+CHANCE: dict[str, Callable[[Traced, Tensor], Any]] = {
+    "behind an activation": lambda m, x: x.new_ones(()) / F.relu(pad(x)).shape[1],
+    "behind a permutation": lambda m, x: x.new_ones(()) / m.fc(pad(x)).transpose(0, 1).shape[0],
+    "in windows": lambda m, x: x.new_ones(()) / pad(x).view(-1, pad(x).shape[1] // 3, 3, 4).shape[1],
+    "flattened": lambda m, x: x.new_ones(()) / pad(x).flatten(1).shape[1],
+    "as an attribute": lambda m, x: x.new_ones(()) / pad(x).mT.shape[2],
+    "by its length": lambda m, x: x.new_ones(()) / len(pad(x).transpose(0, 1)),
+    "as a field": lambda m, x: x.new_ones(()) / pad(x).max(2).values.shape[1],
+    "in pieces": lambda m, x: x.new_ones(()) / pad(x).chunk(2, -1)[1].shape[1],
+    "number of elements": lambda m, x: x.new_ones(()) / pad(x)[0].numel(),
+    "mask": lambda m, x: x.new_ones(()) / m.fc(x)[x > 5].shape[0],
+    "mask of positions": lambda m, x: x.new_ones(()) / F.relu(x[:, 0][x[:, 0, 0] > 5]).shape[0],
+    "nonzero": lambda m, x: x.new_ones(()) / (x > 5).nonzero().shape[0],
+    "where": lambda m, x: x.new_ones(()) / torch.where(x > 5)[1].shape[0],
+    "selected": lambda m, x: x.new_ones(()) / torch.masked_select(x, x > 5).numel(),
+    "unique": lambda m, x: x.new_ones(()) / torch.unique(x).shape[0],
+    "repeated": lambda m, x: x.new_ones(()) / torch.repeat_interleave(x, (x[:, 0, 0] > 5).long(), 0).shape[0],
+}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_sizes_that_are_alike_by_chance_are_not_fixed(name: str) -> None:
+    """6 and 12 positions are padded to 12 both, and no element of either example is above 5."""
+    model = Traced(CHANCE[name]).eval()
+    graph = capture(model, [bind(model, (torch.ones(size),), {}) for size in SIZES]).graph
+    assert graph is not None
+    x = torch.randn(2, 13, 4).mul(8).round()
+    assert torch.equal(fx.GraphModule(model, graph)(x), model(x))
+
+
+def test_what_depends_on_data_leaves_other_dimensions_fixed() -> None:
+    graph = trace(lambda m, x: m.fc(x)[x[..., 0] > 5].view(-1, 2, m.fc(x)[x[..., 0] > 5].shape[-1] // 2))
+    assert isinstance(graph, fx.Graph)
+    (view,) = [node for node in graph.nodes if node.target == "view"]
+    assert view.args[1:] == (-1, 2, 2)
