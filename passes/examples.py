@@ -144,7 +144,10 @@ def _change(
     places = {place for group in groups for place in group}
     leaves = pytree.tree_leaves(inputs)
     for change in _changes():
-        if all(change(dim, leaves[number].shape[dim]) > 0 for number, dim in places):
+        sizes = [
+            (leaves[number].shape[dim], change(dim, leaves[number].shape[dim])) for number, dim in places
+        ]
+        if all(min(size, 2) <= changed for size, changed in sizes):  # a size of 1 would be broadcast
             other: tuple[Any, ...] = _resized(inputs, places, change)
             if takes(other):
                 return other
@@ -173,6 +176,7 @@ def _changes() -> Iterator[Callable[[int, int], int]]:
     """Ways to change a size, by dimension and present size; the batch only ever grows by one."""
     yield lambda dim, size: size + 1 if dim == 0 else (size // 2 if size >= _LARGE else _grown(size))
     yield lambda dim, size: size + 1 if dim == 0 else 2 * size
+    yield lambda dim, size: size + 1 if dim == 0 else size + max(2, size // 2)
     yield lambda dim, size: size + 1
     yield lambda dim, size: size + 1 if dim == 0 else size + 32
     yield lambda dim, size: 2 * size

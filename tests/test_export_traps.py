@@ -931,6 +931,24 @@ def test_an_empty_vector_beside_others() -> None:
     assert compact.get_submodule("h").out_features == 6
 
 
+def test_a_pooled_size_that_one_more_pixel_does_not_change() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.max_pool2d(x, 2)
+            y = y + F.interpolate(x, size=y.shape[2:])
+            return self.head(F.max_pool2d(y, 2).flatten(1))
+
+    model = Pooled().double()
+    compact = sparsefx.export(model, (torch.randn(2, 3, 4, 4, dtype=torch.float64),))
+    for size in (4, 5, 6, 7):
+        x = torch.randn(3, 3, size, size, dtype=torch.float64)
+        assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
 @fx.wrap
 def rolled_where_long(x: Tensor, shifts: list[int]) -> Tensor:
     if x.shape[1] <= 2:

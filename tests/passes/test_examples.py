@@ -87,6 +87,25 @@ def test_bound_arguments() -> None:
         bind(Signature(), (), {})
 
 
+def takes_widths(*widths: int) -> Callable[[Tensor], Tensor]:
+    """A model of two samples that refuses all other widths."""
+
+    def run(x: Tensor) -> Tensor:
+        assert len(x) == 2
+        assert x.shape[1] in widths
+        return x
+
+    return run
+
+
+def test_a_size_never_becomes_one_which_would_be_broadcast() -> None:
+    assert shapes(takes_widths(1, 3), torch.ones(2, 3)) == [[(2, 3)]]
+
+
+def test_half_as_large_again_is_tried_before_one_more() -> None:
+    assert shapes(takes_widths(4, 5, 6), torch.ones(2, 4)) == [[(2, 4)], [(2, 6)]]
+
+
 def test_calls_with_bound_arguments() -> None:
     def function(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
