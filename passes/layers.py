@@ -93,6 +93,8 @@ def follow_weight(layer: nn.Module, inputs: torch.Size, outputs: torch.Size) -> 
         layer.in_channels, layer.out_channels = inputs[dim], outputs[dim]
         whole = layer.out_channels if isinstance(layer, _ConvTransposeNd) else layer.in_channels
         layer.groups = whole // layer.weight.shape[1]
+    elif isinstance(layer, nn.Embedding):
+        layer.num_embeddings, layer.embedding_dim = layer.weight.shape
     elif isinstance(layer, _BatchNorm) and len(inputs) > 1:
         layer.num_features = inputs[1]
     elif isinstance(layer, nn.GroupNorm):

@@ -19,7 +19,7 @@ from sparsefx.passes.program import Program, Value, is_reshape
 Pin = tuple[Value, int | None]
 
 # Layers whose tensors may be cut: their attributes are made to follow, or play no part in forward.
-_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, PartialLayerNorm)
+_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, PartialLayerNorm)
 
 # Operations that take their sizes from arguments, so that a graph or a module may hold them literally.
 _SIZED = frozenset({"view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes"})

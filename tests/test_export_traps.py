@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -929,6 +930,38 @@ def test_an_empty_vector_beside_others() -> None:
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     assert relative_difference(compact(x), model(x)) <= 1e-11
     assert compact.get_submodule("h").out_features == 6
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_columns_of_an_embedding_that_nobody_reads(tied: bool, tmp_path: Path) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.b = (
+                nn.Embedding(11, 8, padding_idx=0),
+                nn.Linear(8, 16),
+                nn.Linear(16, 8),
+            )
+            self.head = nn.Linear(8, 11, bias=False)
+            if tied:
+                self.head.weight = self.table.weight
+            with torch.no_grad():
+                for weight in (self.a.weight, self.head.weight, self.b.weight.T, self.b.bias[None]):
+                    weight[:, [1, 4]] = 0
+
+        def forward(self, words: Tensor) -> Tensor:
+            x = self.table(words)
+            return self.head(x + self.b(F.relu(self.a(x))))
+
+    torch.manual_seed(0)
+    model = Words().double()
+    compact = sparsefx.export(model, (torch.randint(0, 11, (2, 5)),))
+    words = torch.randint(0, 11, (3, 7))
+    assert relative_difference(compact(words), model(words)) <= 1e-11
+    assert compact.get_submodule("table").embedding_dim == 6
+    assert (compact.get_parameter("head.weight") is compact.get_parameter("table.weight")) == tied
+    sparsefx.save(compact, tmp_path / "words.safetensors")
+    assert torch.equal(sparsefx.load(tmp_path / "words.safetensors", model)(words), compact(words))
 
 
 def test_a_pooled_size_that_one_more_pixel_does_not_change() -> None:

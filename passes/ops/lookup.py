@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsefx.passes.facts import Fact, unknown
+from sparsefx.passes.facts import Fact, fact, unknown
 from sparsefx.passes.ops.base import Facts
 from sparsefx.passes.program import Call, Value
 from sparsefx.passes.slices import Kept
@@ -16,10 +16,17 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 class Embedding:
-    """``aten.embedding`` (weight, indices): rows of a table. Its columns tie to the last dimension."""
+    """``aten.embedding`` (weight, indices): rows of a table. Its columns tie to the last dimension.
+
+    A column that is one number in every row gives that number.
+    """
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        return [unknown(output) for output in call.outputs]
+        known, (output,) = facts[call.inputs[0]], call.outputs
+        varies, value = known.over(1, output.shape[-1])
+        shape = [1] * (len(output.shape) - 1) + [-1]
+        parts = (varies, value, known.fixed_over(1, output.shape[-1]))
+        return [fact(*(part.view(shape) for part in parts))]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         _, indices = call.inputs
