@@ -78,9 +78,10 @@ def _legend() -> str:
     return (
         f"Exact: by every pattern measured (of {patterns}) the outputs in float64 differ by at most 1e-10 "
         "of the largest, at the example's size, with another batch and at another size if the model takes "
-        "one; where the model is so sensitive that this is not possible, by no more than 30 times what one unit "
-        "in the last place of its weights changes. Smaller: by `rows` and `random` it has fewer weights, not counting the one-dimensional ones of "
-        "norms. Failed: export or the model raised, or took too long. Larger models are not measured."
+        "one; where a model is more sensitive than that, by no more than 30 times what one unit in the last "
+        "place of its weights changes. Smaller: by `rows` and `random` it has fewer weights, without the "
+        "one-dimensional ones of norms. Failed: export or the model raised, or took too long. Larger models "
+        "are not measured."
     )
 
 
