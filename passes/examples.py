@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.quiet import quiet
+
 Example = Mapping[str, Any]
 """One call of a forward: its arguments by name, defaults included, in the order of its signature."""
 
@@ -90,7 +92,8 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
 
     def takes(other: tuple[Any, ...]) -> bool:
         try:
-            outputs = run(other)
+            with quiet():
+                outputs = run(other)
         except Exception:  # the model refuses a size in its own way
             return False
         return not _loses_samples(_shapes(inputs), before, _shapes(other), _shapes(outputs))

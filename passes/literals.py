@@ -7,7 +7,7 @@ widths. Each kind of node here has a rewriter, which says the same of what is le
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,22 +81,25 @@ def _rewrite_sizes(change: Change) -> None:
     sizes = node.args[1:] if len(node.args) > 1 else (node.kwargs["shape"],)
     nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
     listed: Any = sizes[0] if nested else sizes
-    new = change.kept.shape(result)
-    replaced = tuple(
-        b if isinstance(s, int) and s == a and a != b else s
-        for s, a, b in zip(listed, result.shape, new, strict=True)
-    )
+    replaced = _replaced(listed, result.shape, change.kept.shape(result))
     if "shape" in node.kwargs:
         node.kwargs = {**node.kwargs, "shape": replaced}
     else:
         node.args = (node.args[0], replaced) if nested else (node.args[0], *replaced)
 
 
+def _replaced(sizes: Any, old: Sequence[int], new: Sequence[int]) -> tuple[Any, ...]:
+    """Sizes with the literal ones that changed at their new values; -1 and computed ones stay."""
+    return tuple(
+        b if isinstance(size, int) and size == a else size for size, a, b in zip(sizes, old, new, strict=True)
+    )
+
+
 def _rewrite_unflatten(change: Change) -> None:
     node, (result,), dim = change.node, change.results, change.dim(1)
     sizes = change.argument(2, "sizes")
-    new = change.kept.shape(result)[dim : dim + len(sizes)]
-    node.args = (node.args[0], dim, tuple(s if s == -1 else n for s, n in zip(sizes, new, strict=True)))
+    among = slice(dim, dim + len(sizes))
+    node.args = (node.args[0], dim, _replaced(sizes, result.shape[among], change.kept.shape(result)[among]))
     node.kwargs = {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import random
 import traceback
@@ -13,6 +12,8 @@ from typing import Any
 import numpy
 import torch
 from torch import fx, nn
+
+from sparsefx.passes.attributes import attributes_of
 
 SCRIPTED = "torch.jit compiled it; export the model as it was before that"
 
@@ -150,15 +151,14 @@ class NotReplayable(RuntimeError):
 @contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
     """Refuse a forward with an effect that its graph would lose; undo that effect."""
-    scripted = torch.jit.ScriptModule  # it keeps the methods that are looked up as attributes
-    before = {part: _Attributes(part) for part in module.modules() if not isinstance(part, scripted)}
-    seeds = _rng_state()
+    before = attributes_of(module)
+    seeds = rng_state()
     try:
         yield
     finally:
         changed = [name for attributes in before.values() for name in attributes.restore()]
-        drawn = _rng_state() != seeds
-        _restore_rng(seeds)
+        drawn = rng_state() != seeds
+        restore_rng(seeds)
     if changed:
         raise NotReplayable(f"its forward changes its attribute {changed[0]!r}")
     if drawn:
@@ -171,46 +171,15 @@ def _contexts() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
-class _Attributes:
-    """A module's attributes at one moment, and what its lists, dicts and sets contained then."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.live = module.__dict__
-        self.attributes = dict(module.__dict__)
-        containers = {k: v for k, v in module.__dict__.items() if isinstance(v, (list, dict, set))}
-        self.contents = {key: copy.copy(value) for key, value in containers.items()}
-
-    def restore(self) -> list[str]:
-        """Undo every change since then; the names of what changed."""
-        constants = {key: value for key, value in self.live.items() if key.startswith("_tensor_constant")}
-        before = self.attributes | constants  # fx's own, for tensors made in forward
-        changed = [key for key in self.live | before if self.live.get(key, self) is not before.get(key, self)]
-        if changed:
-            self.live.clear()
-            self.live.update(before)
-        for key, contents in self.contents.items():
-            container = self.live[key]
-            if _identities(container) != _identities(contents):
-                changed.append(key)
-                container.clear()
-                container.extend(contents) if isinstance(container, list) else container.update(contents)
-        return changed
-
-
-def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
-    keys = list(map(id, container))
-    if isinstance(container, set):  # a copy may have them in another order
-        return sorted(keys)
-    return keys + list(map(id, container.values())) if isinstance(container, dict) else keys
-
-
-def _rng_state() -> tuple[bytes, Any, Any]:
+def rng_state() -> tuple[bytes, Any, Any]:
+    """The state of torch's generator on the CPU, Python's and numpy's."""
     state: Any = numpy.random.get_state()
     kind, keys, *rest = state
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), (kind, keys.tobytes(), *rest)
 
 
-def _restore_rng(state: tuple[bytes, Any, Any]) -> None:
+def restore_rng(state: tuple[bytes, Any, Any]) -> None:
+    """Set the generators to a state from :func:`rng_state`."""
     torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
     random.setstate(state[1])
     kind, keys, *rest = state[2]

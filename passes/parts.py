@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.attributes import kept_attributes
 from sparsefx.passes.capture import Capture, capture
 from sparsefx.passes.compare import gives, run
 from sparsefx.passes.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
@@ -246,7 +247,7 @@ def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
     """
 
     def try_call(call: tuple[Any, ...]) -> Any:
-        with torch.no_grad(), untouched(module, call) as (args, kwargs):
+        with torch.no_grad(), kept_attributes(module), untouched(module, call) as (args, kwargs):
             return module(*args, **kwargs)
 
     calls = [call for call in calls if all(tensor.numel() for tensor in tensors_in(call))]

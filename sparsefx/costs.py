@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx.inputs import positional
 from sparsefx.layers import MASKABLE
+from sparsefx.passes.attributes import kept_attributes
 from sparsefx.passes.program import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
@@ -64,11 +65,17 @@ def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int)
 def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:
     """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer.
 
-    It runs in evaluation mode, on copies of the inputs, and leaves buffers and modes as they were.
+    It runs in evaluation mode on copies of the inputs; buffers, attributes and modes stay as they were.
     """
     seen: list[Arrival] = []
     copies = untouched(model, positional(example_inputs))
-    with _listening(model, seen), _evaluating(model), torch.no_grad(), copies as inputs:
+    with (
+        _listening(model, seen),
+        _evaluating(model),
+        kept_attributes(model),
+        torch.no_grad(),
+        copies as inputs,
+    ):
         model(*inputs)
     yield from seen
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
@@ -25,7 +25,7 @@ from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.line_up import LineUp
-from sparsefx.passes.module_tracer import reason_of
+from sparsefx.passes.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
@@ -60,7 +60,7 @@ def export(
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
-            size (the result may differ from machine to machine), ``"never"`` or ``"always"``.
+            size (the result may differ from run to run), ``"never"`` or ``"always"``.
         round_groups: whether the groups of a convolution keep more channels than they need, up to 2, 4 or
             a multiple of 8, for which kernels are made; ``"auto"`` where the model is faster so here.
         fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
@@ -82,7 +82,7 @@ def export(
     Raises:
         InvariantError: a weight is not zero outside its mask.
         ArgumentError: the example inputs do not run, they or the model have no values or the model some that
-            are not finite, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
+            hold NaN, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
             ``round_groups`` is none of the three.
 
     Example:
@@ -93,8 +93,20 @@ def export(
         >>> compact.get_submodule("0").out_features
         3
     """
-    inputs = _check(model, example_inputs, align, gather=gather, round_groups=round_groups)
+    inputs = _check(model, example_inputs, align, fold_batchnorm, gather=gather, round_groups=round_groups)
     check_invariant(model)
+    with _undisturbed():
+        return _export(model, inputs, align, gather, round_groups, fold_batchnorm)
+
+
+def _export(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    align: int,
+    gather: When,
+    round_groups: When,
+    fold_batchnorm: bool,
+) -> nn.Module:
     original = _plain_copy(model)
     trains = not fold_batchnorm
     if trains:
@@ -114,7 +126,8 @@ def export(
     with _without_nested_tensors():
         compiled = compile_model(duplicate(original, share=True), examples, rewrite, trains=trains)
     if not gives(lambda: run(compiled.model, inputs), expected):
-        compiled = Compiled(original, opaque={"": "its parts do not fit together as graphs"})
+        reason = compiled.opaque.get("", "its parts do not fit together as graphs")
+        compiled = Compiled(original, opaque={"": reason})
     if trains:
         if _trains(original, inputs) and not _trains(compiled.model, inputs):
             compiled = Compiled(original, opaque={"": "what is left of it would not run in training"})
@@ -125,13 +138,32 @@ def export(
     return compiled.model
 
 
-def _check(model: nn.Module, example_inputs: Sequence[Any], align: int, **choices: str) -> tuple[Any, ...]:
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave inference mode and autocast, whose results differ; random numbers go on as if nothing was."""
+    devices = list(range(torch.cuda.device_count()))
+    types = ["cpu", *(["cuda"] if devices else [])]
+    state = rng_state()
+    with ExitStack() as stack:
+        stack.callback(restore_rng, state)
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.inference_mode(False))
+        for kind in types:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _check(
+    model: nn.Module, example_inputs: Sequence[Any], align: int, fold_batchnorm: bool, **choices: str
+) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(align, int) or align < 1:
+    if not isinstance(align, int) or isinstance(align, bool) or align < 1:
         raise ArgumentError(
             f"align={align!r} is not a positive integer; align=1 removes all that is removable"
         )
+    if not isinstance(fold_batchnorm, bool):
+        raise ArgumentError(f"fold_batchnorm={fold_batchnorm!r} is neither True nor False")
     for name, when in choices.items():
         if when not in get_args(When):
             raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
@@ -150,9 +182,9 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
                 f"{name} of model is on the meta device and has no values; give it some before, by "
                 "model.to_empty(device='cpu') and model.load_state_dict(...)"
             )
-        if isinstance(tensor, nn.Parameter) and not bool(torch.isfinite(tensor).all()):
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise ArgumentError(
-                f"{name} of model is not finite: it holds NaN or inf, and 0 times that is not 0; load a "
+                f"{name} of model is not finite: it holds NaN, and 0 times that is not 0; load a "
                 "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"
             )
     for tensor in tensors_in(inputs):
@@ -223,13 +255,13 @@ def _warn(compiled: Compiled) -> None:
         warnings.warn(
             f"export: {name or 'the model'} does in training what it does in evaluation, apart from "
             f"BatchNorm and dropout: {difference}",
-            stacklevel=3,
+            stacklevel=4,
         )
     reason = compiled.opaque.get("")
     if reason is None:
         return
     what = _what_was_done(len(compiled.graphs))
-    warnings.warn(f"export: {what}, because its forward stays Python: {reason}", stacklevel=3)
+    warnings.warn(f"export: {what}, because its forward stays Python: {reason}", stacklevel=4)
 
 
 def _what_was_done(parts: int) -> str:

@@ -964,6 +964,59 @@ def test_columns_of_an_embedding_that_nobody_reads(tied: bool, tmp_path: Path) -
     assert torch.equal(sparsefx.load(tmp_path / "words.safetensors", model)(words), compact(words))
 
 
+def test_unflatten_to_sizes_of_the_input() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.m, self.o = nn.Conv2d(3, 24, 1), nn.Linear(24, 24), nn.Conv2d(24, 5, 1)
+            nn.init.zeros_(self.m.weight[::2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.i(x).relu()
+            return self.o(self.m(h.flatten(2).mT).mT.unflatten(2, h.shape[2:]))
+
+    torch.manual_seed(0)
+    model = Tokens().double()
+    compact = sparsefx.export(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),))
+    assert compact.get_submodule("m").out_features == 12
+    for height, width in ((4, 16), (11, 6), (8, 8)):
+        x = torch.randn(1, 3, height, width, dtype=torch.float64)
+        assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
+@pytest.mark.parametrize("surroundings", ["inference", "autocast"])
+def test_export_inside_contexts_of_the_users(surroundings: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    nn.init.zeros_(model[0].weight[::2])
+    x = torch.randn(2, 6)
+    context = torch.inference_mode() if surroundings == "inference" else torch.autocast("cpu", torch.bfloat16)
+    with context:
+        compact = sparsefx.export(model, (x,), gather="always")
+    assert compact.get_submodule("0").out_features == 8
+    torch.testing.assert_close(compact(x), model(x))
+    compact.train()(x).sum().backward()
+
+
+def test_export_leaves_counters_and_random_numbers_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n = nn.Linear(6, 4), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n += 1
+            return self.a(x) * self.n
+
+    model, x = Counts(), torch.randn(3, 6)
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="its forward changes its attribute 'n'"):
+        compact = sparsefx.export(model, (x,))
+    assert torch.equal(torch.get_rng_state(), state)
+    sparsefx.report(model, example_inputs=(x,))
+    assert model.n == compact.n == 0
+    assert not capfd.readouterr().err
+
+
 def test_a_pooled_size_that_one_more_pixel_does_not_change() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
