@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.examples import Inputs
-from sparsefx.passes.layers import is_plain, layer_of
+from sparsefx.passes.layers import erase_unused, is_plain, layer_of
 from sparsefx.passes.origins import follow
 from sparsefx.passes.pipeline import Outcome
 
@@ -88,12 +88,13 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Erase a node, and the reads of parameters that nobody else needs."""
+    """Erase a node, the reads of parameters that nobody else needs, and parameters of the root itself."""
     reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
     graph_module.graph.erase_node(node)
-    for read in reads:
-        if not read.users:
-            graph_module.graph.erase_node(read)
+    erase_unused(graph_module.graph, reads)
+    read = {other.target for other in graph_module.graph.nodes if other.op == "get_attr"}
+    for name in {str(node.target) for node in reads} - read:
+        graph_module._parameters.pop(name, None)  # the layer holds it now, and need not share it
 
 
 def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:

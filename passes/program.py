@@ -420,7 +420,7 @@ class _RecordingInterpreter(Interpreter):
         """Whether a node runs Python code that is not torch's."""
         if node.op == "call_module":
             return not is_plain(self.fetch_attr(str(node.target)))
-        return node.op == "call_function" and not _is_torch_function(node.target)
+        return node.op == "call_function" and not is_torch_function(node.target)
 
     def _is_computed(self, node: fx.Node) -> bool:
         """Whether a node takes sizes that were computed, other than those of a reshape."""
@@ -435,7 +435,8 @@ class _RecordingInterpreter(Interpreter):
         return [self.recorder.value(tensor) for tensor in tensors_in(result)]
 
 
-def _is_torch_function(target: Any) -> bool:
+def is_torch_function(target: Any) -> bool:
+    """Whether a function is torch's, or Python's own."""
     module = getattr(target, "__module__", None) or "torch"
     return module.split(".")[0] in ("torch", "_operator", "builtins", "math")
 

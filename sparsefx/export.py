@@ -31,6 +31,7 @@ from sparsefx.passes.open_norms import OpenNorms
 from sparsefx.passes.origins import duplicate, mark, take_origins
 from sparsefx.passes.parts import Compiled, compile_model
 from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
+from sparsefx.passes.precompute import Precompute
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
@@ -115,7 +116,8 @@ def _export(
     examples = at_other_sizes(lambda values: run(original, values), inputs)
     if trains:
         gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
-    steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm), FunctionalToModules()]
+    steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
+    steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
     steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather)]
 
