@@ -62,9 +62,9 @@ class ExampleTracer(ModuleTracer):
 
     def context(self) -> tuple[bool, ...]:
         contexts = super().context()
-        return (
-            contexts if self.keeps_idle else contexts[2:]
-        )  # without training, gradients are nobody's concern
+        if self.keeps_idle:
+            return contexts
+        return contexts[2:]  # without training, gradients are nobody's concern
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):

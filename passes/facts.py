@@ -86,12 +86,9 @@ def uniform_dims(*tensors: Tensor) -> list[int]:
 
 
 def _is_uniform(tensor: Tensor, dim: int) -> bool:
-    first = tensor.narrow(dim, 0, 1)
-    if not torch.equal(
-        first, tensor.narrow(dim, tensor.shape[dim] - 1, 1)
-    ):  # most are told apart by their ends
-        return False
-    return bool((tensor == first).all())
+    first, last = tensor.narrow(dim, 0, 1), tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+    # most are told apart by their ends
+    return torch.equal(first, last) and bool((tensor == first).all())
 
 
 def _first_along(tensor: Tensor, dims: list[int]) -> Tensor:

@@ -99,10 +99,8 @@ def _pairs(product: fx.Node, layers: _Layers, program: Program) -> list[_Pair]:
     known = [source for source in sources if source is not None]
     if len(set(known)) < len(known):
         return []  # one layer in two roles
-    keys, q, v = (1, 0, 2) if product.target is _ATTENTION else (1, 0, 1)
-    along = (
-        -1 if product.target is _ATTENTION else -2
-    )  # of keys; a matrix product sums over its right one's rows
+    # the places of keys, queries and values; a matrix product sums over the rows of its right operand
+    keys, along, q, v = (1, -1, 0, 2) if product.target is _ATTENTION else (1, -2, 0, 1)
     found: list[_Pair] = []
     one, other = sources[keys], sources[q]
     if one is not None and other is not None:
@@ -185,10 +183,9 @@ def _carries(pair: _Pair, chain: tuple[fx.Node, fx.Node], end: _End, count: int)
     while node is not None and node is not stop:
         for call in pair.program.calls_of(node):
             sources = [known[source].contiguous() for source in call.inputs]
-            changes = isinstance(
-                operation_of(call), Elementwise
-            )  # what it makes of the numbers is of no account
-            known.update(zip(call.outputs, sources if changes else call.run(sources), strict=True))
+            # what an elementwise operation makes of the numbers is of no account
+            stays = isinstance(operation_of(call), Elementwise)
+            known.update(zip(call.outputs, sources if stays else call.run(sources), strict=True))
         (value,) = pair.program.node_values[node]
         node = _reader(node, pair.program)
     return torch.equal(known[value], expected.expand(value.shape))

@@ -13,22 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsefx.passes.program import is_reshape
+from sparsefx.passes.program import EagerMode, is_reshape
 
 _FLATTENS = frozenset({torch.flatten, "flatten"})
 
 
-class SizesFromData(TorchDispatchMode):
+class SizesFromData(EagerMode):
     """Notes whether an operation runs within it whose result has sizes that depend on data."""
 
     seen = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing here is ever compiled, so torch need not import its compiler to leave it alone."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or torch.Tag.dynamic_output_shape in func.tags

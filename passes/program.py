@@ -315,7 +315,15 @@ def untouched(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any, ..
                 buffer.copy_(before)
 
 
-class _Recorder(TorchDispatchMode):
+class EagerMode(TorchDispatchMode):
+    """A dispatch mode in which nothing is compiled: torch need not import its compiler to leave it alone."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Recorder(EagerMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.program = Program()
@@ -325,11 +333,6 @@ class _Recorder(TorchDispatchMode):
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # an id is a tensor's only while the tensor lives
         self._sharing: dict[int, dict[int, Tensor]] = {}  # storage -> the tensors that look into it
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing here is ever compiled, so torch need not import its compiler to leave it alone."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
