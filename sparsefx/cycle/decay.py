@@ -37,4 +37,14 @@ def _clamp(progress: float) -> float:
     return min(1.0, max(0.0, progress))
 
 
-DECAY: dict[str, Decay] = {"cosine": cosine, "linear": linear, "constant": constant}
+def cosine_to_half_percent(prune_rate: float, progress: float) -> float:
+    """:func:`cosine` that ends at 0.005, as in the code published with Dettmers & Zettlemoyer 2019."""
+    return cosine(prune_rate, progress, floor=0.005)
+
+
+DECAY: dict[str, Decay] = {
+    "cosine": cosine,
+    "cosine_to_half_percent": cosine_to_half_percent,
+    "linear": linear,
+    "constant": constant,
+}

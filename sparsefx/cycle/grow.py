@@ -6,13 +6,16 @@ candidate again, and returns exactly ``count`` positions, none of which is activ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsefx.cycle.allocate import allocate
+from sparsefx.cycle.for_all_layers import ForAllLayers, largest_of_all
 from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import magnitudes, select_largest
 from sparsefx.errors import CycleError
 
@@ -69,11 +72,45 @@ def random(layer: LayerState, count: int, generator: torch.Generator | None = No
     Returns:
         Bool tensor of shape ``S``.
     """
-    inactive = ~layer.mask.flatten()
-    drawn = torch.randperm(layer.free, generator=generator)[:count].to(inactive.device)
-    chosen = torch.zeros_like(inactive)
-    chosen[inactive.nonzero().squeeze(1)[drawn]] = True
-    return chosen.view(layer.mask.shape)
+    return _draw(~layer.mask, count, generator)
+
+
+def random_fresh(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Grow at random, but not where the same update has just pruned (Mostafa & Wang 2019, algorithm 1).
+
+    Where there is not enough room without, it is used too. Arguments and result as of :func:`random`.
+    """
+    removed = torch.zeros_like(layer.mask) if layer.removed is None else layer.removed
+    return _draw_first(~layer.mask & ~removed, ~layer.mask, count, generator)
+
+
+def random_unexplored(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Grow at random where the weight was never active, while there is such a place (Liu et al. 2021).
+
+    Arguments and result as of :func:`random`.
+
+    Raises:
+        CycleError: nobody keeps count of what was active.
+    """
+    if layer.explored is None:
+        raise CycleError(f"nobody keeps count of what was active in {layer.name!r}; use explores=True")
+    return _draw_first(~layer.mask & ~layer.explored, ~layer.mask, count, generator)
+
+
+def _draw(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` of the candidates, uniformly without replacement."""
+    flat = candidates.flatten()
+    drawn = torch.randperm(int(flat.sum()), generator=generator)[:count].to(flat.device)
+    chosen = torch.zeros_like(flat)
+    chosen[flat.nonzero().squeeze(1)[drawn]] = True
+    return chosen.view(candidates.shape)
+
+
+def _draw_first(preferred: Tensor, others: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` of the preferred candidates, and of the others what is missing."""
+    first = _draw(preferred, min(count, int(preferred.sum())), generator)
+    missing = count - int(first.sum())
+    return first | _draw(others & ~first, missing, generator) if missing else first
 
 
 def momentum_neuron(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -119,9 +156,34 @@ def _momentum_of(layer: LayerState) -> Tensor:
     return layer.momentum
 
 
-GROW: dict[str, Grow] = {
+def global_momentum(
+    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+) -> list[Tensor]:
+    """Grow where the momentum is largest of all layers, whatever each was due.
+
+    From the code published with Dettmers & Zettlemoyer 2019, with the exact count instead of a threshold.
+
+    Args:
+        layers: the layers, masks and momenta of shapes ``S``.
+        counts: how many each would gain layer by layer.
+        moment: not used.
+
+    Returns:
+        A bool tensor of shape ``S`` for each layer.
+
+    Raises:
+        CycleError: a layer has no momentum.
+    """
+    scores = [magnitudes(_momentum_of(layer)) for layer in layers]
+    return largest_of_all(scores, [~layer.mask for layer in layers], sum(counts))
+
+
+GROW: dict[str, Any] = {
     "momentum": momentum,
     "gradient": gradient,
     "random": random,
+    "random_fresh": random_fresh,
+    "random_unexplored": random_unexplored,
     "momentum_neuron": momentum_neuron,
+    "global_momentum": ForAllLayers(global_momentum),
 }

@@ -18,6 +18,12 @@ class LayerState:
         mask: bool, shape ``S``, True where the weight is active.
         momentum: the smoothed gradient, signed and finite, shape ``S``; None if nobody keeps one.
         gradient: the gradient of the last backward pass, finite, shape ``S``; None if there is none.
+        stored: the weight with the values that its inactive positions keep, shape ``S``; None for a
+            method that keeps none.
+        sign: int8, shape ``S``, the sign 1 or -1 that each position is bound to; None for a method
+            without.
+        explored: bool, shape ``S``, True where the weight was ever active; None if nobody keeps count.
+        removed: bool, shape ``S``, what this very update has pruned; None before it has.
     """
 
     name: str
@@ -25,6 +31,10 @@ class LayerState:
     mask: Tensor
     momentum: Tensor | None = None
     gradient: Tensor | None = None
+    stored: Tensor | None = None
+    sign: Tensor | None = None
+    explored: Tensor | None = None
+    removed: Tensor | None = None
 
     @property
     def numel(self) -> int:
@@ -44,3 +54,7 @@ class LayerState:
     def with_mask(self, mask: Tensor) -> LayerState:
         """The same layer under another mask."""
         return replace(self, mask=mask)
+
+    def without(self, removed: Tensor) -> LayerState:
+        """The same layer after some active positions were removed."""
+        return replace(self, mask=self.mask & ~removed, removed=removed)

@@ -1,14 +1,20 @@
-"""Which active weights of a layer are removed."""
+"""Which active weights are removed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsefx.cycle.allocate import allocate
+from sparsefx.cycle.for_all_layers import ForAllLayers, largest_of_all
 from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.errors import CycleError
 
 Prune = Callable[[LayerState, int, "torch.Generator | None"], Tensor]
 
@@ -30,4 +36,124 @@ def magnitude(layer: LayerState, count: int, generator: torch.Generator | None =
     return select_largest(-magnitudes(layer.weight), layer.mask, count)
 
 
-PRUNE: dict[str, Prune] = {"magnitude": magnitude}
+def magnitude_by_sign(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Remove the smallest positive and the largest negative weights (SET: Mocanu et al. 2018, algorithm 1).
+
+    Each sign loses the same fraction; a 0 counts as positive. Arguments and result as of
+    :func:`magnitude`.
+    """
+    negative = layer.mask & (layer.weight < 0)
+    sides = [layer.mask & ~negative, negative]
+    sizes = [int(side.sum()) for side in sides]
+    counts = allocate(count, sizes, sizes)
+    scores = -magnitudes(layer.weight)
+    chosen = [select_largest(scores, side, part) for side, part in zip(sides, counts, strict=True)]
+    return chosen[0] | chosen[1]
+
+
+@dataclass(frozen=True)
+class MagnitudeAndGradient:
+    """Remove the weights of smallest ``|w| + factor * |gradient|`` (MEST: Yuan et al. 2021, section 3.1).
+
+    Attributes:
+        factor: how much a gradient counts.
+    """
+
+    factor: float = 0.01
+
+    def __call__(self, layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Arguments and result as of :func:`magnitude`.
+
+        Raises:
+            CycleError: the layer has no gradient.
+        """
+        if layer.gradient is None:
+            raise CycleError(
+                f"{self} found no gradient for {layer.name!r}; call cycle() after step() and "
+                "before zero_grad()"
+            )
+        scores = magnitudes(layer.weight) + self.factor * magnitudes(layer.gradient)
+        return select_largest(-scores, layer.mask, count)
+
+
+def global_magnitude(
+    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+) -> list[Tensor]:
+    """Remove the smallest of all layers' weights, as many in all as ``counts`` adds up to; one a layer stays.
+
+    Args:
+        layers: the layers, weights and masks of shapes ``S``.
+        counts: how many each would lose layer by layer.
+        moment: not used.
+
+    Returns:
+        A bool tensor of shape ``S`` for each layer.
+    """
+    scores = [-magnitudes(layer.weight) for layer in layers]
+    spared = [_largest_one(layer) for layer in layers]
+    candidates = [layer.mask & ~one for layer, one in zip(layers, spared, strict=True)]
+    count = min(sum(counts), sum(int(candidate.sum()) for candidate in candidates))
+    return largest_of_all(scores, candidates, count)
+
+
+def _largest_one(layer: LayerState) -> Tensor:
+    return select_largest(magnitudes(layer.weight), layer.mask, min(1, layer.active))
+
+
+@dataclass(frozen=True)
+class AdaptiveThreshold:
+    """Remove what is below one threshold for all layers, which adapts (Mostafa & Wang 2019, algorithm 1).
+
+    The threshold is halved for the next update where more than 1.1 times ``wanted`` weights were removed,
+    and doubled where fewer than 0.9 times. One weight a layer stays.
+
+    Attributes:
+        wanted: how many weights an update should remove; a fraction below 1 is one of all active weights.
+        start: the first threshold.
+    """
+
+    wanted: float
+    start: float = 1e-3
+
+    def __call__(self, layers: Sequence[LayerState], counts: Sequence[int], moment: Moment) -> list[Tensor]:
+        """Arguments and result as of :func:`global_magnitude`; ``moment.notes`` keeps the threshold."""
+        threshold = float(moment.notes.setdefault("threshold", self.start))
+        chosen = [
+            layer.mask & (magnitudes(layer.weight) < threshold) & ~_largest_one(layer) for layer in layers
+        ]
+        removed = sum(int(positions.sum()) for positions in chosen)
+        wanted = self.wanted if self.wanted >= 1 else self.wanted * sum(layer.active for layer in layers)
+        if removed > 1.1 * wanted:
+            moment.notes["threshold"] = threshold / 2
+        elif removed < 0.9 * wanted:
+            moment.notes["threshold"] = threshold * 2
+        return chosen
+
+
+def sign_flip(
+    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+) -> list[Tensor]:
+    """Remove the weights that crossed 0, away from the sign of their position (DEEP-R: Bellec et al. 2018).
+
+    Arguments and result as of :func:`global_magnitude`; ``counts`` plays no part.
+
+    Raises:
+        CycleError: a layer has no signs.
+    """
+    return [layer.mask & (layer.weight * sign_of(layer) < 0) for layer in layers]
+
+
+def sign_of(layer: LayerState) -> Tensor:
+    """The signs that a layer's positions are bound to, int8 of the weight's shape."""
+    if layer.sign is None:
+        raise CycleError(f"layer {layer.name!r} has no signs; use a method with signs=True")
+    return layer.sign
+
+
+PRUNE: dict[str, Any] = {
+    "magnitude": magnitude,
+    "magnitude_by_sign": magnitude_by_sign,
+    "magnitude_and_gradient": MagnitudeAndGradient(),
+    "global_magnitude": ForAllLayers(global_magnitude),
+    "sign_flip": ForAllLayers(sign_flip),
+}

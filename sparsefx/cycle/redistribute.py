@@ -1,12 +1,14 @@
 """How much of all that was removed each layer regrows: a nonnegative statistic a layer.
 
 A layer's share is its statistic over the sum of all. Statistics are taken on the mask before
-pruning, and a layer without active weights has statistic 0.
+pruning, those :class:`OfSurvivors` after it (``"survivors"``: Mostafa & Wang 2019, algorithm 1), and a
+layer without active weights has statistic 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +18,21 @@ from sparsefx.cycle.select import magnitudes
 from sparsefx.errors import CycleError
 
 Redistribute = Callable[[Sequence[LayerState]], "Sequence[float] | None"]
+
+
+@dataclass(frozen=True)
+class OfSurvivors:
+    """A statistic taken on the mask after pruning instead of before."""
+
+    statistic: Redistribute
+
+    @property
+    def __name__(self) -> str:
+        return f"surviving {getattr(self.statistic, '__name__', repr(self.statistic))}"
+
+    def __call__(self, layers: Sequence[LayerState]) -> Sequence[float] | None:
+        """Ask for the statistic."""
+        return self.statistic(layers)
 
 
 def momentum(layers: Sequence[LayerState]) -> list[float]:
@@ -33,7 +50,7 @@ def magnitude(layers: Sequence[LayerState]) -> list[float]:
 
 
 def nonzeros(layers: Sequence[LayerState]) -> list[float]:
-    """Number of active weights, as in Mostafa & Wang 2019: large layers keep growing."""
+    """Number of active weights: large layers keep growing."""
     return [float(layer.active) for layer in layers]
 
 
@@ -56,9 +73,10 @@ def _mean_magnitude(values: Tensor, mask: Tensor) -> float:
     return float(selected.mean(dtype=torch.float64)) if selected.numel() else 0.0
 
 
-REDISTRIBUTE: dict[str, Redistribute] = {
+REDISTRIBUTE: dict[str, Redistribute | OfSurvivors] = {
     "momentum": momentum,
     "magnitude": magnitude,
     "nonzeros": nonzeros,
+    "survivors": OfSurvivors(nonzeros),
     "none": none,
 }

@@ -39,4 +39,5 @@ def test_exactly_zero_at_the_end_and_after(decay):
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(sorted(DECAY)))
 def test_within_the_rate_and_falling(rate, one, other, name):
     early, late = sorted((one, other))
-    assert 0 <= DECAY[name](rate, late) <= DECAY[name](rate, early) <= rate + 1e-12
+    rate = max(rate, 0.005)  # where one of them ends
+    assert 0 <= DECAY[name](rate, late) <= DECAY[name](rate, early) + 1e-12 <= rate + 2e-12

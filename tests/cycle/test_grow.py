@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import layer_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsefx.cycle import GROW, LayerState
+from sparsefx.cycle import GROW, LayerState, Moment
 from sparsefx.cycle.grow import gradient, momentum, momentum_neuron, random
 from sparsefx.errors import CycleError
 
@@ -32,7 +34,7 @@ def test_largest_by_hand(grow, mask, scores, count, expected):
     assert grow(state(mask, scores), count, None).int().tolist() == expected
 
 
-@pytest.mark.parametrize("name", sorted(GROW))
+@pytest.mark.parametrize("name", sorted(GROW.keys() - {"global_momentum"}))
 @given(
     shape=st.sampled_from([(3, 5), (1, 1), (4, 3, 2, 2), (6, 1)]),
     scale=st.sampled_from([0.0, 1.0]),
@@ -42,7 +44,7 @@ def test_largest_by_hand(grow, mask, scores, count, expected):
 @settings(deadline=None, max_examples=60)
 def test_exactly_count_inactive_positions(name, shape, scale, seed, data):
     active = data.draw(st.integers(0, torch.Size(shape).numel()))
-    layer = layer_state(shape, active, seed, scale=scale)
+    layer = replace(layer_state(shape, active, seed, scale=scale), explored=torch.zeros(shape).bool())
     count = data.draw(st.integers(0, layer.free))
     grown = GROW[name](layer, count, torch.Generator().manual_seed(seed))
     assert grown.dtype == torch.bool
@@ -96,3 +98,28 @@ def test_what_is_missing_is_named(grow, message):
     bare = LayerState("bare", torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
     with pytest.raises(CycleError, match=message):
         grow(bare, 1, None)
+
+
+def test_fresh_places_come_first():
+    removed = torch.tensor([1, 1, 0, 0, 0]).bool()
+    layer = LayerState("layer", torch.zeros(5), torch.tensor([0, 0, 0, 0, 1]).bool(), removed=removed)
+    grow = GROW["random_fresh"]
+    assert grow(layer, 2, torch.Generator()).int().tolist() == [0, 0, 1, 1, 0]
+    assert int(grow(layer, 3, torch.Generator())[:2].sum()) == 1
+
+
+def test_unexplored_places_come_first():
+    explored = torch.tensor([1, 1, 0, 0, 1]).bool()
+    layer = LayerState("layer", torch.zeros(5), torch.tensor([0, 0, 0, 0, 1]).bool(), explored=explored)
+    grow = GROW["random_unexplored"]
+    assert grow(layer, 2, torch.Generator()).int().tolist() == [0, 0, 1, 1, 0]
+    assert int(grow(layer, 3, torch.Generator())[:2].sum()) == 1
+    with pytest.raises(CycleError, match="explores=True"):
+        grow(LayerState("layer", torch.zeros(2), torch.zeros(2).bool()), 1)
+
+
+def test_global_momentum_follows_the_largest_wherever_they_are():
+    one = LayerState("a", torch.zeros(3), torch.tensor([1, 0, 0]).bool(), torch.tensor([9.0, 1.0, 2.0]))
+    other = LayerState("b", torch.zeros(2), torch.zeros(2).bool(), torch.tensor([-3.0, 2.5]))
+    grown = GROW["global_momentum"]([one, other], [2, 0], Moment())
+    assert [part.int().tolist() for part in grown] == [[0, 0, 0], [1, 1]]

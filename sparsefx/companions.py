@@ -1,0 +1,134 @@
+"""What some methods keep beside each weight: values of inactive weights, signs, what was ever active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsefx.cycle import LayerOutcome
+from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.rules import Rules
+from sparsefx.slots import Slot
+
+_TINY = 1e-12  # "just above 0" of Bellec et al. 2018
+
+
+class Companions:
+    """Tensors of the weights' shapes, by kind and layer; which kinds there are follows from the rules.
+
+    Attributes:
+        tensors: ``stored`` values, the ``backward`` set, ``sign`` and ``explored``, each by layer name.
+        spreads: standard deviation of each layer's active weights at the beginning.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.spreads: dict[str, float] = {}
+
+    @torch.no_grad()
+    def begin(self, slots: Iterable[Slot], generator: torch.Generator) -> None:
+        """Start from the model as it is."""
+        for slot in slots:
+            name, weight, mask = slot.masked.name, slot.weight.detach(), slot.masked.mask
+            if self._rules.memory is not None:
+                self._put("stored", name, weight.clone())
+            if self._rules.memory == "backward":
+                self._put("backward", name, self._backward(weight, mask))
+            if self._rules.signs:
+                self._put("sign", name, _signs(weight, mask, generator))
+            if self._rules.explores:
+                self._put("explored", name, mask.clone())
+            if self._rules.new_weights == "initial":
+                active = weight[mask].float()
+                self.spreads[name] = float(active.std()) if active.numel() > 1 else 0.0
+
+    def of(self, slot: Slot) -> dict[str, Tensor]:
+        """What a layer's state shows of them."""
+        kinds = ("stored", "sign", "explored")
+        return {
+            kind: self._get(kind, slot) for kind in kinds if slot.masked.name in self.tensors.get(kind, {})
+        }
+
+    @torch.no_grad()
+    def recall(self, slots: Iterable[Slot]) -> None:
+        """Before a step: the weights as they are stored."""
+        for slot in slots:
+            slot.weight.copy_(self._get("stored", slot))
+
+    @torch.no_grad()
+    def keep(self, slots: Iterable[Slot]) -> None:
+        """After a step: store what may have learnt; what else the step changed is undone."""
+        for slot in slots:
+            stored, weight = self._get("stored", slot), slot.weight
+            if self._rules.memory == "all":
+                stored.copy_(weight)
+            else:
+                learns = slot.masked.mask if self._rules.memory == "active" else self._get("backward", slot)
+                torch.where(learns, weight, stored, out=stored)
+
+    @torch.no_grad()
+    def renew(self, slot: Slot, outcome: LayerOutcome, generator: torch.Generator) -> None:
+        """After an update: give new weights their values, before what is outside the mask is zeroed."""
+        name, weight = slot.masked.name, slot.masked.weight
+        if self._rules.memory is not None:
+            stored = self._get("stored", slot)
+            weight.copy_(stored)
+            if self._rules.memory == "backward":
+                self._put("backward", name, self._backward(stored, outcome.mask))
+        else:
+            weight.masked_fill_(outcome.grown, 0)
+        if self._rules.new_weights == "initial":
+            drawn = torch.randn(int(outcome.grown.sum()), generator=generator) * self.spreads[name]
+            weight[outcome.grown] = drawn.to(weight.device, weight.dtype)
+        elif self._rules.new_weights == "sign":
+            weight.copy_(torch.where(outcome.grown, self._get("sign", slot) * _TINY, weight))
+        if self._rules.explores:
+            self._get("explored", slot).logical_or_(outcome.mask)
+
+    def explored(self) -> float | None:
+        """Fraction of all positions that were ever active; None if nobody keeps count."""
+        if not self._rules.explores:
+            return None
+        found = self.tensors["explored"].values()
+        return sum(int(one.sum()) for one in found) / max(1, sum(one.numel() for one in found))
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as a state dict holds it."""
+        return {
+            "tensors": {kind: dict(by_name) for kind, by_name in self.tensors.items()},
+            "spreads": dict(self.spreads),
+        }
+
+    def load(self, state: Mapping[str, Any], slots: Iterable[Slot]) -> None:
+        """Take over a :meth:`state`."""
+        devices = {slot.masked.name: slot.weight.device for slot in slots}
+        self.tensors = {
+            kind: {name: tensor.to(devices[name], copy=True) for name, tensor in by_name.items()}
+            for kind, by_name in state["tensors"].items()
+        }
+        self.spreads = dict(state["spreads"])
+
+    def _put(self, kind: str, name: str, tensor: Tensor) -> None:
+        self.tensors.setdefault(kind, {})[name] = tensor
+
+    def _get(self, kind: str, slot: Slot) -> Tensor:
+        """A tensor, on the device where its weight is now."""
+        by_name, name = self.tensors[kind], slot.masked.name
+        if by_name[name].device != slot.weight.device:
+            by_name[name] = by_name[name].to(slot.weight.device)
+        return by_name[name]
+
+    def _backward(self, stored: Tensor, mask: Tensor) -> Tensor:
+        """The largest of the stored weights, by so many more than are active."""
+        count = min(mask.numel(), int(mask.sum()) + round(self._rules.backward * mask.numel()))
+        return select_largest(magnitudes(stored), torch.ones_like(mask), count) | mask
+
+
+def _signs(weight: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """The signs of active weights, and random ones elsewhere."""
+    drawn = (torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1).to(weight.device, torch.int8)
+    return torch.where(mask & (weight != 0), weight.sign().to(torch.int8), drawn)

@@ -1,0 +1,81 @@
+"""Keep the largest weights: fewer and fewer where a network becomes sparse, always as many where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from sparsefx.cycle.densities import Densities
+from sparsefx.cycle.for_all_layers import largest_of_all
+from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.moment import Moment
+from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.cycle.update import LayerOutcome
+from sparsefx.distributions import Distribution, active_counts
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Keep the weights of largest magnitude, at the density that the progress asks for.
+
+    Gradual magnitude pruning (Zhu & Gupta 2018), the first half of GraNet (Liu et al. 2021), and,
+    with stored values, the forward set of Top-KAST (Jayakumar et al. 2020).
+
+    Where inactive weights keep their values, these compete too; otherwise only active ones stay, and a
+    layer never grows.
+
+    Attributes:
+        start: density before the first update.
+        final: density after the last.
+        densities: what it is between.
+        scope: ``"layer"`` gives each layer its share by ``distribution``; ``"global"`` keeps the largest of
+            all layers' weights, at least one a layer.
+        distribution: how the density is divided among layers.
+    """
+
+    start: float
+    final: float
+    densities: Densities
+    scope: Literal["layer", "global"] = "layer"
+    distribution: str | Distribution = "uniform"
+
+    reads_momentum = False
+
+    def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+        """One outcome a layer; see :data:`Update`."""
+        density = self.densities(self.start, self.final, moment.progress)
+        return keep_largest(layers, density, self.scope, self.distribution)
+
+
+def keep_largest(
+    layers: Sequence[LayerState],
+    density: float,
+    scope: Literal["layer", "global"] = "layer",
+    distribution: str | Distribution = "uniform",
+) -> list[LayerOutcome]:
+    """Keep the largest weights at one density; see :class:`Thin`."""
+    scores = [magnitudes(layer.weight if layer.stored is None else layer.stored) for layer in layers]
+    candidates = [layer.mask if layer.stored is None else layer.mask | True for layer in layers]
+    if scope == "layer":
+        counts = active_counts([layer.mask.shape for layer in layers], density, distribution)
+        rows = zip(scores, candidates, counts, strict=True)
+        masks = [select_largest(score, some, min(count, int(some.sum()))) for score, some, count in rows]
+    else:
+        masks = _largest_of_all(scores, candidates, round(density * sum(layer.numel for layer in layers)))
+    return [LayerOutcome.of(layer, mask) for layer, mask in zip(layers, masks, strict=True)]
+
+
+def _largest_of_all(scores: list[Tensor], candidates: list[Tensor], count: int) -> list[Tensor]:
+    """The largest of all, but at least one of each."""
+    ones = [
+        select_largest(score, some, min(1, int(some.sum())))
+        for score, some in zip(scores, candidates, strict=True)
+    ]
+    others = [some & ~one for some, one in zip(candidates, ones, strict=True)]
+    room = sum(int(other.sum()) for other in others)
+    missing = max(0, min(room, count - sum(int(one.sum()) for one in ones)))
+    chosen = largest_of_all(scores, others, missing)
+    return [one | more for one, more in zip(ones, chosen, strict=True)]

@@ -1,0 +1,408 @@
+"""Train a sparse model by any rules: an optimizer that keeps it sparse and updates its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsefx.carry_over import carry_over
+from sparsefx.companions import Companions
+from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
+from sparsefx.errors import ArgumentError, CheckpointError, CycleError
+from sparsefx.masks import masked_weights
+from sparsefx.momentum import finite, keeps_momentum, read_momentum
+from sparsefx.parts import described
+from sparsefx.rules import Rules
+from sparsefx.slots import Slot
+from sparsefx.wrapped import WrappedOptimizer
+
+_SMOOTHING = 0.1  # of the own average: new = 0.9 * old + 0.1 * gradient
+_LONGEST_HISTORY = 10_000
+
+
+class Clock(Protocol):
+    """When updates happen."""
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after this many steps."""
+        ...
+
+    def progress(self, step: int, cycle: int) -> float:
+        """Fraction of the time with updates that is over after so many steps, at this update."""
+        ...
+
+
+class SparseOptimizer(WrappedOptimizer):
+    """Wrap an optimizer so that training keeps a sparse model sparse, by the rules of some method.
+
+    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the clock
+    says so it also updates the masks, which ``cycle()`` does at any time.
+
+    Args:
+        optimizer: holds every trainable masked weight of ``model``.
+        model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
+        rules: what happens at steps and updates.
+        clock: when updates happen.
+        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
+            every rank of a distributed run draws the same.
+
+    Attributes:
+        history: a :class:`CycleRecord` for every update so far, the last 10,000 at most.
+
+    Raises:
+        ArgumentError: an argument cannot be used, the model has no masked weights, or a trainable one
+            is missing from the optimizer.
+    """
+
+    history: list[CycleRecord]
+    _model: nn.Module
+    _rules: Rules
+    _clock: Clock
+    _generator: torch.Generator
+    _cycle: int
+    _step: int
+    _averages: dict[str, Tensor]
+    _notes: dict[str, Any]
+    _companions: Companions
+    _reads_momentum: bool
+    _slots: list[Slot]
+
+    _key = "sparse_momentum"
+    _not_pickled = frozenset({"_slots"})
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        rules: Rules,
+        clock: Clock,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        _check_optimizer(optimizer)
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        fields = {
+            "_optimizer": optimizer,
+            "_model": model,
+            "_rules": rules,
+            "_clock": clock,
+            "_generator": _cpu_generator(generator),
+            "_cycle": 0,
+            "_step": 0,
+            "_averages": {},
+            "_notes": {},
+            "_companions": Companions(rules),
+            "_reads_momentum": rules.reads_momentum(),
+            "history": [],
+        }
+        self.__setstate__(fields)
+        self._zero_inactive()
+        self._companions.begin(self._slots, self._generator)
+
+    @property
+    def explored(self) -> float | None:
+        """Fraction of all maskable positions that were ever active, if the rules keep count of it.
+
+        "In-time over-parametrisation" of Liu et al. 2021, section 3.
+        """
+        return self._companions.explored()
+
+    def __repr__(self) -> str:
+        done = f"cycle {self._cycle}, step {self._step}"
+        parts = ", ".join(map(described, (self._clock, self._rules)))
+        return f"{type(self).__name__}({done}, {parts})\n{self._optimizer!r}"
+
+    @torch.no_grad()
+    def cycle(self) -> CycleRecord:
+        """Update the masks, once. Call it after ``step()`` and before ``zero_grad()``.
+
+        Masks change in place. Calls after the last update run at the decay's final rate. If it raises, no
+        weight and no mask has changed.
+
+        Returns:
+            What was done, also appended to :attr:`history`.
+
+        Raises:
+            CycleError: momentum or gradient is missing, or a custom part broke its contract.
+        """
+        self._refresh()
+        moment = self._moment()
+        slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
+        outcomes = in_turn(self._rules.updates, self._layer_states(slots, reads=moment.rate > 0), moment)
+        for slot, outcome in zip(slots, outcomes, strict=True):
+            self._companions.renew(slot, outcome, self._generator)
+            slot.masked.set_mask(outcome.mask)
+            if self._rules.inactive_buffers == "zero_on_grow":
+                self._fill_buffers(slot.masked.weight, outcome.grown)
+        self._refresh()
+        self._notes = moment.notes
+        self._cycle += 1
+        layers = tuple(outcome.record for outcome in outcomes)
+        record = CycleRecord(self._cycle, self._step, moment.rate, layers)
+        self.history = [*self.history[-_LONGEST_HISTORY + 1 :], record]
+        return record
+
+    def compact(self, model: nn.Module) -> Optimizer:
+        """The optimizer that trains on a model which :func:`export` made with ``fold_batchnorm=False``.
+
+        Call it right after the export. Momentum and whatever else the wrapped optimizer keeps of a
+        weight are cut with the weight; a bias that the export made has none yet. Hooks and schedulers
+        stay with this one.
+
+        Args:
+            model: the exported model, on whatever device it will be trained.
+
+        Returns:
+            An optimizer of the wrapped one's class with the same parameter groups, of which it holds what
+            is left. The exported model has no masks, so it needs no wrapper.
+
+        Raises:
+            ArgumentError: ``model`` was not exported from this optimizer's model with
+                ``fold_batchnorm=False``, or the wrapped optimizer's class cannot be built from its defaults.
+
+        Example:
+            >>> import torch, sparsefx
+            >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), density=0.25)
+            >>> adam = torch.optim.Adam(model.parameters(), lr=0.1)
+            >>> optimizer = sparsefx.SparseMomentum(adam, model, cycles=10)
+            >>> small = sparsefx.export(model, (torch.ones(1, 8),), fold_batchnorm=False)
+            >>> type(optimizer.compact(small)).__name__
+            'Adam'
+        """
+        return carry_over(self._optimizer, self._model, model)
+
+    def _step_once(self, closure: Callable[[], float] | None) -> float | None:
+        due = self._clock.is_due(self._step + 1, self._generator)
+        if due and self._rules.replaces_step:
+            loss = None if closure is None else self._on_masked_weights(closure)()
+        else:
+            loss = self._learn(closure)
+        self._update_averages()
+        self._zero_inactive()
+        if self._rules.inactive_buffers == "mask":
+            self._mask_buffers()
+        self._step += 1
+        if due:
+            self.cycle()
+        return loss
+
+    def _learn(self, closure: Callable[[], float] | None) -> float | None:
+        """Let the wrapped optimizer step: on the stored weights, if there are such, and their gradients."""
+        if closure is None and not self._rules.gradient_terms and self._rules.memory is None:
+            return self._optimizer.step()
+        if closure is not None:
+            if self._rules.memory is not None:
+                raise ArgumentError(
+                    "closure: a method that stores inactive weights cannot take one; call step()"
+                )
+            return self._optimizer.step(self._on_masked_weights(closure))
+        self._add_gradient_terms()
+        if self._rules.memory is None:
+            return self._optimizer.step()
+        self._companions.recall(self._slots)
+        loss = self._optimizer.step()
+        self._companions.keep(self._slots)
+        return loss
+
+    def _refresh(self) -> None:
+        """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
+        owned = {id(weight) for group in self.param_groups for weight in group["params"]}
+        found = masked_weights(self._model)
+        if not found:
+            raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
+        missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
+        if missing:
+            raise ArgumentError(
+                f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
+                "sparsified model's parameters(), or freeze these layers with requires_grad_(False)"
+            )
+        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
+
+    @torch.no_grad()
+    def _zero_inactive(self) -> None:
+        for slot in self._slots:
+            slot.zero_inactive()
+
+    def _on_masked_weights(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure for optimizers that evaluate the model at points of their own, such as LBFGS."""
+
+        def evaluate() -> float:
+            self._zero_inactive()
+            loss = closure()
+            self._add_gradient_terms()
+            return loss
+
+        return evaluate
+
+    @torch.no_grad()
+    def _add_gradient_terms(self) -> None:
+        if not self._rules.gradient_terms:
+            return
+        moment = self._moment()
+        for slot, layer in zip(self._slots, self._layer_states(self._slots, reads=False), strict=True):
+            gradient = slot.weight.grad
+            if gradient is not None:
+                for term in self._rules.gradient_terms:
+                    gradient.add_(term(layer, moment).to(gradient.dtype))
+
+    def _mask_buffers(self) -> None:
+        for slot in self._slots:
+            self._fill_buffers(slot.weight, ~slot.masked.mask)
+
+    @torch.no_grad()
+    def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
+        """Zero what the wrapped optimizer keeps of some positions of a weight."""
+        for buffer in self._optimizer.state.get(weight, {}).values():
+            if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
+                buffer.masked_fill_(where, 0)
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        """Keep the average gradient of every weight whose optimizer keeps no momentum."""
+        if not self._reads_momentum:
+            return
+        for slot in self._slots:
+            weight = slot.weight
+            if weight.grad is None or keeps_momentum(self._optimizer, weight):
+                continue
+            # One inf would stay in an average for good. Not finite(): it would wait for the device.
+            gradient = weight.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            average = self._averages.setdefault(slot.masked.name, torch.zeros_like(gradient))
+            average.lerp_(gradient, _SMOOTHING)
+
+    def _moment(self) -> Moment:
+        """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
+        cycle = self._cycle + 1
+        progress = self._clock.progress(self._step, cycle)
+        rate = self._rules.decay(self._rules.prune_rate, progress)
+        if not 0 <= rate <= 1:
+            name = getattr(self._rules.decay, "__name__", repr(self._rules.decay))
+            raise CycleError(
+                f"decay {name!r} returned {rate!r} for cycle {cycle}, progress {progress:.4g}; "
+                "it must return a rate in [0, 1]"
+            )
+        return Moment(rate, progress, self._generator, dict(self._notes))
+
+    def _layer_states(self, slots: Sequence[Slot], *, reads: bool) -> list[LayerState]:
+        """The layers for an update; momentum and gradients only if it ``reads`` them."""
+        absent: list[Tensor | None] = [None] * len(slots)
+        momenta = [self._momentum(slot) for slot in slots] if reads and self._reads_momentum else absent
+        gradients = [_gradient(slot.weight) for slot in slots] if reads else absent
+        weights = [slot.weight.detach() for slot in slots]
+        rows = zip(
+            slots, weights, _zeros_if_some(momenta, weights), _zeros_if_some(gradients, weights), strict=True
+        )
+        return [
+            LayerState(
+                slot.masked.name, weight, slot.masked.mask, momentum, gradient, **self._companions.of(slot)
+            )
+            for slot, weight, momentum, gradient in rows
+        ]
+
+    def _momentum(self, slot: Slot) -> Tensor | None:
+        momentum = read_momentum(self._optimizer, slot.weight)
+        return self._averages.get(slot.masked.name) if momentum is None else momentum
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "cycle": self._cycle,
+            "step": self._step,
+            "generator": self._generator.get_state(),
+            "averages": dict(self._averages),
+            "notes": dict(self._notes),
+            "companions": self._companions.state(),
+            "layers": self._shapes(),
+            "history": [record.to_plain() for record in self.history],
+        }
+
+    def _read_own_state(self, own: Any) -> Callable[[], None]:
+        self._check_own_state(own)
+        try:  # all that can fail comes before anything changes
+            torch.Generator().set_state(own["generator"].cpu())
+            history = [CycleRecord.from_plain(plain) for plain in own["history"]]
+            cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
+            Companions(self._rules).load(own["companions"], self._slots)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"state_dict[{self._key!r}] is damaged: {error!r}; save it again"
+            ) from error
+
+        def take_over() -> None:
+            self._cycle, self._step, self._notes, self.history = cycle, step, notes, history
+            self._generator.set_state(own["generator"].cpu())
+            self._refresh()
+            self._companions.load(own["companions"], self._slots)
+            devices = {slot.masked.name: slot.weight.device for slot in self._slots}
+            self._averages = {
+                name: average.to(devices[name], copy=True) for name, average in own["averages"].items()
+            }
+
+        return take_over
+
+    def _check_own_state(self, own: Any) -> None:
+        if not isinstance(own, Mapping):
+            raise CheckpointError(
+                f"state_dict has no {self._key!r} entry; it must come from {type(self).__name__}.state_dict(). "
+                "To start from the plain optimizer's state, load it into that optimizer before wrapping it"
+            )
+        expected = {"cycle", "step", "generator", "averages", "notes", "companions", "layers", "history"}
+        missing = expected - own.keys()
+        if missing:
+            raise CheckpointError(
+                f"state_dict[{self._key!r}] lacks {', '.join(sorted(missing))}; save it again"
+            )
+        saved, present = dict(own["layers"]), self._shapes()
+        strange = sorted(set(own["averages"]) - set(saved))
+        if strange:
+            raise CheckpointError(
+                f"state_dict[{self._key!r}] has averages of unknown layers: {', '.join(strange)}"
+            )
+        differing = sorted(n for n in saved.keys() | present.keys() if saved.get(n) != present.get(n))
+        if differing:
+            raise CheckpointError(
+                f"state_dict was saved for other masked layers: {', '.join(differing)} differ in name or "
+                "shape. Build the model and the optimizer as they were when it was saved"
+            )
+
+
+def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
+    """Zeros for layers without a value when others have one: they never got a gradient."""
+    if all(value is None for value in values):
+        return values
+    return [
+        torch.zeros_like(weight) if value is None else value
+        for value, weight in zip(values, like, strict=True)
+    ]
+
+
+def _gradient(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else finite(weight.grad)
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if isinstance(optimizer, SparseOptimizer):
+        raise ArgumentError(
+            f"optimizer is a {type(optimizer).__name__} already; wrap the optimizer inside it instead"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; "
+            "SparseMomentum(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, cycles=...)"
+        )
+
+
+def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if generator.device.type != "cpu":
+        raise ArgumentError(f"generator is on {generator.device}; pass a CPU torch.Generator")
+    return generator

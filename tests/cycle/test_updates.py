@@ -1,0 +1,225 @@
+"""Updates beside the swap: thinning, stored values, constant fan-in; updates in turn; timing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import layer_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsefx.cycle import (
+    DENSITIES,
+    GROW,
+    PRUNE,
+    REDISTRIBUTE,
+    Clock,
+    ConstantFanIn,
+    Hysteresis,
+    LayerState,
+    Moment,
+    Swap,
+    Thin,
+    Timing,
+    in_turn,
+    positive,
+)
+from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
+from sparsefx.errors import ArgumentError, CycleError
+
+
+def full(values):
+    weight = torch.tensor(values)
+    return LayerState("full", weight, torch.ones_like(weight).bool())
+
+
+def masks(outcomes):
+    return [outcome.mask.int().tolist() for outcome in outcomes]
+
+
+def test_the_cubic_schedule_by_hand():
+    values = [1 - DENSITIES["cubic"](1.0, 0.1, progress) for progress in (0, 0.25, 0.5, 0.75, 1, 2)]
+    assert values == pytest.approx([0, 0.5203125, 0.7875, 0.8859375, 0.9, 0.9])
+    assert DENSITIES["geometric"](1.0, 0.01, 0.5) == pytest.approx(0.1)
+    assert DENSITIES["at_once"](1.0, 0.01, 0.0) == 0.01
+
+
+def test_thin_keeps_the_largest_of_each_layer_or_of_all():
+    layers = [full([0.1, -0.2, 0.3, 0.4]), full([5.0, 6.0, -7.0, 8.0])]
+    halfway = Moment(progress=1.0)
+    assert masks(Thin(1.0, 0.5, DENSITIES["cubic"])(layers, halfway)) == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    everywhere = Thin(1.0, 0.5, DENSITIES["cubic"], "global")
+    assert masks(everywhere(layers, halfway)) == [[0, 0, 0, 1], [0, 1, 1, 1]]
+
+
+def test_thin_never_brings_a_weight_back_unless_it_is_stored():
+    layer = LayerState("layer", torch.tensor([0.0, 2.0, 3.0]), torch.tensor([0, 1, 1]).bool())
+    thin = Thin(1.0, 1 / 3, DENSITIES["at_once"])
+    assert masks(thin([layer], Moment())) == [[0, 0, 1]]
+    assert masks(thin([replace(layer, stored=torch.tensor([-9.0, 2.0, 3.0]))], Moment())) == [[1, 0, 0]]
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.sampled_from(["layer", "global"]))
+@settings(deadline=None, max_examples=50)
+def test_thin_is_exact_and_nested(seed, final, scope):
+    layers = [layer_state((4, 5), 20, seed, "a"), layer_state((3, 2, 2, 2), 24, seed + 1, "b")]
+    thin = Thin(1.0, final, DENSITIES["cubic"], scope)
+    before = 44
+    for progress in (0.0, 0.3, 0.7, 1.0):
+        outcomes = thin(layers, Moment(progress=progress))
+        total = sum(int(outcome.mask.sum()) for outcome in outcomes)
+        least = 2 if scope == "global" else 0
+        assert total == max(least, round(DENSITIES["cubic"](1.0, final, progress) * 44))
+        assert total <= before
+        assert not any((o.mask & ~layer.mask).any() for o, layer in zip(outcomes, layers, strict=True))
+        layers = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
+        before = total
+
+
+def test_hysteresis_leaves_the_band_alone_and_brings_back_what_is_above():
+    stored = torch.tensor([0.5, 0.95, 0.95, 1.05, 1.2, 1.2])
+    mask = torch.tensor([1, 1, 0, 0, 0, 1]).bool()
+    layer = LayerState("layer", stored * mask, mask, stored=stored)
+    moment = Moment(notes={"levels": [1.0]})
+    assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 1, 0, 0, 1, 1]]
+
+
+def test_hysteresis_sets_its_thresholds_once():
+    stored = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    layer = LayerState("layer", stored, torch.ones(4).bool(), stored=stored)
+    moment = Moment()
+    assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 0, 1, 1]]
+    assert moment.notes["levels"] == [3.0]
+    Hysteresis(0.5)([replace(layer, stored=stored * 10)], moment)
+    assert moment.notes["levels"] == [3.0]
+    moment = Moment()
+    Hysteresis(0.5, deviations=1.0)([layer], moment)
+    assert moment.notes["levels"] == pytest.approx([2.5 + 5**0.5 / 3**0.5])
+    with pytest.raises(CycleError, match="keeps no inactive values"):
+        Hysteresis(0.5)([replace(layer, stored=None)], Moment())
+
+
+def test_positive_by_hand():
+    stored, sign = torch.tensor([1.0, -1.0, -2.0, 2.0]), torch.tensor([1, 1, -1, -1], dtype=torch.int8)
+    layer = LayerState("layer", stored, torch.zeros(4).bool(), stored=stored, sign=sign)
+    assert masks(positive([layer], Moment())) == [[1, 0, 1, 0]]
+
+
+def fan_in(seed, neurons, inputs, active):
+    layer = layer_state((neurons, inputs), 0, seed)
+    mask = constant_fan_in_mask(torch.Size((neurons, inputs)), active, torch.Generator().manual_seed(seed))
+    weight = torch.randn(neurons, inputs, generator=torch.Generator().manual_seed(seed)) * mask
+    return replace(layer, weight=weight, mask=mask)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 8),
+    st.integers(2, 12),
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.3, 0.9]),
+)
+@settings(deadline=None, max_examples=80)
+def test_fan_in_stays_constant(seed, neurons, inputs, rate, salient):
+    active = torch.randint(neurons, neurons * inputs + 1, (), generator=torch.Generator().manual_seed(seed))
+    layers = [fan_in(seed, neurons, inputs, int(active)), fan_in(seed + 1, neurons, inputs, int(active))]
+    moment = Moment(rate)
+    outcomes = ConstantFanIn(salient)(layers, moment)
+    for layer, outcome, is_last in zip(layers, outcomes, (False, True), strict=True):
+        counts = outcome.mask.sum(1)
+        alive = counts[counts > 0]
+        assert len(alive) >= 1
+        assert bool((alive == alive[0]).all())
+        assert layer.active - len(alive) < int(counts.sum()) <= layer.active
+        assert not is_last or len(alive) == neurons
+
+
+def test_neurons_without_salient_weights_are_ablated():
+    weight = torch.tensor([[9.0, 8.0, 0.0, 0.0], [0.1, 0.2, 0.0, 0.0], [7.0, 6.0, 0.0, 0.0]])
+    gradient = torch.tensor([[0.0, 0.0, 5.0, 4.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    layer = LayerState("layer", weight, weight != 0, gradient=gradient)
+    after = ConstantFanIn(0.5)([layer, layer], Moment(1 / 3))[0].mask
+    assert after.int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+
+
+def test_a_constant_fan_in_needs_one_input_each():
+    with pytest.raises(ArgumentError, match="4 active weights for 5 neurons"):
+        constant_fan_in_mask(torch.Size((5, 3)), 4)
+
+
+def test_updates_in_turn_are_told_together():
+    layer = layer_state((6, 6), 36, 3)
+    swap = Swap(PRUNE["magnitude"], REDISTRIBUTE["none"], GROW["gradient"])
+    updates = (Thin(1.0, 0.5, DENSITIES["at_once"]), swap)
+    (outcome,) = in_turn(updates, [layer], Moment(rate=0.25))
+    assert int(outcome.mask.sum()) == 18
+    assert outcome.record.active == 18
+    assert outcome.record.pruned - outcome.record.grown == 18
+    assert bool(outcome.grown.any())  # pruned by the one, grown by the other
+    with pytest.raises(CycleError, match="must return a list of one LayerOutcome"):
+        in_turn((lambda layers, moment: [],), [layer], Moment())
+
+
+def test_regrown_weights_may_keep_their_values():
+    layer = layer_state((2, 2), 3, 0)
+    swap = Swap(PRUNE["magnitude"], REDISTRIBUTE["none"], GROW["gradient"], "floor", keeps_regrown=True)
+    (outcome,) = swap([layer], Moment(rate=1.0))
+    assert not (outcome.grown & layer.mask).any()
+    assert int(outcome.mask.sum()) == 3
+    assert outcome.record.grown == 3
+
+
+def test_floor_and_ceiling():
+    layer = layer_state((10, 10), 25, 0)
+    for rounding, pruned in (("floor", 7), ("ceil", 8)):
+        swap = Swap(PRUNE["magnitude"], REDISTRIBUTE["none"], GROW["random"], rounding)
+        assert swap([layer], Moment(rate=0.3))[0].record.pruned == pruned
+
+
+def test_survivors_decide_after_pruning():
+    layers = [layer_state((10, 10), 50, 0, "a"), layer_state((10, 10), 50, 1, "b")]
+    layers[1] = replace(layers[1], weight=layers[1].weight * 100)
+    swap = Swap(PRUNE["global_magnitude"], REDISTRIBUTE["survivors"], GROW["random_fresh"])
+    outcomes = swap(layers, Moment(0.5, generator=torch.Generator()))
+    assert [o.record.pruned for o in outcomes] == [49, 1]
+    assert [o.record.grown for o in outcomes] == [1, 49]
+
+
+STEPS = [
+    (Timing(), [10, 20, 30]),
+    (Timing(epochs=2), [20]),
+    (Timing(every=7), [7, 14, 21, 28, 35]),
+    (Timing(every=10, last=0.5), [10]),
+    (Timing(every=10, last=0.5, at_last=True), [10, 20]),
+    (Timing(every=5, first=0.25, last=0.75), [10, 15, 20, 25]),
+    (Timing(every=((0.0, 5), (0.5, 10))), [5, 10, 15, 20, 30]),
+    (Timing(every=1, chance=lambda step: step == 3), [3]),
+]
+
+
+@pytest.mark.parametrize(("timing", "steps"), STEPS)
+def test_when_updates_are_due(timing, steps):
+    clock = Clock(timing, steps=40, epoch_steps=10)
+    assert [step for step in range(1, 41) if clock.is_due(step, torch.Generator())] == steps
+
+
+def test_progress():
+    clock = Clock(Timing(every=10, last=0.75), steps=100, epoch_steps=10)
+    assert [clock.progress(step) for step in (0, 30, 75, 90)] == pytest.approx([0, 0.4, 1, 1])
+    clock = Clock(Timing(every=10, first=0.1, last=0.75, at_last=True), steps=100, epoch_steps=10)
+    assert [clock.progress(step) for step in (5, 10, 40, 70, 75)] == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"first": 0.5, "last": 0.4}, "first=0.5 and last=0.4"),
+        ({"every": 0}, "every=0 is not a whole number"),
+        ({"every": "week"}, "every='week' is neither"),
+    ],
+)
+def test_timings_that_cannot_be(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        Timing(**options)
