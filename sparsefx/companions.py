@@ -34,12 +34,12 @@ class Companions:
         """Start from the model as it is."""
         for slot in slots:
             name, weight, mask = slot.masked.name, slot.weight.detach(), slot.masked.mask
-            if self._rules.memory is not None:
-                self._put("stored", name, weight.clone())
-            if self._rules.memory == "backward":
-                self._put("backward", name, self._backward(weight, mask))
             if self._rules.signs:
                 self._put("sign", name, _signs(weight, mask, generator))
+            if self._rules.memory is not None:
+                self._put("stored", name, self._first_stored(slot, generator))
+            if self._rules.memory == "backward":
+                self._put("backward", name, self._backward(weight, mask))
             if self._rules.explores:
                 self._put("explored", name, mask.clone())
             if self._rules.new_weights == "initial":
@@ -48,7 +48,7 @@ class Companions:
 
     def of(self, slot: Slot) -> dict[str, Tensor]:
         """What a layer's state shows of them."""
-        kinds = ("stored", "sign", "explored")
+        kinds = ("stored", "backward", "sign", "explored")
         return {
             kind: self._get(kind, slot) for kind in kinds if slot.masked.name in self.tensors.get(kind, {})
         }
@@ -69,6 +69,9 @@ class Companions:
             else:
                 learns = slot.masked.mask if self._rules.memory == "active" else self._get("backward", slot)
                 torch.where(learns, weight, stored, out=stored)
+            if self._rules.least is not None:  # of what has the wrong sign
+                sign = self._get("sign", slot)
+                stored.mul_(sign).clamp_(min=self._rules.least).mul_(sign)
 
     @torch.no_grad()
     def renew(self, slot: Slot, outcome: LayerOutcome, generator: torch.Generator) -> None:
@@ -121,6 +124,16 @@ class Companions:
         if by_name[name].device != slot.weight.device:
             by_name[name] = by_name[name].to(slot.weight.device)
         return by_name[name]
+
+    def _first_stored(self, slot: Slot, generator: torch.Generator) -> Tensor:
+        """The weight; inactive weights with a lower bound start anywhere between it and 0."""
+        stored = slot.weight.detach().clone()
+        if self._rules.least is None:
+            return stored
+        depth = (
+            torch.rand(stored.shape, generator=generator).to(stored.device, stored.dtype) * self._rules.least
+        )
+        return torch.where(slot.masked.mask, stored, depth * self._get("sign", slot))
 
     def _backward(self, stored: Tensor, mask: Tensor) -> Tensor:
         """The largest of the stored weights, by so many more than are active."""

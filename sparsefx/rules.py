@@ -33,6 +33,8 @@ class Rules:
         memory: None, or which stored weights learn: ``"all"``, ``"active"`` ones, or the ``"backward"`` set,
             the largest of them. The model computes with the active ones alone.
         backward: with ``memory="backward"``, how much denser that set is than the active one.
+        least: with a memory and signs, how far a stored weight may go below 0 in its position's sign;
+            inactive weights start anywhere between.
         gradient_terms: added to the gradient before each step.
         signs: each position is bound to a sign, which an active weight has at first.
         explores: keep count of what was ever active, one byte a weight.
@@ -46,6 +48,7 @@ class Rules:
     replaces_step: bool = False
     memory: Literal["all", "active", "backward"] | None = None
     backward: float = 0.0
+    least: float | None = None
     gradient_terms: tuple[GradientTerm, ...] = ()
     signs: bool = False
     explores: bool = False

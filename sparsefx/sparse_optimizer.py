@@ -105,6 +105,16 @@ class SparseOptimizer(WrappedOptimizer):
         self._companions.begin(self._slots, self._generator)
 
     @property
+    def wrapped(self) -> Optimizer:
+        """The optimizer inside."""
+        return self._optimizer
+
+    @property
+    def steps_done(self) -> int:
+        """Steps so far."""
+        return self._step
+
+    @property
     def explored(self) -> float | None:
         """Fraction of all maskable positions that were ever active, if the rules keep count of it.
 
@@ -243,8 +253,8 @@ class SparseOptimizer(WrappedOptimizer):
     def _add_gradient_terms(self) -> None:
         if not self._rules.gradient_terms:
             return
-        moment = self._moment()
-        for slot, layer in zip(self._slots, self._layer_states(self._slots, reads=False), strict=True):
+        moment, layers = self._moment(), self._layer_states(self._slots, reads=True)
+        for slot, layer in zip(self._slots, layers, strict=True):
             gradient = slot.weight.grad
             if gradient is not None:
                 for term in self._rules.gradient_terms:

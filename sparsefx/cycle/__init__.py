@@ -5,6 +5,7 @@ from sparsefx.cycle.constant_fan_in import ConstantFanIn
 from sparsefx.cycle.decay import DECAY, Decay
 from sparsefx.cycle.densities import DENSITIES, Densities
 from sparsefx.cycle.for_all_layers import ForAllLayers
+from sparsefx.cycle.gradient_terms import ExplorationPenalty, RandomWalk
 from sparsefx.cycle.grow import GROW, Grow
 from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
@@ -29,6 +30,7 @@ __all__ = [
     "CycleRecord",
     "Decay",
     "Densities",
+    "ExplorationPenalty",
     "ForAllLayers",
     "Grow",
     "Hysteresis",
@@ -39,6 +41,7 @@ __all__ = [
     "Moment",
     "OfSurvivors",
     "Prune",
+    "RandomWalk",
     "Redistribute",
     "Swap",
     "Thin",

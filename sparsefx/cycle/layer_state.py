@@ -20,6 +20,7 @@ class LayerState:
         gradient: the gradient of the last backward pass, finite, shape ``S``; None if there is none.
         stored: the weight with the values that its inactive positions keep, shape ``S``; None for a
             method that keeps none.
+        backward: bool, shape ``S``, the weights that learn, active or not; None where all do.
         sign: int8, shape ``S``, the sign 1 or -1 that each position is bound to; None for a method
             without.
         explored: bool, shape ``S``, True where the weight was ever active; None if nobody keeps count.
@@ -32,6 +33,7 @@ class LayerState:
     momentum: Tensor | None = None
     gradient: Tensor | None = None
     stored: Tensor | None = None
+    backward: Tensor | None = None
     sign: Tensor | None = None
     explored: Tensor | None = None
     removed: Tensor | None = None

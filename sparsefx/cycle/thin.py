@@ -34,6 +34,7 @@ class Thin:
         scope: ``"layer"`` gives each layer its share by ``distribution``; ``"global"`` keeps the largest of
             all layers' weights, at least one a layer.
         distribution: how the density is divided among layers.
+        until: the progress at which the final density is reached.
     """
 
     start: float
@@ -41,12 +42,13 @@ class Thin:
     densities: Densities
     scope: Literal["layer", "global"] = "layer"
     distribution: str | Distribution = "uniform"
+    until: float = 1.0
 
     reads_momentum = False
 
     def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
         """One outcome a layer; see :data:`Update`."""
-        density = self.densities(self.start, self.final, moment.progress)
+        density = self.densities(self.start, self.final, moment.progress / self.until)
         return keep_largest(layers, density, self.scope, self.distribution)
 
 

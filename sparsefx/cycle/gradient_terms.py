@@ -1,0 +1,70 @@
+"""What some methods add to the gradient before each step: regularisation, and noise to walk by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.moment import Moment
+from sparsefx.cycle.prune import sign_of
+from sparsefx.errors import CycleError
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """An L1 penalty and noise on active weights (DEEP-R: Bellec et al. 2018, algorithm 1).
+
+    With plain SGD of learning rate ``lr`` a weight moves by ``lr * (l1 + noise * n)`` besides, ``n`` standard
+    normal, ``l1`` towards 0.
+
+    Attributes:
+        l1: strength of the penalty.
+        noise: standard deviation of the noise.
+        dormant: inactive weights walk too, by the noise alone (algorithm 2); without, they are at rest.
+    """
+
+    l1: float = 1e-5
+    noise: float = 1e-5
+    dormant: bool = False
+
+    def __call__(self, layer: LayerState, moment: Moment) -> Tensor:
+        """What is added to the layer's gradient, of its weight's shape.
+
+        Raises:
+            CycleError: the layer has no signs, or inactive weights walk and it has no gradient.
+        """
+        shape, device = layer.weight.shape, layer.weight.device
+        walk = torch.randn(shape, generator=moment.generator).to(device, layer.weight.dtype) * self.noise
+        pull = sign_of(layer) * self.l1
+        if not self.dormant:
+            return torch.where(layer.mask, pull + walk, 0.0)
+        if layer.gradient is None:
+            raise CycleError(f"no gradient for {layer.name!r}; call step() after backward()")
+        return torch.where(layer.mask, pull, -layer.gradient) + walk
+
+
+@dataclass(frozen=True)
+class ExplorationPenalty:
+    """An L1 penalty, stronger where a weight learns but is not active (Jayakumar et al. 2020, section 2.2).
+
+    Attributes:
+        strength: the penalty's factor; divided by ``density`` outside the active set.
+        density: fraction of the weights that is active.
+    """
+
+    strength: float
+    density: float
+
+    def __call__(self, layer: LayerState, moment: Moment) -> Tensor:
+        """What is added to the layer's gradient, of its weight's shape.
+
+        Raises:
+            CycleError: the layer has no backward set.
+        """
+        if layer.stored is None or layer.backward is None:
+            raise CycleError(f"layer {layer.name!r} has no backward set; use memory='backward'")
+        factor = torch.where(layer.mask, 1.0, layer.backward / self.density)
+        return self.strength * factor * layer.stored.sign()
