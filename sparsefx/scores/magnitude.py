@@ -1,0 +1,20 @@
+"""Keep what is large."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparsefx.masks import masked_weights
+from sparsefx.scores.task import Task
+
+
+def magnitude(task: Task) -> dict[str, Tensor]:
+    """``|w|``, without data (Han et al. 2015, section 3; Frankle & Carbin 2019).
+
+    Args:
+        task: only its model is looked at.
+
+    Returns:
+        For each masked weight's name a tensor of its shape; higher is more worth keeping.
+    """
+    return {masked.name: masked.weight.detach().abs() for masked in masked_weights(task.model)}

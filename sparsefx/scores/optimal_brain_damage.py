@@ -1,0 +1,40 @@
+"""Optimal Brain Damage: how much the loss grows, to second order, when a weight is removed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparsefx.errors import unknown_name
+from sparsefx.masks import masked_weights
+from sparsefx.scores.curvature import CURVATURES, Curvature
+from sparsefx.scores.task import Task
+
+
+def optimal_brain_damage(task: Task, *, curvature: str | Curvature = "gauss-newton") -> dict[str, Tensor]:
+    """``h * w^2 / 2``, h the Hessian's diagonal at a trained network (LeCun, Denker & Solla 1990, eq. 5).
+
+    Mixed derivatives are neglected, and the gradient, which is 0 where training has converged.
+
+    Args:
+        task: the training data or enough of it, and the training loss. The model is run in
+            evaluation mode.
+        curvature: ``"gauss-newton"`` (as many gradients an example as there are outputs), ``"fisher"``
+            (one) or ``"hutchinson"`` (any loss, second derivatives), or a callable ``(task, model)``
+            such as :func:`functools.partial` of one of these. Negative curvature counts as 0.
+
+    Returns:
+        For each masked weight's name a nonnegative tensor of its shape; higher is more worth keeping.
+
+    Raises:
+        ArgumentError: there are no batches, or nobody registered that curvature.
+    """
+    if isinstance(curvature, str):
+        if curvature not in CURVATURES:
+            raise unknown_name("curvature", curvature, CURVATURES)
+        curvature = CURVATURES[curvature]
+    with task.scratch(training=False) as model:
+        diagonal = curvature(task, model)
+        return {
+            layer.name: 0.5 * diagonal[layer.name].clamp(min=0) * layer.weight.detach().square()
+            for layer in masked_weights(model)
+        }
