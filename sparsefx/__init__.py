@@ -25,12 +25,17 @@ from sparsefx.layers import (
     MaskedLinear,
 )
 from sparsefx.masks import MaskedWeight, apply_masks, masked_weights
+from sparsefx.methods import METHODS, Method, Training, method
 from sparsefx.optimizer import SparseMomentum
+from sparsefx.pruning import prune
 from sparsefx.report import ExportReport, ModelReport, report
+from sparsefx.rules import Rules
+from sparsefx.sparse_optimizer import SparseOptimizer
 from sparsefx.sparsify import sparsify
 from sparsefx.speedup import SpeedupEstimate, estimate_speedup
 
 __all__ = [
+    "METHODS",
     "ArchiveError",
     "ArgumentError",
     "CheckpointError",
@@ -46,15 +51,21 @@ __all__ = [
     "MaskedLayer",
     "MaskedLinear",
     "MaskedWeight",
+    "Method",
     "ModelReport",
+    "Rules",
     "SparseFxError",
     "SparseMomentum",
+    "SparseOptimizer",
     "SpeedupEstimate",
+    "Training",
     "apply_masks",
     "estimate_speedup",
     "export",
     "load",
     "masked_weights",
+    "method",
+    "prune",
     "report",
     "save",
     "sparsify",

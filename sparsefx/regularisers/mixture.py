@@ -1,0 +1,78 @@
+"""A mixture of one-dimensional Gaussians, and the joining of components that are alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SAME = 1e-10  # components with a divergence below this are one
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of J Gaussians.
+
+    Attributes:
+        log_proportions: shape (J,), log-sum-exp 0.
+        means: shape (J,).
+        log_precisions: shape (J,): minus the log of each variance.
+    """
+
+    log_proportions: Tensor
+    means: Tensor
+    log_precisions: Tensor
+
+    def joint(self, values: Tensor) -> Tensor:
+        """log(proportion_j * N(value | mean_j, variance_j)), from shape (N,) to (N, J)."""
+        squares = (values.unsqueeze(-1) - self.means).square() * self.log_precisions.exp()
+        return self.log_proportions + 0.5 * (self.log_precisions - math.log(2 * math.pi) - squares)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        """The log density of each value, shape (N,)."""
+        return self.joint(values).logsumexp(-1)
+
+    def responsibilities(self, values: Tensor) -> Tensor:
+        """The probability of each component given a value, shape (N, J)."""
+        return self.joint(values).softmax(-1)
+
+    def merged(self) -> Mixture:
+        """Join components until none are alike, the nearest pair first.
+
+        A joint component has the sum of the proportions and their weighted mean of means and precisions.
+        """
+        mixture = self
+        while len(mixture.means) > 1:
+            divergences = mixture.divergences().fill_diagonal_(math.inf)
+            nearest = int(divergences.argmin())
+            if float(divergences.flatten()[nearest]) >= _SAME:
+                break
+            mixture = mixture._joined(*sorted(divmod(nearest, len(mixture.means))))
+        return mixture
+
+    def divergences(self) -> Tensor:
+        """The Kullback-Leibler divergence from component i (row) to component j (column), shape (J, J)."""
+        log_ratio = self.log_precisions.unsqueeze(1) - self.log_precisions
+        distances = (self.means.unsqueeze(1) - self.means).square()
+        return 0.5 * (log_ratio + (-log_ratio).exp() + self.log_precisions.exp() * distances - 1)
+
+    def _joined(self, first: int, second: int) -> Mixture:
+        pair = [first, second]
+        proportions = self.log_proportions[pair].exp()
+        shares = proportions / proportions.sum()
+        values = (
+            proportions.sum().log(),
+            shares @ self.means[pair],
+            (shares @ self.log_precisions[pair].exp()).log(),
+        )
+        return Mixture(
+            *(
+                torch.cat([part[:first], value.view(1), part[first + 1 : second], part[second + 1 :]])
+                for part, value in zip(self._parts(), values, strict=True)
+            )
+        )
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.log_proportions, self.means, self.log_precisions
