@@ -361,7 +361,8 @@ class SparseOptimizer(WrappedOptimizer):
     def _check_own_state(self, own: Any) -> None:
         if not isinstance(own, Mapping):
             raise CheckpointError(
-                f"state_dict has no {self._key!r} entry; it must come from {type(self).__name__}.state_dict(). "
+                f"state_dict has no {self._key!r} entry; it must come from "
+                f"{type(self).__name__}.state_dict(). "
                 "To start from the plain optimizer's state, load it into that optimizer before wrapping it"
             )
         expected = {"cycle", "step", "generator", "averages", "notes", "companions", "layers", "history"}

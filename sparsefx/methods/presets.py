@@ -16,8 +16,8 @@ from sparsefx.cycle import (
     positive,
 )
 from sparsefx.errors import unknown_name
-from sparsefx.methods.method import Method
 from sparsefx.methods.rounds import Rounds
+from sparsefx.methods.row import Method
 
 _EVERY_100 = Timing(every=100, last=0.75)
 

@@ -15,7 +15,7 @@ from sparsefx.cycle import Clock, LayerState, Timing, keep_largest
 from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masks import masked_weights
-from sparsefx.methods.method import Method
+from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
 from sparsefx.parts import resolve
 from sparsefx.pruning import prune

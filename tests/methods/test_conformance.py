@@ -1,0 +1,250 @@
+"""Every method of the table keeps what all methods must: a new row inherits these tests."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparsefx
+from sparsefx import METHODS, Training, masked_weights, method
+from sparsefx.masks import check_invariant
+
+STEPS, EPOCH, DENSITY = 12, 3, 0.3
+
+OFTEN = {"every": 2}
+OPTIONS = {
+    "dsr": {"every": 2},
+    "deep-r": {},
+    "rigl": OFTEN,
+    "snfs": OFTEN,
+    "set-itop": OFTEN,
+    "rigl-itop": OFTEN,
+    "srigl": OFTEN,
+    "granet": OFTEN,
+    "gradual": OFTEN,
+    "mest": {"epochs": 1, "prune_rate": 0.4},
+    "compressed-sparse": {"epochs": 1},
+    "synflow": {"score_rounds": 5},
+    "lottery-ticket": {"prunings": 2, "rewind": 0.25},
+    "han": {"prunings": 2},
+    "optimal-brain-damage": {"prunings": 2},
+    "surgery": {"chance": None},
+}
+
+# Methods whose final number of weights is their own affair.
+FREE = {"soft-deep-r", "surgery", "srigl"}
+DENSE = {"dense", "thin-dense"}
+
+
+def row(name):
+    return method(name, density=1.0 if name in DENSE else DENSITY, **OPTIONS.get(name, {}))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.first = nn.Linear(6 * 4, 10)
+        self.last = nn.Linear(10, 4)
+
+    def forward(self, x):
+        h = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
+        return self.last(F.relu(self.first(h.flatten(1))))
+
+
+def batches(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(8, 2, 4, 4, generator=generator), torch.randint(0, 4, (8,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def start(name, seed=0):
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(5)
+    # balanced, for scores that want every class
+    data = [(torch.randn(8, 2, 4, 4, generator=generator), torch.arange(8) % 4) for _ in range(2)]
+    return Training(
+        row(name),
+        Net(),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-4),
+        steps=STEPS,
+        epoch_steps=EPOCH,
+        batches=data,
+        samples=64,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def train_round(training, first=0, last=None):
+    data = batches(STEPS, seed=training.round)
+    for x, y in data[first : training.steps if last is None else last]:
+        training.optimizer.zero_grad()
+        (F.cross_entropy(training.model(x), y) + training.penalty()).backward()
+        training.optimizer.step()
+        yield
+
+
+def run(training):
+    for _ in training.rounds():
+        for _ in train_round(training):
+            pass
+    return training.finish()
+
+
+def masks(model):
+    return {masked.name: masked.mask.clone() for masked in masked_weights(model)}
+
+
+def density(model):
+    found = masks(model).values()
+    return sum(int(mask.sum()) for mask in found) / sum(mask.numel() for mask in found)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_are_masked_after_every_step(name):
+    training = start(name)
+    for _ in training.rounds():
+        for _ in train_round(training):
+            check_invariant(training.model)
+            for masked in masked_weights(training.model):
+                assert masked.mask.dtype == torch.bool
+                assert masked.mask.shape == masked.weight.shape
+                assert bool(masked.weight.isfinite().all())
+    model = training.finish()
+    check_invariant(model)
+    assert [masked.name for masked in masked_weights(model)] == [
+        "conv",
+        "first",
+        "last",
+    ]  # no biases, no norms
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ends_at_its_density(name):
+    model = run(start(name))
+    if name in DENSE:
+        assert density(model) == 1
+    elif name in FREE:
+        assert 0.02 < density(model) < 0.9
+    else:
+        total = sum(mask.numel() for mask in masks(model).values())
+        assert density(model) * total == pytest.approx(round(DENSITY * total))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_deterministic_and_follows_its_generator(name):
+    one, same = run(start(name)), run(start(name))
+    for key, tensor in one.state_dict().items():
+        assert torch.equal(tensor, same.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("at", [1, 6])
+def test_resumes_bit_for_bit(name, at):
+    whole, first = start(name), start(name)
+    rounds = row(name).rounds
+    stop_round = 0 if rounds is None else 1
+    for training in (whole, first):
+        torch.manual_seed(1)
+        for number in training.rounds():
+            last = min(at, training.steps) if number == stop_round else None
+            for _ in train_round(training, last=last):
+                pass
+            if number == stop_round:
+                break
+    saved = io.BytesIO()
+    torch.save((first.model.state_dict(), first.state_dict(), torch.get_rng_state()), saved)
+    second = start(name, seed=7)
+    saved.seek(0)
+    model, state, rng = torch.load(saved, weights_only=True)
+    second.model.load_state_dict(model)
+    second.load_state_dict(state)
+    results = []
+    for training in (whole, second):
+        torch.set_rng_state(rng)
+        at_first = min(at, training.steps)
+        for number in training.rounds():
+            for _ in train_round(training, first=at_first if number == stop_round else 0):
+                pass
+        results.append(training.finish().state_dict())
+    for key, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][key]), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_export_takes_it(name):
+    model = run(start(name)).double().eval()
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    expected = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compact = sparsefx.export(model, (x,))
+    torch.testing.assert_close(compact(x), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_network_given_is_left_alone(name):
+    torch.manual_seed(3)
+    net = Net()
+    before = copy.deepcopy(net.state_dict())
+    training = Training(
+        row(name),
+        net,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+        steps=STEPS,
+        epoch_steps=EPOCH,
+        batches=[(torch.randn(8, 2, 4, 4), torch.arange(8) % 4)] * 2,
+        samples=64,
+    )
+    for _ in train_round(training):
+        pass
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in before.items())
+
+
+SWAPS = [name for name in METHODS if METHODS[name].prune is not None and METHODS[name].densities is None]
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_swaps_conserve_counts_at_every_step(name):
+    training = start(name)
+    counts = {key: int(mask.sum()) for key, mask in masks(training.model).items()}
+    changed = False
+    before = masks(training.model)
+    for _ in train_round(training):
+        after = masks(training.model)
+        now = {key: int(mask.sum()) for key, mask in after.items()}
+        if METHODS[name].redistribute == "none":
+            assert now == counts
+        assert sum(now.values()) == sum(counts.values())
+        changed |= any(not torch.equal(after[key], before[key]) for key in after)
+        before = after
+    assert changed or name == "deep-r"  # whether a weight crosses 0 in so few steps is up to chance
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].score is not None])
+def test_single_shot_masks_never_change(name):
+    training = start(name)
+    first = masks(training.model)
+    for _ in train_round(training):
+        assert all(torch.equal(mask, first[key]) for key, mask in masks(training.model).items())
+
+
+@pytest.mark.parametrize("name", ["han", "lottery-ticket", "optimal-brain-damage", "layerwise-obs"])
+def test_masks_of_later_rounds_are_nested(name):
+    training = start(name)
+    before = masks(training.model)
+    for _ in training.rounds():
+        now = masks(training.model)
+        assert all(not (now[key] & ~before[key]).any() for key in now)
+        before = now
+        for _ in train_round(training):
+            pass
