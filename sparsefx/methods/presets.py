@@ -106,7 +106,7 @@ _ROWS = (
         replaces_step=True,
     ),
     Method(
-        "snfs",
+        "snfs-erk",
         "Sparse networks from scratch as in Evci et al. 2020, section 4: no redistribution, ERK.",
         distribution="erk",
         prune="magnitude",
@@ -217,7 +217,7 @@ _ROWS = (
         rounds=Rounds(prunings=10, rewind=0.0),
     ),
     Method(
-        "surgery",
+        "dynamic-network-surgery",
         "Dynamic network surgery (Guo, Yao & Chen 2016, section 3).",
         start=1.0,
         update=lambda method: Hysteresis(method.density),
@@ -233,7 +233,7 @@ _ROWS = (
         ),
     ),
     Method(
-        "layerwise-obs",
+        "layer-wise-obs",
         "Layer-wise optimal brain surgeon (Dong, Chen & Pan 2017, section 3).",
         rounds=Rounds(prunings=1, score="layerwise_obs", compensate=True, retraining=0.25, learning_rate=0.1),
     ),

@@ -22,7 +22,7 @@ OPTIONS = {
     "dsr": {"every": 2},
     "deep-r": {},
     "rigl": OFTEN,
-    "snfs": OFTEN,
+    "snfs-erk": OFTEN,
     "set-itop": OFTEN,
     "rigl-itop": OFTEN,
     "srigl": OFTEN,
@@ -34,11 +34,11 @@ OPTIONS = {
     "lottery-ticket": {"prunings": 2, "rewind": 0.25},
     "han": {"prunings": 2},
     "optimal-brain-damage": {"prunings": 2},
-    "surgery": {"chance": None},
+    "dynamic-network-surgery": {"chance": None},
 }
 
 # Methods whose final number of weights is their own affair.
-FREE = {"soft-deep-r", "surgery", "srigl"}
+FREE = {"soft-deep-r", "dynamic-network-surgery", "srigl"}
 DENSE = {"dense", "thin-dense"}
 
 
@@ -238,7 +238,7 @@ def test_single_shot_masks_never_change(name):
         assert all(torch.equal(mask, first[key]) for key, mask in masks(training.model).items())
 
 
-@pytest.mark.parametrize("name", ["han", "lottery-ticket", "optimal-brain-damage", "layerwise-obs"])
+@pytest.mark.parametrize("name", ["han", "lottery-ticket", "optimal-brain-damage", "layer-wise-obs"])
 def test_masks_of_later_rounds_are_nested(name):
     training = start(name)
     before = masks(training.model)
