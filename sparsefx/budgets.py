@@ -17,7 +17,7 @@ Pool = tuple[list[MaskedWeight], int]
 def falling_densities(layers: Sequence[MaskedWeight], density: float, rounds: int) -> list[float]:
     """The density after each round: ``present * (density / present)^(round / rounds)``.
 
-    Tanaka et al. 2020, section 6, from the present density, which is 1 there.
+    Tanaka et al. 2020, from the present density, which is 1 there.
 
     Raises:
         ArgumentError: the density is outside (0, 1] or above the present one.

@@ -53,7 +53,7 @@ def prune(
         batches: pairs (inputs, targets) on the model's device, for scores that need data; a list or loader.
         loss: ``(output, target)`` to the mean loss, for scores that need it.
         rounds: score and prune so many times, at densities that fall exponentially from the present
-            one (Tanaka et al. 2020, section 6: 100 for SynFlow).
+            one (Tanaka et al. 2020: 100 for SynFlow).
         min_active: each layer keeps so many of its best weights, if it has them.
         compensate: move the kept weights so that each layer's output on ``batches`` changes least
             (:func:`sparsefx.scores.compensated_weights`), as layer-wise OBS does.
@@ -95,7 +95,7 @@ def prune(
 
 @torch.no_grad()
 def prune_below(model: nn.Module, quality: float | Mapping[str, float]) -> dict[str, int]:
-    """Remove the weights with ``|w| < quality * std`` of their layer (Han et al. 2015, section 3).
+    """Remove the weights with ``|w| < quality * std`` of their layer (Han et al. 2015).
 
     The standard deviation is that of the layer's active weights. Which density results depends on
     the weights; :func:`prune` meets a given one.

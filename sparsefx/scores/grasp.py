@@ -23,7 +23,7 @@ def grasp(
     training: bool = True,
     reinitialise_linear: bool = False,
 ) -> dict[str, Tensor]:
-    """``w * (H g)``: what a weight adds to the gradient's squared norm (Wang et al. 2020, section 4, eq. 8).
+    """``w * (H g)``: what a weight adds to the gradient's squared norm (Wang et al. 2020).
 
     ``g`` is the gradient and ``H`` the Hessian of the loss by all masked weights. The paper removes
     the largest of ``-w * (H g)``; with the sign turned, higher is more worth keeping, as elsewhere.

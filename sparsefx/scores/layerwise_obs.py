@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sparsefx.masks import masked_weights
-from sparsefx.scores.layer_inputs import second_moments, weight_rows
+from sparsefx.scores.layer_calls import weight_rows
+from sparsefx.scores.second_moments import second_moments
 from sparsefx.scores.task import Task
 
 
 def layerwise_obs(task: Task, *, damping: float = 1e-5) -> dict[str, Tensor]:
-    """``w_q^2 / (2 [H^-1]_qq)`` with H the second moment of the layer's inputs (Dong et al. 2017, eq. 6).
+    """``w_q^2 / (2 [H^-1]_qq)`` with H the second moment of the layer's inputs (Dong et al. 2017).
 
     That is the least squared error ``mean |change of the layer's output|^2 / 2`` that removing the
     weight costs when its neuron's other active weights are changed to make up for it. All scores of
@@ -46,7 +47,7 @@ def compensated_weights(
 
     Each neuron's kept weights move to the exact minimum of its output's mean squared error,
     ``w_K + H_KK^-1 H_KQ w_Q`` with K what it keeps and Q what it loses: the surgeon's update (Dong et
-    al. 2017, eq. 5) for all of Q at once. Biases stay.
+    al. 2017) for all of Q at once. Biases stay.
 
     Args:
         task: training inputs; neither targets nor loss count. Evaluation mode.

@@ -9,7 +9,7 @@ from sparsefx.scores.task import Task
 
 
 def magnitude(task: Task) -> dict[str, Tensor]:
-    """``|w|``, without data (Han et al. 2015, section 3; Frankle & Carbin 2019).
+    """``|w|``, without data (Han et al. 2015; Frankle & Carbin 2019).
 
     Args:
         task: only its model is looked at.

@@ -11,22 +11,23 @@ from sparsefx.scores.task import Task
 
 
 def optimal_brain_damage(task: Task, *, curvature: str | Curvature = "gauss-newton") -> dict[str, Tensor]:
-    """``h * w^2 / 2``, h the Hessian's diagonal at a trained network (LeCun, Denker & Solla 1990, eq. 5).
+    """``h * w^2 / 2``, h the Hessian's diagonal at a trained network (LeCun, Denker & Solla 1990).
 
     Mixed derivatives are neglected, and the gradient, which is 0 where training has converged.
 
     Args:
         task: the training data or enough of it, and the training loss. The model is run in
             evaluation mode.
-        curvature: ``"gauss-newton"`` (as many gradients an example as there are outputs), ``"fisher"``
-            (one) or ``"hutchinson"`` (any loss, second derivatives), or a callable ``(task, model)``
-            such as :func:`functools.partial` of one of these. Negative curvature counts as 0.
+        curvature: ``"gauss-newton"`` (exact but for the layers' own curvature; a backward pass for each
+            output), ``"fisher"`` (one pass) or ``"hutchinson"`` (an estimate, for any loss and layer), or
+            a callable ``(task, model)`` such as :func:`functools.partial` of one of these. Negative
+            curvature counts as 0.
 
     Returns:
         For each masked weight's name a nonnegative tensor of its shape; higher is more worth keeping.
 
     Raises:
-        ArgumentError: there are no batches, or nobody registered that curvature.
+        ArgumentError: there are no batches, nobody registered that curvature, or it cannot read a layer.
     """
     if isinstance(curvature, str):
         if curvature not in CURVATURES:

@@ -10,7 +10,7 @@ from sparsefx.scores.task import Task
 
 
 def snip(task: Task, *, training: bool = False) -> dict[str, Tensor]:
-    """``|gradient * w|``: the loss' derivative by a gate that multiplies the weight (Lee et al. 2019, eq. 5).
+    """``|gradient * w|``: the loss' derivative by a gate that multiplies the weight (Lee et al. 2019).
 
     The paper divides by the sum of all scores, which changes no ranking and is left out.
 

@@ -10,7 +10,7 @@ from sparsefx.scores.task import Task
 
 
 def synflow(task: Task) -> dict[str, Tensor]:
-    """``|dR/dw * w|`` with R the summed output for an input of ones (Tanaka et al. 2020, section 6, eq. 5).
+    """``|dR/dw * w|`` with R the summed output for an input of ones (Tanaka et al. 2020).
 
     All parameters are taken by their absolute value, in float64 (a deep network's flow overflows
     float32) and evaluation mode. It is meant for many rounds: ``prune(..., rounds=100)``. The
