@@ -53,13 +53,21 @@ def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int)
     with torch.no_grad():
         for _ in range(repeats + 1):
             for (_, layer, source, _), times in zip(calls, samples, strict=True):
+                _finish(source)
                 start = time.perf_counter()
                 layer(source)
+                _finish(source)
                 times.append(time.perf_counter() - start)
     seconds = dict.fromkeys(maskable_layers(model), 0.0)
     for (name, *_), times in zip(calls, samples, strict=True):
         seconds[name] += statistics.median(times[1:])  # the first round warms up
     return seconds
+
+
+def _finish(source: Tensor) -> None:
+    """Wait for the device, which otherwise works on after a call has returned."""
+    if source.is_cuda:
+        torch.cuda.synchronize(source.device)
 
 
 def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:

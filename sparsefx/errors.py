@@ -33,6 +33,14 @@ class ArchiveError(SparseFxError, RuntimeError):
     """A file of an exported model is damaged, not one, or about another model; or none can be written."""
 
 
+class LedgerError(SparseFxError, RuntimeError):
+    """A file of the results ledger is damaged, or a different run is in its place."""
+
+
+class MissingPackageError(SparseFxError, ImportError):
+    """An optional package that this call needs is not installed."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ArgumentError:
     """The error for a name nobody registered, with the nearest registered names.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class SpeedupEstimate:
         ]
         return format_table(["estimate", "by run time", "by FLOPs"], rows)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The estimates as plain data, ready for JSON."""
+        return asdict(self)
+
 
 def estimate_speedup(
     model: nn.Module, example_inputs: Sequence[Any], *, activations: bool = False, repeats: int = 5
@@ -62,23 +67,48 @@ def estimate_speedup(
         ArgumentError: the model has no convolution.
     """
     layers = _convolutions(model)
-    inputs = {name: source for name, _, source, _ in arrivals(model, example_inputs)}
+    inputs: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    for name, _, source, _ in arrivals(model, example_inputs):
+        inputs.setdefault(name, []).append(source)
     seconds = layer_seconds(model, example_inputs, repeats)
     flops = layer_flops(model, example_inputs)
     sparse, dense = {}, {}
     for layer in layers:
-        source = inputs[layer.name]
+        sources = inputs[layer.name]
         sparse[layer.name] = layer.density
         dense[layer.name] = 1 - layer.empty_inputs / layer.in_channels
         if activations:
-            sparse[layer.name] *= _nonzero(source)
-            dense[layer.name] *= _used_maps(source)
+            sparse[layer.name] *= _mean(_nonzero, sources)
+            dense[layer.name] *= _mean(_used_maps, sources)
     return SpeedupEstimate(
         _ratio(seconds, sparse),
         _ratio(seconds, dense),
         _ratio(flops, sparse),
         _ratio(flops, dense),
         {layer.name: seconds[layer.name] for layer in layers},
+    )
+
+
+def average_speedup(estimates: Sequence[SpeedupEstimate]) -> SpeedupEstimate:
+    """The mean of estimates made over training, as the paper reports it (section 4.1).
+
+    Args:
+        estimates: of one model at different times, for example after every epoch.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if not estimates:
+        raise ArgumentError("estimates is empty; pass at least one from estimate_speedup")
+    return SpeedupEstimate(
+        statistics.fmean(estimate.sparse_by_time for estimate in estimates),
+        statistics.fmean(estimate.dense_by_time for estimate in estimates),
+        statistics.fmean(estimate.sparse_by_flops for estimate in estimates),
+        statistics.fmean(estimate.dense_by_flops for estimate in estimates),
+        {
+            name: statistics.fmean(estimate.seconds[name] for estimate in estimates)
+            for name in estimates[0].seconds
+        },
     )
 
 
@@ -92,6 +122,11 @@ def _convolutions(model: nn.Module) -> list[LayerReport]:
 def _ratio(cost: dict[str, float] | dict[str, int], left: dict[str, float]) -> float:
     remaining = sum(cost[name] * fraction for name, fraction in left.items())
     return sum(cost[name] for name in left) / remaining if remaining else float("inf")
+
+
+def _mean(fraction: Callable[[Tensor], float], sources: Sequence[Tensor]) -> float:
+    """Over the calls of a convolution; 1 for one that the model does not call."""
+    return statistics.fmean(map(fraction, sources)) if sources else 1.0
 
 
 def _nonzero(source: Tensor) -> float:

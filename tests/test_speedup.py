@@ -13,6 +13,7 @@ from torch import nn
 import sparsefx
 from sparsefx import ArgumentError
 from sparsefx.layers import mask_layer
+from sparsefx.speedup import SpeedupEstimate, average_speedup
 
 X = torch.randn(2, 4, 6, 6)
 
@@ -72,6 +73,41 @@ def test_activations_scale_both_estimates() -> None:
     nonzero = (2 + 2 / 3) / 4
     assert estimate.sparse_by_flops == pytest.approx(4 / nonzero)
     assert estimate.dense_by_flops == pytest.approx(2 / 0.75)
+
+
+class Shared(nn.Module):
+    """Calls one convolution twice and another never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Conv2d(2, 2, 1, bias=False)
+        self.never = nn.Conv2d(2, 2, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.twice(x) + self.twice(torch.ones_like(x))
+
+
+def test_calls_of_one_convolution_are_averaged_and_none_does_not_count() -> None:
+    x = torch.ones(1, 2, 2, 2)
+    x[:, 0] = 0
+    estimate = sparsefx.estimate_speedup(Shared(), (x,), activations=True, repeats=1)
+    assert estimate.sparse_by_flops == pytest.approx(1 / 0.75)
+    assert estimate.dense_by_flops == pytest.approx(1 / 0.75)
+    assert estimate.seconds["never"] == 0
+
+
+def test_the_mean_over_training() -> None:
+    early = SpeedupEstimate(4.0, 2.0, 6.0, 1.0, {"conv": 0.1})
+    late = SpeedupEstimate(8.0, 3.0, 7.0, 2.0, {"conv": 0.3})
+    assert average_speedup([early, late]).as_dict() == {
+        "sparse_by_time": 6.0,
+        "dense_by_time": 2.5,
+        "sparse_by_flops": 6.5,
+        "dense_by_flops": 1.5,
+        "seconds": {"conv": pytest.approx(0.2)},
+    }
+    with pytest.raises(ArgumentError, match="estimates is empty; pass at least one"):
+        average_speedup([])
 
 
 def test_linear_layers_do_not_count() -> None:

@@ -1,0 +1,88 @@
+"""Every layer's density over the cycles of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsefx.cycle import CycleRecord
+from sparsefx.errors import ArgumentError
+from sparsefx.table import format_table
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDensities:
+    """Densities over time; ``print`` shows them as a table.
+
+    Attributes:
+        names: the layers.
+        numel: each layer's number of positions.
+        steps: optimizer steps done before each cycle.
+        densities: float64, shape (cycles, layers): after each cycle, in [0, 1].
+    """
+
+    names: tuple[str, ...]
+    numel: tuple[int, ...]
+    steps: tuple[int, ...]
+    densities: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Density of all layers together after each cycle, float64, shape (cycles,)."""
+        sizes = torch.tensor(self.numel, dtype=torch.float64)
+        return self.densities @ sizes / sizes.sum()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The densities as plain data, ready for JSON."""
+        return {
+            "names": list(self.names),
+            "numel": list(self.numel),
+            "steps": list(self.steps),
+            "densities": self.densities.tolist(),
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            [str(step), *(f"{density:.4f}" for density in row)]
+            for step, row in zip(self.steps, self.densities.tolist(), strict=True)
+        ]
+        return format_table(["step", *self.names], rows)
+
+
+def layer_densities(history: Sequence[CycleRecord]) -> LayerDensities:
+    """Every layer's density after every cycle, from ``SparseMomentum.history``.
+
+    Args:
+        history: records of one model's cycles, in order.
+
+    Raises:
+        ArgumentError: there is no record, or the records are not all of the same layers.
+
+    Example:
+        >>> from sparsefx.cycle import CycleRecord, LayerRecord
+        >>> layer = LayerRecord("fc", pruned=5, grown=3, share=1.0, density=0.25, active=4, numel=16)
+        >>> print(layer_densities([CycleRecord(1, 540, 0.5, (layer,))]))
+        step      fc
+        ----  ------
+        540   0.2500
+    """
+    if not history:
+        raise ArgumentError("history is empty; run at least one cycle")
+    layers = [(layer.name, layer.numel) for layer in history[0].layers]
+    for record in history:
+        if [(layer.name, layer.numel) for layer in record.layers] != layers:
+            raise ArgumentError(
+                f"history has other layers at cycle {record.cycle} than at cycle {history[0].cycle}; "
+                "pass the records of one model"
+            )
+    rows = [[layer.density for layer in record.layers] for record in history]
+    return LayerDensities(
+        tuple(name for name, _ in layers),
+        tuple(numel for _, numel in layers),
+        tuple(record.step for record in history),
+        torch.tensor(rows, dtype=torch.float64),
+    )

@@ -1,0 +1,154 @@
+"""One cell of a table: a query on the ledger's runs, beside the published numbers.
+
+Runs that differ in anything but their seed are never averaged: a query finds groups of repetitions, and
+every group beyond the plain one carries a label that says what is different about it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsefx.experiments.metrics import metric_named
+from sparsefx.experiments.published import Published
+from sparsefx.experiments.record import Run, canonical
+from sparsefx.experiments.statistics import Mean, difference, mean_of
+
+COPIES: dict[str, tuple[str, str]] = {"cifar10-jpeg": ("cifar10", "JPEG copy of CIFAR-10")}
+"""Data sets that stand in for another: name -> (the other's name, label)."""
+
+_SAME_DENSITY = 0.01  # relative
+
+Group = list[Run]
+"""Runs of one configuration, which differ in their seeds alone."""
+
+Recipes = Mapping[tuple[str, str, bool], Mapping[str, Any]]
+"""The usual recipe by network, data and whether it is shortened."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which runs a cell is about.
+
+    Attributes:
+        network: name of the network.
+        data: name of the data set; its copies are found too, as groups of their own.
+        method: name of the method.
+        density: fraction of the maskable weights asked for.
+        options: what is set otherwise than in the method; other runs are not found.
+        any_density: find runs at every density, for methods whose density is an outcome.
+    """
+
+    network: str
+    data: str
+    method: str
+    density: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    any_density: bool = False
+
+    def __call__(self, run: Run) -> bool:
+        """Whether the cell is about this run."""
+        original, _ = COPIES.get(run.data, (run.data, ""))
+        return (
+            (run.network, original, run.method) == (self.network, self.data, self.method)
+            and (self.any_density or run.density == self.density)
+            and run.options == dict(self.options)
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        query: which runs.
+        metric: what of them, a name in :data:`~sparsefx.experiments.metrics.METRICS`.
+        published: the numbers to set beside.
+        baseline: show the difference to the mean of these runs; they have the same recipe and data.
+    """
+
+    query: Query
+    metric: str = "test error"
+    published: tuple[Published, ...] = ()
+    baseline: Query | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The mean of one group, and what sets the group apart (``""``: nothing)."""
+
+    mean: Mean
+    label: str
+
+
+def measure(cell: Cell, runs: Sequence[Run], recipes: Recipes) -> list[Measured]:
+    """The mean of every group that a cell's query finds, the plain one first; empty if nothing was run."""
+    found = []
+    for group in groups(filter(cell.query, runs)):
+        mean = _mean(group, cell.metric)
+        if mean is not None and cell.baseline is not None:
+            mean = _difference(mean, group, cell, runs)
+        if mean is not None:
+            found.append(Measured(mean, label(group, recipes, cell.query.density)))
+    return found
+
+
+def groups(runs: Iterable[Run]) -> list[Group]:
+    """Runs by configuration: full recipes and original data first, then those with more seeds."""
+    found: dict[str, Group] = {}
+    for run in runs:
+        found.setdefault(_key(run, "seed"), []).append(run)
+    order = sorted(found, key=lambda key: (_rank(found[key][0]), -len(found[key]), key))
+    return [found[key] for key in order]
+
+
+def usual_recipes(runs: Iterable[Run]) -> Recipes:
+    """The recipe that most runs have, by network, data and whether it is shortened."""
+    counts: dict[tuple[str, str, bool], Counter[str]] = {}
+    known: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        text = canonical(run.recipe)
+        known[text] = run.recipe
+        counts.setdefault((run.network, run.data, run.shortened), Counter())[text] += 1
+    return {kind: known[min(found, key=lambda text: (-found[text], text))] for kind, found in counts.items()}
+
+
+def label(group: Group, recipes: Recipes, density: float) -> str:
+    """What sets a group apart: the data's copy, a shortened or other recipe, another density reached."""
+    run = group[0]
+    parts = [COPIES[run.data][1]] if run.data in COPIES else []
+    if run.shortened:
+        parts.append("shortened")
+    usual = recipes.get((run.network, run.data, run.shortened), run.recipe)
+    changed = [name for name in sorted({*run.recipe, *usual}) if run.recipe.get(name) != usual.get(name)]
+    parts += [f"{name}={run.recipe.get(name)}" for name in changed]
+    reached = sum(run.final.density for run in group) / len(group)
+    if abs(reached - density) > _SAME_DENSITY * density:
+        parts.append(f"{100 * reached:.3g}% of the weights")
+    return ", ".join(parts)
+
+
+def _difference(mean: Mean, group: Group, cell: Cell, runs: Sequence[Run]) -> Mean | None:
+    """``mean`` minus the baseline's, from runs alike in all but options; None if there are none."""
+    assert cell.baseline is not None
+    alike = _key(group[0], "seed", "options")
+    base = _mean(
+        [run for run in filter(cell.baseline, runs) if _key(run, "seed", "options") == alike], cell.metric
+    )
+    return None if base is None else difference(mean, base)
+
+
+def _mean(runs: Iterable[Run], metric: str) -> Mean | None:
+    measure_run = metric_named(metric)
+    values = [value for run in runs if (value := measure_run(run)) is not None]
+    return mean_of(values) if values else None
+
+
+def _rank(run: Run) -> tuple[bool, bool]:
+    return run.shortened, run.data in COPIES
+
+
+def _key(run: Run, *without: str) -> str:
+    return canonical({name: value for name, value in run.configuration.items() if name not in without})
