@@ -1,0 +1,152 @@
+"""What one run is: network, data, method, recipe and seed, and where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from sparsefx.errors import ArgumentError
+from sparsefx.experiments.networks import Network, network
+from sparsefx.experiments.recipe import Recipe, shortened
+from sparsefx.experiments.recipes import recipe as recipe_named
+from sparsefx.experiments.tuning import TUNING
+from sparsefx.methods import Method, method
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, fully decided.
+
+    Attributes:
+        network: the network.
+        root: the folder that holds the data.
+        method: the method, with its density.
+        recipe: how it is trained.
+        seed: of initialisation, masks, augmentation and the order of the data.
+        options: what is set otherwise than in the method, as plain data.
+        shortened: whether it trains for less than the published recipe.
+        setting: which layers stay dense, one of the network's settings.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        precision: of the forward pass: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` by autocast.
+        channels_last: keep images in that memory format.
+        compile: run the model through ``torch.compile``.
+    """
+
+    network: Network
+    root: str
+    method: Method
+    recipe: Recipe
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shortened: bool = False
+    setting: str = "snip"
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ArgumentError(f"seed={self.seed!r} is not a whole number of at least 0")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise ArgumentError(f"precision={self.precision!r} is not float32, bfloat16 or float16")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ArgumentError(f"device={self.device!r} is not a device: {error}") from error
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ArgumentError(f"device={self.device!r}: this machine has no CUDA; pass device='cpu'")
+        self.network.dense_layers(self.setting)
+
+    def configuration(self, data: str) -> dict[str, Any]:
+        """What the ledger files a run under.
+
+        Args:
+            data: the data set's name, which says where a copy is not the original.
+        """
+        return {
+            "network": self.network.name,
+            "data": data,
+            "method": self.method.name,
+            "options": dict(self.options),
+            "density": float(self.method.density),
+            "seed": self.seed,
+            "recipe": self._plain_recipe(),
+            "shortened": self.shortened,
+        }
+
+    def _plain_recipe(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self.recipe)
+        extras = {"setting": self.setting, "precision": self.precision}
+        return {**fields, **extras, "milestones": list(self.recipe.milestones)}
+
+
+def settings(
+    network_name: str,
+    root: str,
+    *,
+    data: str = "",
+    method_name: str = "sparse-momentum",
+    density: float | None = None,
+    seed: int = 0,
+    recipe_name: str = "",
+    options: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **where: Any,
+) -> Settings:
+    """Decide what names and changes mean.
+
+    Args:
+        network_name: a name in ``NETWORKS``.
+        root: the folder that holds the data.
+        data: the data set's name; by default the recipe's.
+        method_name: a name in ``sparsefx.METHODS``.
+        density: fraction of the maskable weights; the method's own by default.
+        seed: of everything random.
+        recipe_name: a name in ``RECIPES``; the data set's own by default.
+        options: other values for fields of the method.
+        changes: other values for fields of the recipe; fewer ``epochs`` shorten it, milestones in proportion.
+        where: ``setting``, ``device``, ``precision``, ``channels_last`` and ``compile`` of :class:`Settings`.
+
+    Raises:
+        ArgumentError: a name is unknown or a value cannot be used.
+
+    Example:
+        >>> settings("lenet-300-100", "data", data="mnist", density=0.05).recipe.epochs
+        100
+    """
+    options, changes = dict(options or {}), dict(changes or {})
+    published = recipe_named(recipe_name or data)
+    if data and published.data != data:
+        raise ArgumentError(f"recipe {recipe_name!r} is for {published.data}, not for data={data!r}")
+    tuned = {**TUNING.get(method_name, {}), **changes}
+    chosen = _changed(published, tuned)
+    own = {"prune_rate": chosen.prune_rate, "decay": chosen.prune_decay}
+    if chosen.cycle_every is not None:
+        own["every"] = chosen.cycle_every
+    taken = {**own, **options} if method_name == "sparse-momentum" else options
+    if density is not None:
+        taken = {**taken, "density": density}
+    return Settings(
+        network=network(network_name),
+        root=root,
+        method=method(method_name, **taken),
+        recipe=chosen,
+        seed=seed,
+        options=options,
+        shortened=chosen.epochs < published.epochs,
+        **where,
+    )
+
+
+def _changed(published: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    epochs = changes.get("epochs", published.epochs)
+    isolated = {name: value for name, value in changes.items() if name != "epochs"}
+    if epochs == published.epochs:
+        return published.with_(**isolated)
+    published.with_(epochs=epochs)  # so that one that cannot be is told
+    return shortened(published, epochs).with_(**isolated)
