@@ -302,5 +302,5 @@ def test_qualities_are_checked():
     model = masked_mlp(4, 4)
     with pytest.raises(ArgumentError, match="quality='1' is not known"):
         prune_below(model, {"1": 1.0})
-    with pytest.raises(ArgumentError, match="quality=-1.0 for '0' is negative"):
+    with pytest.raises(ArgumentError, match=r"quality=-1\.0 for '0' is negative"):
         prune_below(model, -1.0)
