@@ -180,13 +180,13 @@ _ROWS = (
         "top-kast",
         "Jayakumar et al. 2020, section 2.",
         densities="at_once",
-        timing=Timing(every=1, at_last=True),
+        timing=Timing(every=10, at_last=True),
         memory="backward",
         backward=0.1,
         gradient_terms=lambda method: (ExplorationPenalty(1e-5, method.density),),
     ),
     Method("snip", "Lee, Ajanthan & Torr 2019, section 4.", score="snip"),
-    Method("grasp", "Wang, Zhang & Grosse 2020, section 4.", score="grasp"),
+    Method("grasp", "Wang, Zhang & Grosse 2020, section 4.", score="grasp", score_batches="balanced"),
     Method("synflow", "Tanaka et al. 2020, section 6.", score="synflow", score_rounds=100),
     Method(
         "gradual",
@@ -228,6 +228,7 @@ _ROWS = (
     Method(
         "optimal-brain-damage",
         "LeCun, Denker & Solla 1990, section 2.",
+        score_batches=50,
         rounds=Rounds(
             prunings=5, score="optimal_brain_damage", scope="global", retraining=0.5, learning_rate=0.1
         ),
@@ -235,6 +236,7 @@ _ROWS = (
     Method(
         "layer-wise-obs",
         "Layer-wise optimal brain surgeon (Dong, Chen & Pan 2017, section 3).",
+        score_batches=50,
         rounds=Rounds(prunings=1, score="layerwise_obs", compensate=True, retraining=0.25, learning_rate=0.1),
     ),
     Method(

@@ -54,6 +54,8 @@ class Method:
         constant_fan_in: the first masks give every neuron of a layer the same number of inputs.
         score: prune once before training to ``density``, by this score in :data:`sparsefx.scores.SCORES`.
         score_rounds: in how many steps.
+        score_batches: how many batches of training data a score is given, also between rounds; or
+            ``"balanced"`` for one with ten samples of each class.
         prune: what an update removes, a name in :data:`sparsefx.cycle.PRUNE` or a callable; None if masks do
             not swap weights.
         redistribute: how many weights each layer regrows, likewise.
@@ -91,6 +93,7 @@ class Method:
     constant_fan_in: bool = False
     score: str | None = None
     score_rounds: int = 1
+    score_batches: int | Literal["balanced"] = 1
     prune: str | Prune | ForAllLayers | None = None
     redistribute: str | Redistribute | OfSurvivors = "none"
     grow: str | Grow | ForAllLayers = "random"

@@ -1,0 +1,7 @@
+"""``python -m sparsefx``."""
+
+import sys
+
+from sparsefx.cli import main
+
+sys.exit(main())

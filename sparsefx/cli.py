@@ -1,0 +1,177 @@
+"""The command line: train a network by a method, regenerate tables from the ledger, list what there is.
+
+    sparsefx train --network lenet-300-100 --data mnist --root data --method sparse-momentum --density 0.05
+    sparsefx report tables --ledger results --out tables
+    sparsefx list methods
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsefx.errors import ArgumentError, SparseFxError
+from sparsefx.experiments.interrupt import Interrupt
+from sparsefx.experiments.ledger import Ledger
+from sparsefx.experiments.logs import Log
+from sparsefx.experiments.networks import NETWORKS
+from sparsefx.experiments.recipe import Recipe
+from sparsefx.experiments.recipes import RECIPES
+from sparsefx.experiments.record import file_name
+from sparsefx.experiments.results_page import replace_section, results_page, write_tables
+from sparsefx.experiments.settings import Settings, settings
+from sparsefx.experiments.train import Experiment
+from sparsefx.methods import METHODS
+
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+_NOT_OPTIONS = ("data", "normalisation", "source")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except SparseFxError as error:
+        print(f"sparsefx: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "sparsefx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_train(commands.add_parser("train", help="train a network by a method"))
+    _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
+    known = commands.add_parser("list", help="list networks, methods or recipes")
+    known.add_argument("what", choices=["networks", "methods", "recipes"])
+    known.set_defaults(command=_list)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--network", "--model", required=True, help="sparsefx list networks")
+    add("--data", default="", help="mnist, cifar10 or imagenet; by default the recipe's")
+    add("--root", required=True, help="the folder that holds the data")
+    add("--method", default="sparse-momentum", help="sparsefx list methods; default: %(default)s")
+    add("--density", type=float, help="fraction of the maskable weights, in (0, 1]")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--recipe", default="", help="sparsefx list recipes; by default the data set's own")
+    add("--option", action="append", default=[], metavar="FIELD=VALUE", help="of the method, grow=random say")
+    add("--setting", default="snip", help="which layers stay dense; default: %(default)s")
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--channels-last", action="store_true", help="keep images in that memory format")
+    add("--compile", action="store_true", help="run the model through torch.compile")
+    add("--runs", type=Path, default=Path("runs"), help="folder for checkpoints; default: %(default)s")
+    add("--results", type=Path, default=Path("results"), help="the ledger; default: %(default)s")
+    add("--minutes", type=float, default=10, help="between checkpoints; default: %(default)s")
+    add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    add("--again", action="store_true", help="run it although it is in the ledger, and replace it there")
+    add("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    fields = parser.add_argument_group("the recipe's fields")
+    for field in dataclasses.fields(Recipe):
+        if field.name not in _NOT_OPTIONS:
+            fields.add_argument(f"--{field.name.replace('_', '-')}", type=_value, dest=f"recipe_{field.name}")
+    parser.set_defaults(command=_train)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["tables"])
+    parser.add_argument("--ledger", type=Path, default=Path("results"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("tables"), help="default: %(default)s")
+    parser.add_argument("--page", type=Path, help="a Markdown page whose marked section to replace")
+    parser.set_defaults(command=_report)
+
+
+def _train(options: argparse.Namespace) -> int:
+    wanted = _settings(options)
+    experiment = Experiment(wanted)
+    name = file_name(experiment.configuration)
+    ledger, folder = Ledger(options.results), options.runs / name.removesuffix(".json")
+    if (ledger.folder / name).exists() and not options.again:
+        print(f"{ledger.folder / name} is there already; --again runs it once more")
+        return 0
+    if options.resume and experiment.resume(folder):
+        print(f"goes on after {experiment.epoch} epochs", file=sys.stderr)
+    elif (folder / "checkpoint.pt").exists():
+        raise ArgumentError(f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder")
+    log = Log(folder, experiment.rows, progress=True, tensorboard=options.tensorboard)
+    with Interrupt() as interrupt:
+        run = experiment.run(folder, log=log, interrupt=interrupt, checkpoint_seconds=60 * options.minutes)
+    log.close()
+    if run is None:
+        print(f"stopped after {experiment.epoch} epochs; the same command with --resume goes on", file=sys.stderr)
+        return _INTERRUPTED
+    path = ledger.add(run, overwrite=options.again)
+    print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    found = {name: value for name, value in vars(options).items() if name.startswith("recipe_")}
+    changes = {name.removeprefix("recipe_"): value for name, value in found.items() if value is not None}
+    if isinstance(changes.get("milestones"), (int, float)):
+        changes["milestones"] = (changes["milestones"],)
+    return settings(
+        options.network,
+        options.root,
+        data=options.data,
+        method_name=options.method,
+        density=options.density,
+        seed=options.seed,
+        recipe_name=options.recipe,
+        options=dict(map(_assignment, options.option)),
+        changes=changes,
+        setting=options.setting,
+        device=options.device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        compile=options.compile,
+    )
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentError(f"--option {text!r} is not of the form FIELD=VALUE")
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """A number, tuple, True, False or None, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _report(options: argparse.Namespace) -> int:
+    paths = write_tables(options.ledger, options.out)
+    print(*paths, sep="\n")
+    if options.page is not None:
+        images = [str(path.relative_to(options.page.parent)) for path in paths if path.suffix == ".png"]
+        page = replace_section(options.page.read_text("utf-8"), results_page(Ledger(options.ledger), images))
+        options.page.write_text(page, "utf-8")
+        print(options.page)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = {
+        "networks": {name: f"input {found.input_shape}" for name, found in NETWORKS.items()},
+        "methods": {name: row.source for name, row in METHODS.items()},
+        "recipes": {name: found.source for name, found in RECIPES.items()},
+    }[options.what]
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")
+    return 0

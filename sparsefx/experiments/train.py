@@ -1,0 +1,287 @@
+"""The one training loop: every method, network and recipe, from the first step to an entry in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, Optimizer
+
+from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint
+from sparsefx.experiments.data import Batch, Data, Split, epoch_generator, load_data
+from sparsefx.experiments.interrupt import Interrupt
+from sparsefx.experiments.logs import Log
+from sparsefx.experiments.recipe import learning_rate, shortened
+from sparsefx.experiments.record import EpochRow, Run
+from sparsefx.experiments.results import Score, finished_run, layer_rows
+from sparsefx.experiments.settings import Settings
+from sparsefx.experiments.thin import sparse_parameters, thin_width
+from sparsefx.masks import masked_weights
+from sparsefx.methods import Training
+from sparsefx.scores import balanced_batch
+
+_EVALUATION_BATCH = 1000
+
+
+class Experiment:
+    """One run, which can stop at any step and go on.
+
+    Args:
+        settings: what to run.
+        data: the data; read from ``settings.root`` by default.
+
+    Attributes:
+        settings: what is run.
+        data: the data set.
+        training: the method at work.
+        step: optimizer steps done in this round.
+        rows: an :class:`EpochRow` for each epoch so far.
+
+    Raises:
+        ArgumentError: the data is not there, or the method cannot be run so.
+    """
+
+    def __init__(self, settings: Settings, data: Data | None = None) -> None:
+        self.settings = settings
+        recipe = settings.recipe
+        self.data = data or load_data(
+            recipe.data,
+            settings.root,
+            validation=recipe.validation,
+            normalisation=recipe.normalisation,
+            device=settings.device,
+        )
+        self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
+        self.training = self._training()
+        self.model: nn.Module = torch.compile(self.training.model) if settings.compile else self.training.model
+        self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
+        self.step = 0
+        self.seconds = 0.0
+        self.rows: list[EpochRow] = []
+        self._loss_sum, self._loss_steps = torch.zeros((), device=settings.device), 0
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the ledger files it under."""
+        return self.settings.configuration(self.data.name)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done, those of earlier rounds included."""
+        return self.rows[-1].epoch if self.rows else 0
+
+    def run(
+        self,
+        folder: Path,
+        *,
+        log: Log,
+        interrupt: Interrupt,
+        checkpoint_seconds: float = 600,
+    ) -> Run | None:
+        """Train to the end, or until interrupted.
+
+        Args:
+            folder: where checkpoints are kept.
+            log: is told of every epoch.
+            interrupt: asked after every step; once it says so, a checkpoint is written.
+            checkpoint_seconds: between two checkpoints.
+
+        Returns:
+            The finished run; None if it was interrupted.
+        """
+        began = saved = time.monotonic()
+        before = self.seconds
+        for _ in self._steps(log):
+            now = time.monotonic()
+            self.seconds = before + now - began
+            if interrupt.is_set or now - saved >= checkpoint_seconds:
+                self.save(folder)
+                saved = now
+            if interrupt.is_set:
+                return None
+        run = self._finish()
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return run
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "configuration": self.configuration,
+            "model": self.training.model.state_dict(),
+            "training": self.training.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "rows": [vars(row) for row in self.rows],
+            "loss": (self._loss_sum, self._loss_steps),
+        }
+        return save_checkpoint(folder / "checkpoint.pt", state, self.settings.device)
+
+    def resume(self, folder: Path) -> bool:
+        """Go on from the folder's checkpoint; False if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another run.
+        """
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = load_checkpoint(path, self.configuration, self.settings.device)
+        self.training.model.load_state_dict(state["model"])
+        self.training.load_state_dict(state["training"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rows = [EpochRow(**{**row, "densities": tuple(row["densities"])}) for row in state["rows"]]
+        self._loss_sum, self._loss_steps = state["loss"]
+        return True
+
+    def _training(self) -> Training:
+        settings, recipe, network = self.settings, self.settings.recipe, self.settings.network
+        torch.manual_seed(settings.seed)
+        dense = network.dense_layers(settings.setting)
+        width = 1.0
+        if settings.method.width:
+            with torch.device("meta"):
+                full = network.build(classes=self.data.classes)
+            size = sparse_parameters(full, settings.method.density, dense=dense)
+            width = thin_width(network, size, classes=self.data.classes)
+        model = network.build(classes=self.data.classes, width=width).to(settings.device)
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return Training(
+            settings.method,
+            model,
+            self._make_optimizer,
+            steps=recipe.epochs * self.epoch_steps,
+            epoch_steps=self.epoch_steps,
+            dense=dense,
+            batches=self._score_batches(),
+            samples=len(self.data.train),
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+
+    def _make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        recipe, held = self.settings.recipe, list(parameters)
+        groups: list[dict[str, Any]] = [{"params": held}]
+        if not recipe.decay_norms:  # biases are as small, and left alone with them
+            matrices = [p for p in held if p.dim() > 1]
+            others = [p for p in held if p.dim() <= 1]
+            groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        if recipe.optimizer == "adam":
+            return Adam(groups, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+        nesterov = recipe.nesterov and recipe.momentum > 0
+        return SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=nesterov)
+
+    def _score_batches(self) -> list[Batch]:
+        """What a score that needs data is given: the first batches of the first epoch, not augmented."""
+        order = epoch_generator(self.settings.seed, 0)
+        batches = self.data.train.batches(self.settings.recipe.batch_size, order)
+        wanted = self.settings.method.score_batches
+        return [balanced_batch(batches)] if wanted == "balanced" else list(islice(batches, wanted))
+
+    def _steps(self, log: Log) -> Iterator[None]:
+        """Train; yields after every step, when all may be saved."""
+        for _ in self.training.rounds():
+            while self.step < self.training.steps:
+                yield from self._epoch(log)
+            self.step = 0
+
+    def _epoch(self, log: Log) -> Iterator[None]:
+        """What is left of an epoch."""
+        recipe, done = self.settings.recipe, self.training.first_step + self.step
+        generator = epoch_generator(self.settings.seed, self.epoch)
+        batches = self.data.train.batches(
+            recipe.batch_size,
+            generator,
+            augment=recipe.augment,
+            start=done % self.epoch_steps,
+            drop_last=recipe.drop_last,
+        )
+        self.model.train()
+        for inputs, targets in batches:
+            self._learn(inputs, targets)
+            ends = (self.training.first_step + self.step) % self.epoch_steps == 0
+            is_last = self.step == self.training.steps
+            if ends or is_last:
+                self._end_epoch(log)
+            log.step(self)
+            yield
+            if is_last:
+                return
+
+    def _learn(self, inputs: Tensor, targets: Tensor) -> None:
+        optimizer = self.training.optimizer
+        factor = self.learning_rate / self.settings.recipe.lr
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+        optimizer.zero_grad()
+        with self._autocast():
+            output = self.model(self._formatted(inputs))
+            loss = F.cross_entropy(output, targets, label_smoothing=self.settings.recipe.label_smoothing)
+        self._loss_sum += loss.detach().float()
+        self._loss_steps += 1
+        self.scaler.scale(loss + self.training.penalty()).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.step += 1
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        training, recipe = self.training, self.settings.recipe
+        if training.round and training.method.rounds and training.method.rounds.rewind is None:
+            recipe = shortened(recipe, max(1, round(training.steps / self.epoch_steps)))
+        done = training.first_step + self.step
+        return training.learning_rate * learning_rate(recipe, done, self.epoch_steps)
+
+    def _end_epoch(self, log: Log) -> None:
+        history = self.training.optimizer.history
+        cycled = bool(history) and history[-1].step > self.training.optimizer.steps_done - self.epoch_steps
+        row = EpochRow(
+            epoch=self.epoch + 1,
+            train_loss=float(self._loss_sum) / max(1, self._loss_steps),
+            validation_error=None if self.data.validation is None else self.evaluate(self.data.validation).error,
+            test_error=self.evaluate(self.data.test).error,
+            learning_rate=self.learning_rate,
+            prune_rate=history[-1].prune_rate if cycled else None,
+            densities=tuple(masked.density for masked in masked_weights(self.training.model)),
+        )
+        self.rows.append(row)
+        self._loss_sum.zero_()
+        self._loss_steps = 0
+        log.epoch(row)
+        self.model.train()
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> Score:
+        """Error and loss on a part of the data, in evaluation mode."""
+        self.model.eval()
+        wrong = torch.zeros((), dtype=torch.int64, device=self.settings.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.settings.device)
+        for inputs, targets in split.batches(_EVALUATION_BATCH):
+            with self._autocast():
+                output = self.model(self._formatted(inputs)).float()
+            wrong += (output.argmax(1) != targets).sum()
+            loss += F.cross_entropy(output, targets, reduction="sum").double()
+        return Score(100 * int(wrong) / len(split), float(loss) / len(split))
+
+    def _finish(self) -> Run:
+        explored = self.training.optimizer.explored
+        self.training.finish()
+        validation = None if self.data.validation is None else self.evaluate(self.data.validation)
+        return finished_run(self, self.evaluate(self.data.test), validation, explored)
+
+    def _formatted(self, inputs: Tensor) -> Tensor:
+        return inputs.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else inputs
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.settings.device).type, getattr(torch, self.settings.precision))
