@@ -1,8 +1,8 @@
 """The command line: train a network by a method, regenerate tables from the ledger, list what there is.
 
-    sparsefx train --network lenet-300-100 --data mnist --root data --method sparse-momentum --density 0.05
-    sparsefx report tables --ledger results --out tables
-    sparsefx list methods
+sparsefx train --network lenet-300-100 --data mnist --root data --method sparse-momentum --density 0.05
+sparsefx report tables --ledger results --out tables
+sparsefx list methods
 """
 
 from __future__ import annotations
@@ -103,13 +103,18 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume and experiment.resume(folder):
         print(f"goes on after {experiment.epoch} epochs", file=sys.stderr)
     elif (folder / "checkpoint.pt").exists():
-        raise ArgumentError(f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder")
+        raise ArgumentError(
+            f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder"
+        )
     log = Log(folder, experiment.rows, progress=True, tensorboard=options.tensorboard)
     with Interrupt() as interrupt:
         run = experiment.run(folder, log=log, interrupt=interrupt, checkpoint_seconds=60 * options.minutes)
     log.close()
     if run is None:
-        print(f"stopped after {experiment.epoch} epochs; the same command with --resume goes on", file=sys.stderr)
+        print(
+            f"stopped after {experiment.epoch} epochs; the same command with --resume goes on",
+            file=sys.stderr,
+        )
         return _INTERRUPTED
     path = ledger.add(run, overwrite=options.again)
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")

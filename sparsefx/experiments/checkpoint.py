@@ -52,7 +52,9 @@ def load_checkpoint(path: Path, configuration: dict[str, Any], device: str) -> d
     except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is no checkpoint of a run, or damaged: {error}") from error
     if canonical(found) != canonical(configuration):
-        changed = [name for name in configuration if canonical(found.get(name)) != canonical(configuration[name])]
+        changed = [
+            name for name in configuration if canonical(found.get(name)) != canonical(configuration[name])
+        ]
         raise CheckpointError(f"{path} is of another run: {', '.join(changed)} differ; choose another folder")
     torch.set_rng_state(generators["cpu"].cpu())
     if "cuda" in generators:

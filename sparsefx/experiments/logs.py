@@ -89,7 +89,10 @@ def describe(row: EpochRow) -> str:
 
 
 def _cells(row: EpochRow) -> list[Any]:
-    return [" ".join(f"{d:.6g}" for d in row.densities) if name == "densities" else getattr(row, name) for name in _COLUMNS]
+    return [
+        " ".join(f"{d:.6g}" for d in row.densities) if name == "densities" else getattr(row, name)
+        for name in _COLUMNS
+    ]
 
 
 def _bar() -> Any:
@@ -104,5 +107,7 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingPackageError("tensorboard=True needs the package tensorboard: pip install tensorboard") from error
+        raise MissingPackageError(
+            "tensorboard=True needs the package tensorboard: pip install tensorboard"
+        ) from error
     return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

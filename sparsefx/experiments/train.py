@@ -60,7 +60,9 @@ class Experiment:
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
         self.training = self._training()
-        self.model: nn.Module = torch.compile(self.training.model) if settings.compile else self.training.model
+        self.model: nn.Module = (
+            torch.compile(self.training.model) if settings.compile else self.training.model
+        )
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
         self.step = 0
         self.seconds = 0.0
@@ -247,7 +249,9 @@ class Experiment:
         row = EpochRow(
             epoch=self.epoch + 1,
             train_loss=float(self._loss_sum) / max(1, self._loss_steps),
-            validation_error=None if self.data.validation is None else self.evaluate(self.data.validation).error,
+            validation_error=None
+            if self.data.validation is None
+            else self.evaluate(self.data.validation).error,
             test_error=self.evaluate(self.data.test).error,
             learning_rate=self.learning_rate,
             prune_rate=history[-1].prune_rate if cycled else None,
@@ -284,4 +288,6 @@ class Experiment:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.precision == "float32":
             return nullcontext()
-        return torch.autocast(torch.device(self.settings.device).type, getattr(torch, self.settings.precision))
+        return torch.autocast(
+            torch.device(self.settings.device).type, getattr(torch, self.settings.precision)
+        )

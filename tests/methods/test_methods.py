@@ -1,0 +1,344 @@
+"""What each method promises besides what all of them do; and the table itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsefx import METHODS, Rules, SparseOptimizer, Training, masked_weights, method, sparsify
+from sparsefx.cycle import Clock, ExplorationPenalty, LayerState, Moment, RandomWalk, Swap, Thin, Timing
+from sparsefx.errors import ArgumentError, CheckpointError
+from sparsefx.methods import Rounds
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def sgd(parameters, lr=0.1, momentum=0.9):
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
+def plain_sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def begin(name, make=sgd, steps=20, **changes):
+    data = [(torch.randn(16, 12), torch.arange(16) % 4)]
+    return Training(
+        method(name, **{"density": 0.25, **changes}),
+        net(),
+        make,
+        steps=steps,
+        epoch_steps=5,
+        batches=data,
+        samples=80,
+    )
+
+
+def learn(training, steps):
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(training.optimizer.steps_done)
+        x, y = torch.randn(16, 12, generator=generator), torch.randint(0, 4, (16,), generator=generator)
+        training.optimizer.zero_grad()
+        (F.cross_entropy(training.model(x), y) + training.penalty()).backward()
+        training.optimizer.step()
+
+
+def weights(model):
+    return {m.name: (m.weight.detach().clone(), m.mask.clone(), m.weight.grad) for m in masked_weights(model)}
+
+
+def test_rigl_replaces_the_step_and_grows_the_largest_gradients():
+    training = begin("rigl", every=4)
+    learn(training, 3)
+    before = weights(training.model)
+    learn(training, 1)
+    for name, (weight, mask, gradient) in weights(training.model).items():
+        old_weight, old_mask, _ = before[name]
+        kept = mask & old_mask
+        assert torch.equal(weight[kept], old_weight[kept])  # no SGD step was made
+        grown = mask & ~old_mask
+        assert bool(grown.any())
+        assert not weight[grown].any()
+        assert gradient[grown].abs().min() >= gradient[~mask].abs().max()
+        parameter = training.model.get_parameter(f"{name}.weight")
+        buffer = training.optimizer.state[parameter]["momentum_buffer"]
+        assert not buffer[grown].any()
+        assert bool(buffer[kept].any())
+
+
+def test_growing_zeros_leaves_the_loss_alone():
+    training = begin("sparse-momentum", prune=lambda layer, count, generator: torch.zeros_like(layer.mask))
+    swap = training.method.rules().updates[0]
+    assert isinstance(swap, Swap)
+    learn(training, 3)
+    x = torch.randn(8, 12)
+    expected = training.model(x)
+    for masked in masked_weights(training.model):
+        grown = ~masked.mask
+        masked.weight.data.masked_fill_(grown, 0)
+        masked.set_mask(masked.mask | grown)
+    assert torch.equal(training.model(x), expected)
+
+
+def test_set_gives_new_weights_the_spread_of_the_first_ones():
+    training = begin("set", every=5)
+    spreads = {m.name: float(m.weight.detach()[m.mask].std()) for m in masked_weights(training.model)}
+    learn(training, 4)
+    before = weights(training.model)
+    learn(training, 1)
+    for name, (weight, mask, _) in weights(training.model).items():
+        new = weight[mask & ~before[name][1]]
+        assert bool((new != 0).all())
+        assert float(new.abs().max()) < 5 * spreads[name]
+
+
+def test_deep_r_never_lets_a_weight_cross_zero():
+    training = begin("deep-r", make=plain_sgd)
+    signs = {n: s.clone() for n, s in training.optimizer._companions.tensors["sign"].items()}
+    moved = False
+    before = weights(training.model)
+    for _ in range(20):
+        learn(training, 1)
+        for name, (weight, mask, _) in weights(training.model).items():
+            assert not (weight * signs[name] < 0).any()
+            assert bool((weight[mask] != 0).all())
+            moved |= not torch.equal(mask, before[name][1])
+    assert moved
+    for name, sign in training.optimizer._companions.tensors["sign"].items():
+        assert torch.equal(sign, signs[name])
+
+
+def test_the_random_walk_pulls_to_zero_and_stirs_only_what_is_active():
+    mask, sign = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, -1, 1, -1], dtype=torch.int8)
+    gradient = torch.tensor([9.0, 9.0, 5.0, -5.0])
+    layer = LayerState("layer", torch.ones(4) * mask, mask, gradient=gradient, sign=sign)
+    assert RandomWalk(l1=0.5, noise=0.0)(layer, Moment()).tolist() == [0.5, -0.5, 0, 0]
+    soft = RandomWalk(l1=0.5, noise=0.0, dormant=True)(layer, Moment())
+    assert (gradient + soft).tolist() == [9.5, 8.5, 0, 0]
+    noisy = RandomWalk(l1=0.0, noise=1.0)(layer, Moment(generator=torch.Generator()))
+    assert bool((noisy[:2] != 0).all())
+    assert not noisy[2:].any()
+
+
+def test_soft_deep_r_keeps_dormant_weights_within_bounds():
+    training = begin("soft-deep-r", make=plain_sgd, steps=30)
+    learn(training, 30)
+    companions, least = training.optimizer._companions, training.method.rules().least
+    for name, (weight, mask, _) in weights(training.model).items():
+        stored = companions.tensors["stored"][name] * companions.tensors["sign"][name]
+        assert float(stored.min()) >= least * (1 + 1e-6)
+        assert torch.equal(mask, stored > 0)
+        assert torch.equal(weight, torch.where(mask, companions.tensors["stored"][name], 0.0))
+
+
+def test_surgery_lets_masked_weights_move_and_return():
+    training = begin("dynamic-network-surgery", chance=None, last=1.0, steps=40)
+    learn(training, 40)
+    assert training.next_round()
+    learn(training, 2)
+    before = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
+    returned = False
+    for _ in range(30):
+        learn(training, 1)
+        now = {n: mask for n, (_, mask, _) in weights(training.model).items()}
+        returned |= any(bool((now[n] & ~masks[n]).any()) for n in now)
+        masks = now
+    after = training.optimizer._companions.tensors["stored"]
+    assert all(bool((after[n] != before[n])[~masks[n]].any()) for n in masks)
+    assert returned
+
+
+def test_gradual_keeps_the_stored_values_of_masked_weights():
+    training = begin("gradual", every=2, steps=20)
+    learn(training, 8)
+    stored = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
+    assert all(bool(stored[n][~masks[n]].any()) for n in masks)
+    learn(training, 1)
+    for name, tensor in training.optimizer._companions.tensors["stored"].items():
+        assert torch.equal(tensor[~masks[name]], stored[name][~masks[name]])
+        assert not torch.equal(tensor[masks[name]], stored[name][masks[name]])
+
+
+def test_top_kast_trains_the_backward_set_alone():
+    training = begin("top-kast", every=1, backward=0.25)
+    learn(training, 1)
+    companions = training.optimizer._companions.tensors
+    for name, (_, mask, _) in weights(training.model).items():
+        backward, sizes = companions["backward"][name], companions["stored"][name].abs()
+        assert int(backward.sum()) == int(mask.sum()) + round(0.25 * mask.numel())
+        assert not (mask & ~backward).any()
+        assert sizes[mask].min() >= sizes[~mask].max()
+        assert sizes[backward].min() >= sizes[~backward].max()
+    before = {n: (t.clone(), companions["backward"][n].clone()) for n, t in companions["stored"].items()}
+    learn(training, 1)
+    for name, (stored, backward) in before.items():
+        assert torch.equal(companions["stored"][name][~backward], stored[~backward])
+        assert not torch.equal(companions["stored"][name][backward], stored[backward])
+
+
+def test_the_exploration_penalty_by_hand():
+    layer = LayerState(
+        "layer",
+        torch.tensor([2.0, 0.0, 0.0]),
+        torch.tensor([1, 0, 0]).bool(),
+        stored=torch.tensor([2.0, -1.0, 0.5]),
+        backward=torch.tensor([1, 1, 0]).bool(),
+    )
+    assert ExplorationPenalty(0.1, 0.5)(layer, Moment()).tolist() == pytest.approx([0.1, -0.2, 0.0])
+
+
+def test_granet_thins_and_swaps():
+    training = begin("granet", every=2, steps=40)
+    totals = []
+    for _ in range(20):
+        learn(training, 2)
+        totals.append(sum(int(mask.sum()) for _, mask, _ in weights(training.model).values()))
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] == totals[14] == 64  # from 110 of 160 on, it only swaps
+    assert any(layer.grown for record in training.optimizer.history[15:] for layer in record.layers)
+
+
+def test_itop_counts_what_was_ever_active():
+    training = begin("set-itop", every=2)
+    explored = [training.optimizer.explored]
+    for _ in range(9):
+        learn(training, 2)
+        explored.append(training.optimizer.explored)
+    assert explored == sorted(explored)
+    assert explored[0] == 0.25 < explored[-1] <= 1
+    assert begin("static").optimizer.explored is None
+
+
+def test_buffers_of_inactive_weights():
+    for name, emptied in (("set-itop", True), ("sparse-momentum", False)):
+        training = begin(name, every=3)
+        learn(training, 8)
+        for masked in masked_weights(training.model):
+            buffer = training.optimizer.state[masked.weight]["momentum_buffer"]
+            assert bool(buffer[~masked.mask].any()) is not emptied
+
+
+def test_lottery_tickets_begin_where_they_began():
+    training = begin("lottery-ticket", prunings=3, rewind=0.25)
+    first = {}
+    for number in training.rounds():
+        if number:
+            for name, (weight, mask, _) in weights(training.model).items():
+                assert torch.equal(weight, torch.where(mask, first[name], 0.0))
+            assert (training.first_step, training.steps) == (5, 15)
+        for step in range(training.steps):
+            learn(training, 1)
+            if number == 0 and step == 4:
+                first = {name: weight for name, (weight, _, _) in weights(training.model).items()}
+    total = sum(int(mask.sum()) for _, mask, _ in weights(training.finish()).values())
+    assert total == 64
+
+
+def test_retraining_goes_on_from_the_trained_weights():
+    training = begin("han", prunings=1)
+    learn(training, training.steps)
+    before = weights(training.model)
+    training.next_round()
+    assert training.learning_rate == 0.1
+    for name, (weight, mask, _) in weights(training.model).items():
+        assert torch.equal(weight, torch.where(mask, before[name][0], 0.0))
+
+
+def test_a_round_of_dense_training_has_no_updates():
+    training = begin("compressed-sparse", epochs=1)
+    learn(training, training.steps)
+    assert training.optimizer.history == []
+    assert training.next_round()
+    learn(training, training.steps)
+    assert len(training.optimizer.history) == 1
+    assert not training.next_round()
+
+
+def test_thinning_that_no_update_came_to_is_done_at_the_end():
+    training = begin("gradual", every=1000)
+    learn(training, 20)
+    assert sum(int(mask.sum()) for _, mask, _ in weights(training.finish()).values()) == 64
+
+
+def test_constant_fan_in_from_the_start():
+    training = begin("srigl", density=0.3, every=3)
+    for _ in range(4):
+        for _, mask, _ in weights(training.model).values():
+            counts = mask.sum(1)
+            assert len(counts[counts > 0].unique()) == 1
+        learn(training, 3)
+
+
+def test_snip_keeps_the_largest_products_of_weight_and_gradient():
+    training = begin("snip")
+    kept = sum(int(mask.sum()) for _, mask, _ in weights(training.model).values())
+    assert kept == 64
+
+
+def test_a_method_prints_changes_and_refuses():
+    changed = method("rigl", density=0.05, grow="random", every=7)
+    assert (changed.density, changed.grow, changed.timing.every) == (0.05, "random", 7)
+    assert METHODS["rigl"].timing.every == 100
+    assert dataclasses.replace(changed, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("rigel", {}, r"method='rigel' is not known; did you mean 'rigl'"),
+        ("rigl", {"grwo": "random"}, r"method option='grwo' is not known; did you mean 'grow'"),
+        ("rigl", {"grow": "sideways"}, r"grow='sideways' is not known"),
+        ("rigl", {"density": 0}, r"density=0 is not in \(0, 1\]"),
+        ("rigl", {"prune_rate": 2}, r"prune_rate=2 is not in \[0, 1\]"),
+        ("rigl", {"prunings": 3}, r"prunings: method 'rigl' has no rounds to change"),
+        ("static", {"every": 3}, r"every: method 'static' has no timing to change"),
+        ("han", {"prunings": -1}, r"prunings=-1 is not a whole number"),
+        ("lottery-ticket", {"rewind": 2.0}, r"rewind=2.0 is neither None nor in \[0, 1\]"),
+        ("han", {"retraining": 0}, r"retraining=0 is not above 0"),
+    ],
+)
+def test_methods_that_cannot_be(name, changes, message):
+    with pytest.raises(ArgumentError, match=message):
+        method(name, **changes)
+
+
+def test_a_training_that_cannot_be():
+    with pytest.raises(ArgumentError, match="steps=0 is not a whole number"):
+        Training(method("rigl"), net(), sgd, steps=0, epoch_steps=1)
+    with pytest.raises(ArgumentError, match="samples: method 'variational-dropout' needs the number"):
+        Training(method("variational-dropout"), net(), sgd, steps=10, epoch_steps=1)
+    training = begin("rigl")
+    with pytest.raises(CheckpointError, match="state_dict is of method 'set', not 'rigl'"):
+        training.load_state_dict(begin("set").state_dict())
+    with pytest.raises(CheckpointError, match="is not one of a Training"):
+        training.load_state_dict({})
+
+
+def test_rules_of_ones_own():
+    model = sparsify(net(), 0.5)
+    rules = Rules((Thin(0.5, 0.25, lambda start, final, progress: final),))
+    optimizer = SparseOptimizer(sgd(model.parameters()), model, rules, Clock(Timing(every=1), 10, 5))
+    model(torch.randn(4, 12)).sum().backward()
+    optimizer.step()
+    assert sum(int(m.mask.sum()) for m in masked_weights(model)) == 64
+
+
+def test_a_memory_takes_no_closure():
+    training = begin("gradual")
+    with pytest.raises(ArgumentError, match="a method that stores inactive weights cannot take one"):
+        training.optimizer.step(lambda: 0.0)
+
+
+def test_rounds_divide_the_pruning_evenly():
+    rounds = Rounds(prunings=3)
+    assert [rounds.density(number, 0.001) for number in range(4)] == pytest.approx([1, 0.1, 0.01, 0.001])
+    assert (rounds.count, Rounds(prunings=0).count) == (4, 2)
