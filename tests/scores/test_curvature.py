@@ -40,6 +40,17 @@ class Shared(nn.Module):
         return self.head(torch.tanh(self.mix(self.mix(x).mean(dim=1))))
 
 
+class Twice(nn.Module):
+    """A layer used twice, at one position each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(torch.tanh(self.mix(x)))))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
 
@@ -48,7 +59,7 @@ def conv_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 2, stride=2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
 
 
-SHAPES = {mlp: (4,), conv_net: (2, 4, 4), Shared: (2, 5)}
+SHAPES = {mlp: (4,), conv_net: (2, 4, 4), Shared: (2, 5), Twice: (4,)}
 
 
 def setting(make) -> tuple[nn.Module, Tensor, Tensor]:
