@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import nn
@@ -65,6 +66,7 @@ def thin_width(network: Network, parameters: int, *, classes: int | None = None)
     """
     classes = network.classes if classes is None else classes
 
+    @cache
     def size(step: int) -> int:
         with torch.device("meta"):
             return _parameters(network.build(classes=classes, width=step / _STEPS))

@@ -1,0 +1,63 @@
+"""Small images from a folder a class, decoded once into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsefx.errors import ArgumentError
+from sparsefx.experiments.data.images import Arrays, damaged
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+
+
+def read_folder(folder: Path) -> Arrays:
+    """Every image of ``folder/<class>/<file>``; classes and files in the order of their names.
+
+    That is the order of ``torchvision.datasets.ImageFolder`` where classes have no folders inside.
+
+    Raises:
+        ArgumentError: there is no class or a class without images, images differ in size, or one is damaged.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    files = [sorted(f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES) for path in classes]
+    empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
+    if empty or not classes:
+        which = f"classes {', '.join(empty)} have" if classes else "there is no folder of a class with"
+        raise ArgumentError(f"{folder}: {which} no images ({', '.join(sorted(_SUFFIXES))})")
+    counts = torch.tensor([len(found) for found in files])
+    paths = [path for found in files for path in found]
+    images = decode(paths, len(paths), folder)
+    return images, torch.arange(len(classes)).repeat_interleave(counts)
+
+
+def decode(files: Iterable[Path | BinaryIO], count: int, where: Path) -> Tensor:
+    """Image files of one size as a uint8 tensor (count, 3, H, W).
+
+    Args:
+        files: paths or open files.
+        count: how many.
+        where: what an error names.
+
+    Raises:
+        ArgumentError: an image is damaged or differs in size from the first.
+    """
+    from PIL import Image
+
+    pixels = np.empty((0,), np.uint8)
+    for index, file in enumerate(files):
+        try:
+            image = np.asarray(Image.open(file).convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise damaged(where, f"image {index}, {error}") from error
+        if index == 0:
+            pixels = np.empty((count, *image.shape), np.uint8)
+        if image.shape != pixels.shape[1:]:
+            raise damaged(where, f"image {index} is {image.shape[:2]}, the first {pixels.shape[1:3]}")
+        pixels[index] = image
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,57 @@
+"""What every reader of a data set returns, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from sparsefx.errors import ArgumentError
+
+Arrays = tuple[Tensor, Tensor]
+"""Images, uint8 (N, C, H, W), and targets, int64 (N,)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set as it was read: no split for validation yet, nothing on a device.
+
+    Attributes:
+        title: what a table calls it; says where a copy is not the original.
+        train: the training images and targets, in the order of the files.
+        test: the test images and targets.
+    """
+
+    title: str
+    train: Arrays
+    test: Arrays
+
+
+def missing(what: str, root: Path, looked_for: Iterable[str], remedy: str) -> ArgumentError:
+    """The error for a data set that is not under ``root``."""
+    return ArgumentError(
+        f"root={str(root)!r} holds no {what}: looked for {', '.join(looked_for)} there. "
+        f"Give the folder that holds one of them, or fetch it with {remedy}"
+    )
+
+
+def damaged(path: Path, why: str) -> ArgumentError:
+    """The error for a file that is there and cannot be used."""
+    return ArgumentError(f"{path} cannot be read: {why}. Fetch it again")
+
+
+def read_npz(path: Path, names: Iterable[str]) -> Mapping[str, np.ndarray]:
+    """The named arrays of an ``.npz`` file; unpickles nothing.
+
+    Raises:
+        ArgumentError: it is not such a file or lacks one of them.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in names}
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise damaged(path, str(error)) from error
