@@ -110,4 +110,4 @@ def _tensorboard(folder: Path) -> Any:
         raise MissingPackageError(
             "tensorboard=True needs the package tensorboard: pip install tensorboard"
         ) from error
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

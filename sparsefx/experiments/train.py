@@ -20,7 +20,7 @@ from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.logs import Log
 from sparsefx.experiments.recipe import learning_rate, shortened
 from sparsefx.experiments.record import EpochRow, Run
-from sparsefx.experiments.results import Score, finished_run, layer_rows
+from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
 from sparsefx.experiments.thin import sparse_parameters, thin_width
 from sparsefx.masks import masked_weights
@@ -60,9 +60,9 @@ class Experiment:
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
         self.training = self._training()
-        self.model: nn.Module = (
-            torch.compile(self.training.model) if settings.compile else self.training.model
-        )
+        self.model = self.training.model
+        if settings.compile:
+            self.model.compile()
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
         self.step = 0
         self.seconds = 0.0
