@@ -1,0 +1,270 @@
+"""The runner: one loop for every kind of method, checkpoints, interruption, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefx.cli import main
+from sparsefx.errors import ArgumentError, CheckpointError
+from sparsefx.experiments.interrupt import Interrupt
+from sparsefx.experiments.ledger import Ledger
+from sparsefx.experiments.logs import Log
+from sparsefx.experiments.settings import settings
+from sparsefx.experiments.train import Experiment
+
+SHORT = {"epochs": 2, "batch_size": 20, "validation": 40}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """160 + 40 made digits: a bright square whose place is the class."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+
+    def made(count):
+        targets = np.arange(count) % 10
+        images = generator.integers(0, 60, (count, 28, 28))
+        for image, target in zip(images, targets, strict=True):
+            row, column = divmod(int(target), 4)
+            image[9 * row : 9 * row + 8, 7 * column : 7 * column + 6] += 180
+        return images.astype(np.uint8), targets
+
+    (x, y), (x_test, y_test) = made(200), made(60)
+    np.savez(folder / "mnist.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return str(folder)
+
+
+def experiment(root, method="sparse-momentum", density=0.2, options=None, network="lenet-300-100", **changes):
+    return Experiment(
+        settings(
+            network,
+            root,
+            data="mnist",
+            method_name=method,
+            density=density,
+            options=options,
+            changes={**SHORT, **changes},
+        )
+    )
+
+
+class Stop(Log):
+    """A log that asks to stop after so many steps."""
+
+    def __init__(self, folder, rows, steps):
+        super().__init__(folder, rows)
+        self.interrupt, self.left = Interrupt(), steps
+
+    def step(self, experiment):
+        self.left -= 1
+        self.interrupt.is_set = self.left == 0
+
+
+def run(one, folder, steps=0):
+    log = Stop(folder, one.rows, steps)
+    return one.run(folder, log=log, interrupt=log.interrupt)
+
+
+KINDS = [
+    ("dense", 1.0, {}),
+    ("sparse-momentum", 0.2, {}),
+    ("rigl", 0.2, {"every": 3}),
+    ("snip", 0.2, {}),
+    ("grasp", 0.2, {}),
+    ("gradual", 0.2, {"every": 2}),
+    ("lottery-ticket", 0.3, {"prunings": 2, "rewind": 0.25}),
+    ("layer-wise-obs", 0.2, {"score_batches": 4}),
+    ("learning-compression", 0.2, {}),
+    ("variational-dropout", 0.2, {}),
+    ("deep-r", 0.2, {}),
+    ("thin-dense", 0.2, {}),
+]
+
+
+@pytest.mark.parametrize(("method", "density", "options"), KINDS)
+def test_an_interrupted_run_ends_like_one_that_was_not(root, tmp_path, method, density, options):
+    whole = experiment(root, method, density, options)
+    expected = run(whole, tmp_path / "whole")
+    assert expected is not None
+    first = experiment(root, method, density, options)
+    assert run(first, tmp_path / "cut", steps=11) is None  # in the middle of the second epoch
+    second = experiment(root, method, density, options)
+    assert second.resume(tmp_path / "cut")
+    resumed = run(second, tmp_path / "cut")
+    assert resumed.final == expected.final
+    assert resumed.epochs == expected.epochs
+    assert resumed.layers == expected.layers
+    for key, tensor in whole.training.model.state_dict().items():
+        assert torch.equal(tensor, second.training.model.state_dict()[key]), key
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+
+
+def test_a_run_tells_what_it_did(root, tmp_path):
+    one = experiment(root, epochs=6, lr=0.05)
+    found = run(one, tmp_path)
+    assert found.final.density == pytest.approx(0.2, abs=1e-5)
+    assert [row.epoch for row in found.epochs] == [1, 2, 3, 4, 5, 6]
+    assert found.epochs[0].prune_rate == pytest.approx(0.4665, abs=1e-4)
+    assert found.epochs[-1].prune_rate is None  # no cycle after the last epoch
+    assert found.final.train_loss < found.epochs[0].train_loss
+    assert found.final.test_error < 60
+    assert found.shortened
+    assert found.recipe["epochs"] == 6
+    lines = (tmp_path / "epochs.csv").read_text().splitlines()
+    assert len(lines) == 7
+    assert lines[0].startswith("epoch,train_loss,validation_error,test_error")
+    assert Ledger(tmp_path / "results").add(found).exists()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(root, tmp_path):
+    results = [run(experiment(root), tmp_path / str(n)) for n in range(2)]
+    assert results[0].final == results[1].final
+    other = Experiment(settings("lenet-300-100", root, data="mnist", density=0.2, seed=1, changes=SHORT))
+    assert run(other, tmp_path / "other").final != results[0].final
+
+
+def test_rounds_take_their_share_of_epochs_and_learning_rate(root, tmp_path):
+    one = experiment(root, "han", 0.3, {"prunings": 1, "retraining": 0.5}, epochs=4)
+    found = run(one, tmp_path)
+    assert [row.epoch for row in found.epochs] == [1, 2, 3, 4, 5, 6]
+    assert found.epochs[0].learning_rate == pytest.approx(0.1)
+    assert found.epochs[4].learning_rate == pytest.approx(0.01)
+    one = experiment(root, "lottery-ticket", 0.3, {"prunings": 1, "rewind": 0.5}, epochs=4)
+    assert [row.epoch for row in run(one, tmp_path).epochs] == [1, 2, 3, 4, 5, 6]
+
+
+def test_precision_and_memory_format(root, tmp_path):
+    one = Experiment(
+        settings(
+            "lenet5-caffe",
+            root,
+            data="mnist",
+            density=0.2,
+            changes={**SHORT, "epochs": 1},
+            precision="bfloat16",
+            channels_last=True,
+        )
+    )
+    assert run(one, tmp_path).recipe["precision"] == "bfloat16"
+
+
+def test_thin_dense_is_as_small_as_the_sparse_network(root, tmp_path):
+    one = experiment(root, "thin-dense", 0.1)
+    size = sum(parameter.numel() for parameter in one.training.model.parameters())
+    assert size == pytest.approx(266_200 * (0.1 + 1 / 32) + 410, rel=0.02)
+    assert run(one, tmp_path).final.density == 1
+
+
+def command(root, folder, *more):
+    options = ["--epochs", "2", "--batch-size", "20", "--validation", "40", "--density", "0.2"]
+    places = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
+    return [
+        "train",
+        "--network",
+        "lenet-300-100",
+        "--data",
+        "mnist",
+        "--root",
+        root,
+        *options,
+        *places,
+        *more,
+    ]
+
+
+def test_the_command_line_trains_and_reports(root, tmp_path, capsys):
+    assert main(command(root, tmp_path)) == 0
+    (path,) = (tmp_path / "results").glob("*.json")
+    assert json.loads(path.read_text())["method"] == "sparse-momentum"
+    assert "test error" in capsys.readouterr().out
+    assert main(command(root, tmp_path)) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert main(["report", "tables", "--ledger", str(path.parent), "--out", str(tmp_path / "tables")]) == 0
+    assert any((tmp_path / "tables").glob("*.csv"))
+    assert main(["list", "methods"]) == 0
+    assert "rigl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--network", "lenet-300"], r"network='lenet-300' is not known; did you mean 'lenet-300-100'"),
+        (["--root", "nowhere"], r"root='nowhere' holds no MNIST"),
+        (["--method", "rigel"], r"did you mean 'rigl'"),
+        (["--option", "grow"], r"is not of the form FIELD=VALUE"),
+        (["--option", "grow=up"], r"grow='up' is not known"),
+        (["--density", "1.5"], r"density=1.5 is not in \(0, 1\]"),
+        (["--epochs", "0"], r"epochs=0 of a recipe must be"),
+        (["--data", "mnits"], r"mnits"),
+        (["--recipe", "cifar10"], r"recipe 'cifar10' is for cifar10, not for data='mnist'"),
+        (["--setting", "loose"], r"loose"),
+        (["--device", "gpu"], r"device='gpu' is not a device"),
+        (["--seed", "-1"], r"seed=-1 is not a whole number"),
+    ],
+)
+def test_commands_that_cannot_be(root, tmp_path, capsys, change, message):
+    assert main(command(root, tmp_path, *change)) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(root, tmp_path):
+    arguments = command(root, tmp_path, "--epochs", "400", "--minutes", "1000")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsefx", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    folders = tmp_path / "runs"
+    deadline = time.monotonic() + 120
+    while not any(len(path.read_text().splitlines()) > 2 for path in folders.glob("*/epochs.csv")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command with --resume goes on" in told
+    assert len(list(folders.glob("*/checkpoint.pt"))) == 1
+
+
+def test_a_checkpoint_is_not_lost_or_mistaken(root, tmp_path, capsys):
+    one = experiment(root)
+    assert run(one, tmp_path, steps=3) is None
+    other = experiment(root, density=0.3)
+    with pytest.raises(CheckpointError, match="is of another run: density differ"):
+        other.resume(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="is no checkpoint of a run, or damaged"):
+        experiment(root).resume(tmp_path)
+    assert not experiment(root).resume(tmp_path / "nothing")
+
+
+def test_a_second_ctrl_c_is_not_waited_for():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.is_set
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_tuned_recipes_and_prune_rates():
+    found = settings("lenet-300-100", "data", data="mnist", method_name="variational-dropout")
+    assert (found.recipe.optimizer, found.recipe.lr) == ("adam", 1e-3)
+    found = settings("lenet-300-100", "data", data="mnist", changes={"prune_rate": 0.2, "cycle_every": 50})
+    assert (found.method.prune_rate, found.method.timing.every) == (0.2, 50)
+    found = settings("lenet-300-100", "data", data="mnist", changes={"epochs": 10})
+    assert found.recipe.milestones == (2500, 5000)
+    assert found.shortened
+    with pytest.raises(ArgumentError, match="precision='float8' is not"):
+        settings("lenet-300-100", "data", data="mnist", precision="float8")
