@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import ArgumentError, SparseFxError
+from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import Log
@@ -77,6 +78,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add("--again", action="store_true", help="run it although it is in the ledger, and replace it there")
     add("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    add("--analyse", nargs="+", default=[], choices=list(ANALYSES), help="measure on the trained network")
     fields = parser.add_argument_group("the recipe's fields")
     for field in dataclasses.fields(Recipe):
         if field.name not in _NOT_OPTIONS:
@@ -108,7 +110,13 @@ def _train(options: argparse.Namespace) -> int:
         )
     log = Log(folder, experiment.rows, progress=True, tensorboard=options.tensorboard)
     with Interrupt() as interrupt:
-        run = experiment.run(folder, log=log, interrupt=interrupt, checkpoint_seconds=60 * options.minutes)
+        run = experiment.run(
+            folder,
+            log=log,
+            interrupt=interrupt,
+            checkpoint_seconds=60 * options.minutes,
+            analyses=options.analyse,
+        )
     log.close()
     if run is None:
         print(

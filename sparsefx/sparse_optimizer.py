@@ -110,6 +110,11 @@ class SparseOptimizer(WrappedOptimizer):
         return self._optimizer
 
     @property
+    def rules(self) -> Rules:
+        """What happens at steps and updates."""
+        return self._rules
+
+    @property
     def steps_done(self) -> int:
         """Steps so far."""
         return self._step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,7 +33,11 @@ class Score:
 
 
 def finished_run(
-    experiment: Experiment, test: Score, validation: Score | None, explored: float | None
+    experiment: Experiment,
+    test: Score,
+    validation: Score | None,
+    explored: float | None,
+    analyses: dict[str, Any],
 ) -> Run:
     """The entry of a run whose method has taken its final decision.
 
@@ -42,6 +46,7 @@ def finished_run(
         test: how good the final network is on the test split.
         validation: likewise on the validation split, if there is one.
         explored: fraction of the masked weights that were ever active, if the method kept count.
+        analyses: further results by name.
     """
     model = experiment.training.model
     described = describe(model)
@@ -66,6 +71,7 @@ def finished_run(
         ),
         epochs=tuple(experiment.rows),
         layers=layer_rows(model),
+        analyses=analyses,
     )
 
 

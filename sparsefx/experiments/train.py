@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
+from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint
 from sparsefx.experiments.data import Batch, Data, Split, epoch_generator, load_data
 from sparsefx.experiments.interrupt import Interrupt
@@ -86,6 +87,7 @@ class Experiment:
         log: Log,
         interrupt: Interrupt,
         checkpoint_seconds: float = 600,
+        analyses: Iterable[str] = (),
     ) -> Run | None:
         """Train to the end, or until interrupted.
 
@@ -94,6 +96,7 @@ class Experiment:
             log: is told of every epoch.
             interrupt: asked after every step; once it says so, a checkpoint is written.
             checkpoint_seconds: between two checkpoints.
+            analyses: what to measure on the trained network, names in :data:`ANALYSES`.
 
         Returns:
             The finished run; None if it was interrupted.
@@ -108,7 +111,7 @@ class Experiment:
                 saved = now
             if interrupt.is_set:
                 return None
-        run = self._finish()
+        run = self._finish(analyses)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return run
 
@@ -276,11 +279,12 @@ class Experiment:
             loss += F.cross_entropy(output, targets, reduction="sum").double()
         return Score(100 * int(wrong) / len(split), float(loss) / len(split))
 
-    def _finish(self) -> Run:
+    def _finish(self, analyses: Iterable[str]) -> Run:
         explored = self.training.optimizer.explored
         self.training.finish()
         validation = None if self.data.validation is None else self.evaluate(self.data.validation)
-        return finished_run(self, self.evaluate(self.data.test), validation, explored)
+        found = {name: ANALYSES[name](self) for name in analyses}
+        return finished_run(self, self.evaluate(self.data.test), validation, explored, found)
 
     def _formatted(self, inputs: Tensor) -> Tensor:
         return inputs.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else inputs

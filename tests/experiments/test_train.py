@@ -268,3 +268,14 @@ def test_tuned_recipes_and_prune_rates():
     assert found.shortened
     with pytest.raises(ArgumentError, match="precision='float8' is not"):
         settings("lenet-300-100", "data", data="mnist", precision="float8")
+
+
+def test_analyses_are_kept(root, tmp_path):
+    one = experiment(root, network="lenet5-caffe", epochs=1)
+    log = Log()
+    found = one.run(
+        tmp_path, log=log, interrupt=Interrupt(), analyses=["specialisation", "speedup", "top5_error"]
+    )
+    assert found.analyses["specialisation"]["classes"] == 10
+    assert found.analyses["speedup"]["weights"]["sparse_by_flops"] == pytest.approx(5.0, rel=0.01)
+    assert 0 <= found.analyses["top5_error"] <= found.final.test_error
