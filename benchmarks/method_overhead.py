@@ -4,8 +4,8 @@
     python benchmarks/method_overhead.py --network lenet5-caffe --methods rigl set --repeats 50 --json FILE
 
 All methods take turns with the dense network, step by step: zero_grad, forward, loss, penalty, backward
-and step. An update of the masks is timed apart from the steps without one. The medians' ratio to the dense step is
-printed; the update also as what it adds to a step in the mean, at the method's own timing.
+and step. An update of the masks is timed apart from the steps without one. The medians' ratio to the
+dense step is printed; the update also as what it adds to a step in the mean, at the method's own timing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Overhead:
 
     Attributes:
         name: the method.
-        step: median step without an update, as a multiple of the dense step; with it, if every step has one.
+        step: median step without an update, or with it if every step has one, in dense steps.
         update: median update of the masks, in dense steps; None where no step of the runs had one.
         every: steps between updates; None if there are none.
     """

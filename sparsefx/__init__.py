@@ -5,12 +5,15 @@
 """
 
 from sparsefx.archive import load, save
+from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
     ArchiveError,
     ArgumentError,
     CheckpointError,
     CycleError,
     InvariantError,
+    LedgerError,
+    MissingPackageError,
     SparseFxError,
 )
 from sparsefx.export import export
@@ -27,7 +30,7 @@ from sparsefx.layers import (
 from sparsefx.masks import MaskedWeight, apply_masks, masked_weights
 from sparsefx.methods import METHODS, Method, Training, method
 from sparsefx.optimizer import SparseMomentum
-from sparsefx.pruning import prune
+from sparsefx.pruning import prune, prune_below
 from sparsefx.report import ExportReport, ModelReport, report
 from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
@@ -39,9 +42,11 @@ __all__ = [
     "ArchiveError",
     "ArgumentError",
     "CheckpointError",
+    "Clock",
     "CycleError",
     "ExportReport",
     "InvariantError",
+    "LedgerError",
     "MaskedConv1d",
     "MaskedConv2d",
     "MaskedConv3d",
@@ -52,12 +57,14 @@ __all__ = [
     "MaskedLinear",
     "MaskedWeight",
     "Method",
+    "MissingPackageError",
     "ModelReport",
     "Rules",
     "SparseFxError",
     "SparseMomentum",
     "SparseOptimizer",
     "SpeedupEstimate",
+    "Timing",
     "Training",
     "apply_masks",
     "estimate_speedup",
@@ -66,6 +73,7 @@ __all__ = [
     "masked_weights",
     "method",
     "prune",
+    "prune_below",
     "report",
     "save",
     "sparsify",

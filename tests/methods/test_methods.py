@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -342,3 +343,9 @@ def test_rounds_divide_the_pruning_evenly():
     rounds = Rounds(prunings=3)
     assert [rounds.density(number, 0.001) for number in range(4)] == pytest.approx([1, 0.1, 0.01, 0.001])
     assert (rounds.count, Rounds(prunings=0).count) == (4, 2)
+
+
+def test_every_method_is_documented():
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"`{name}`" not in text] == []
