@@ -174,6 +174,14 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"data": 5, "labels": []}, {"labels": [1]}])
+def test_a_pickle_of_something_else(content: object, tmp_path: Path) -> None:
+    write_batches(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(python2_pickle(content))
+    with pytest.raises(ArgumentError, match="test_batch cannot be read"):
+        load_data("cifar10", tmp_path)
+
+
 def test_cifar10_scans(tmp_path: Path) -> None:
     written = write_scans(tmp_path)
     data = load_data("cifar10", tmp_path, normalisation=plain(3))
@@ -220,15 +228,28 @@ def test_missing_data(name: str, looked_for: str, tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     write_mnist_raw(tmp_path)
     labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
-    for content in (b"", labels.read_bytes()[:-1], b"\x00\x00\x08\x03" + labels.read_bytes()[4:]):
+    whole = labels.read_bytes()
+    for content in (b"", whole[:3], whole[:-1], whole + b"\x00", b"\x00\x00\x08\x03" + whole[4:]):
         labels.write_bytes(content)
-        with pytest.raises(ArgumentError, match="t10k-labels-idx1-ubyte cannot be read: not an IDX file"):
+        with pytest.raises(ArgumentError, match="t10k-labels-idx1-ubyte cannot be read: "):
             load_data("mnist", tmp_path)
+    labels.unlink()
+    with pytest.raises(ArgumentError, match=r"t10k-labels-idx1-ubyte cannot be read: .*No such file"):
+        load_data("mnist", tmp_path)
     (tmp_path / "mnist.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ArgumentError, match=r"mnist\.npz cannot be read"):
         load_data("mnist", tmp_path)
     np.savez(tmp_path / "mnist.npz", x_train=MNIST["x_train"])
     with pytest.raises(ArgumentError, match=r"mnist\.npz cannot be read: .*y_train"):
+        load_data("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"y_train": MNIST["y_train"][1:]}, {"x_test": MNIST["x_test"].astype(np.float32)}]
+)
+def test_images_that_do_not_fit_their_targets(wrong: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "mnist.npz", **{**MNIST, **wrong})
+    with pytest.raises(ArgumentError, match=r"^MNIST: \(\d+, 1, 28, 28\) .* images with \d+ targets"):
         load_data("mnist", tmp_path)
 
 

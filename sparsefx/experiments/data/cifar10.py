@@ -16,6 +16,7 @@ from sparsefx.experiments.data.images import Arrays, Images, damaged, missing, r
 _BATCHES = "cifar-10-batches-py"
 _JPEG = "cifar10_jpeg.npz"
 _SIZE = (3, 32, 32)
+_NOT_A_BATCH = (AttributeError, TypeError, ValueError)  # the pickle holds something else
 
 
 def read_cifar10(root: Path) -> Images:
@@ -58,7 +59,7 @@ def _read_batch(path: Path) -> Arrays:
             batch = _ArraysOnly(file, encoding="latin1").load()
         images = torch.from_numpy(batch["data"].reshape(-1, *_SIZE))
         return images, torch.tensor(batch["labels"])
-    except (pickle.UnpicklingError, AttributeError, EOFError, KeyError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, EOFError, OSError, LookupError, *_NOT_A_BATCH) as error:
         raise damaged(path, str(error)) from error
 
 

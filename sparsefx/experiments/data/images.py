@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError
@@ -24,11 +25,22 @@ class Images:
         title: what a table calls it; says where a copy is not the original.
         train: the training images and targets, in the order of the files.
         test: the test images and targets.
+
+    Raises:
+        ArgumentError: there are not as many images as targets, or images are not uint8 (N, C, H, W).
     """
 
     title: str
     train: Arrays
     test: Arrays
+
+    def __post_init__(self) -> None:
+        for images, targets in (self.train, self.test):
+            if len(images) != len(targets) or images.dim() != 4 or images.dtype != torch.uint8:
+                raise ArgumentError(
+                    f"{self.title}: {tuple(images.shape)} {images.dtype} images with {len(targets)} targets; "
+                    "they must be as many, and uint8 of shape (N, C, H, W). Fetch the data again"
+                )
 
 
 def missing(what: str, root: Path, looked_for: Iterable[str], remedy: str) -> ArgumentError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +46,12 @@ def _read_raw(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of bytes: a magic number, the size of each dimension, the values."""
-    content = np.fromfile(path, np.uint8)
-    header = content[: 4 * (dimensions + 1)].view(">u4").tolist()
-    magic, *shape = header or [None]
-    if magic != _MAGIC[dimensions] or content.size != 4 * (dimensions + 1) + np.prod(shape):
+    try:
+        content = path.read_bytes()
+        magic, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
+    except (OSError, struct.error) as error:
+        raise damaged(path, str(error)) from error
+    values = np.frombuffer(content, np.uint8)[4 * (1 + dimensions) :]
+    if magic != _MAGIC[dimensions] or values.size != math.prod(shape):
         raise damaged(path, f"not an IDX file of bytes in {dimensions} dimensions")
-    return content[4 * (dimensions + 1) :].reshape(shape)
+    return values.reshape(shape).copy()
