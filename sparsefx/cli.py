@@ -35,7 +35,7 @@ _NOT_OPTIONS = ("data", "normalisation", "source")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         status: int = options.command(options)
     except SparseFxError as error:
@@ -44,14 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What may be given, and which function takes it: ``options.command(options)``."""
     parser = argparse.ArgumentParser(
         "sparsefx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_train(commands.add_parser("train", help="train a network by a method"))
-    _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
-    known = commands.add_parser("list", help="list networks, methods or recipes")
+    _add_train(commands.addparser("train", help="train a network by a method"))
+    _add_report(commands.addparser("report", help="regenerate tables and figures from the ledger"))
+    known = commands.addparser("list", help="list networks, methods or recipes")
     known.add_argument("what", choices=["networks", "methods", "recipes"])
     known.set_defaults(command=_list)
     return parser

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from sparsefx.cli import command_line
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/methods.md"]
 
 
 def code_blocks(language: str) -> list[str]:
@@ -30,11 +32,28 @@ def test_first_block_is_a_runnable_example() -> None:
 
 def test_ci_runs_the_readme_test_command() -> None:
     commands = [line.split("#")[0].strip() for line in "".join(code_blocks("console")).splitlines()]
-    assert commands == ["python run.py quickstart", "python run.py test"]
+    assert commands[:2] == ["python run.py quickstart", "python run.py test"]
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == commands[1]
+
+
+def test_commands_of_the_readme_are_understood() -> None:
+    commands = [line.split() for line in "".join(code_blocks("console")).splitlines()]
+    given = [words[1:] for words in commands if words[0] == "sparsefx"]
+    assert len(given) == 2
+    for arguments in given:
+        assert callable(command_line().parse_args(arguments).command)
+
+
+@pytest.mark.parametrize("page", ["docs/methods.md"])
+def test_code_of_the_guides_runs(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    for source in blocks:
+        exec(compile(source, page, "exec"), {"__name__": "guide"})
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_lead_to_files(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []

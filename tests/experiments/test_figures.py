@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import made_run
 
-from runs import made_run
 from sparsefx.experiments import figures
 from sparsefx.experiments.paper import figure_2, figure_3
 

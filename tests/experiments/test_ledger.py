@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from made_runs import made_run
 
-from runs import made_run
 from sparsefx.errors import ArgumentError, LedgerError
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.record import EpochRow

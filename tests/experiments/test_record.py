@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import made_run
 
-from runs import made_run
 from sparsefx.errors import LedgerError
 from sparsefx.experiments.record import EpochRow, Final, LayerRow, Run, file_name, thin
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import made_run
 
-from runs import made_run
 from sparsefx.errors import LedgerError, MissingPackageError
 from sparsefx.experiments import published
 from sparsefx.experiments.cells import Cell, Query, groups, measure, usual_recipes
