@@ -50,9 +50,9 @@ def command_line() -> argparse.ArgumentParser:
         "sparsefx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_train(commands.addparser("train", help="train a network by a method"))
-    _add_report(commands.addparser("report", help="regenerate tables and figures from the ledger"))
-    known = commands.addparser("list", help="list networks, methods or recipes")
+    _add_train(commands.add_parser("train", help="train a network by a method"))
+    _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
+    known = commands.add_parser("list", help="list networks, methods or recipes")
     known.add_argument("what", choices=["networks", "methods", "recipes"])
     known.set_defaults(command=_list)
     return parser
