@@ -159,7 +159,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._cycle += 1
         layers = tuple(outcome.record for outcome in outcomes)
         record = CycleRecord(self._cycle, self._step, moment.rate, layers)
-        self.history = [*self.history[-_LONGEST_HISTORY + 1 :], record]
+        self.history.append(record)
+        del self.history[:-_LONGEST_HISTORY]
         return record
 
     def compact(self, model: nn.Module) -> Optimizer:

@@ -48,7 +48,7 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
     """Run updates one after the other, each on the masks that the one before left.
 
     Args:
-        updates: at least one.
+        updates: any number; without one the masks stay.
         layers: every layer that takes part.
         moment: handed to each.
 
@@ -58,9 +58,8 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
     Raises:
         CycleError: an update returned something else than one mask of its shape a layer.
     """
-    first, *rest = updates
-    outcomes = _checked(first, layers, first(layers, moment))
-    for update in rest:
+    outcomes = [LayerOutcome.of(layer, layer.mask) for layer in layers]
+    for update in updates:
         between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
         after = _checked(update, between, update(between, moment))
         outcomes = [_join(*both) for both in zip(layers, outcomes, after, strict=True)]

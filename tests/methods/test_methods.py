@@ -349,3 +349,20 @@ def test_every_method_is_documented():
     page = Path(__file__).parents[2] / "docs" / "methods.md"
     text = page.read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+def test_a_cycle_without_updates_changes_nothing():
+    training = begin("static")
+    learn(training, 1)
+    before = weights(training.model)
+    record = training.optimizer.cycle()
+    assert [(layer.pruned, layer.grown) for layer in record.layers] == [(0, 0), (0, 0)]
+    assert all(torch.equal(mask, before[name][1]) for name, (_, mask, _) in weights(training.model).items())
+
+
+def test_the_history_is_one_list_of_bounded_length(monkeypatch):
+    monkeypatch.setattr("sparsefx.sparse_optimizer._LONGEST_HISTORY", 3)
+    training = begin("deep-r", make=plain_sgd)
+    history = training.optimizer.history
+    learn(training, 5)
+    assert [record.step for record in history] == [3, 4, 5]
