@@ -32,7 +32,11 @@ def write(records: list[Record]) -> None:
 
 def _about(larger: int, broken: int) -> str:
     """Those for which it leaves more."""
-    return f", more for {larger} (for {broken} of them, what torch-pruning leaves does not run)" if larger else ""
+    return (
+        f", more for {larger} (for {broken} of them, what torch-pruning leaves does not run)"
+        if larger
+        else ""
+    )
 
 
 def _cells(record: Record) -> list[str]:

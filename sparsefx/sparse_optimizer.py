@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsefx.averages import GradientAverages
 from sparsefx.carry_over import carry_over
 from sparsefx.companions import Companions
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masks import masked_weights
-from sparsefx.momentum import finite, keeps_momentum, read_momentum
+from sparsefx.momentum import finite
+from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
 from sparsefx.rules import Rules
 from sparsefx.slots import Slot
 from sparsefx.wrapped import WrappedOptimizer
 
-_SMOOTHING = 0.1  # of the own average: new = 0.9 * old + 0.1 * gradient
 _LONGEST_HISTORY = 10_000
 
 
@@ -65,7 +66,7 @@ class SparseOptimizer(WrappedOptimizer):
     _generator: torch.Generator
     _cycle: int
     _step: int
-    _averages: dict[str, Tensor]
+    _averages: GradientAverages
     _notes: dict[str, Any]
     _companions: Companions
     _reads_momentum: bool
@@ -94,7 +95,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_generator": _cpu_generator(generator),
             "_cycle": 0,
             "_step": 0,
-            "_averages": {},
+            "_averages": GradientAverages(),
             "_notes": {},
             "_companions": Companions(rules),
             "_reads_momentum": rules.reads_momentum(),
@@ -198,7 +199,8 @@ class SparseOptimizer(WrappedOptimizer):
             loss = None if closure is None else self._on_masked_weights(closure)()
         else:
             loss = self._learn(closure)
-        self._update_averages()
+        if self._reads_momentum:
+            self._averages.update(self._slots, self._optimizer)
         self._zero_inactive()
         if self._rules.inactive_buffers == "mask":
             self._mask_buffers()
@@ -277,21 +279,6 @@ class SparseOptimizer(WrappedOptimizer):
             if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
                 buffer.masked_fill_(where, 0)
 
-    @torch.no_grad()
-    def _update_averages(self) -> None:
-        """Keep the average gradient of every weight whose optimizer keeps no momentum."""
-        if not self._reads_momentum:
-            return
-        for slot in self._slots:
-            weight = slot.weight
-            if weight.grad is None or keeps_momentum(self._optimizer, weight):
-                continue
-            # One inf would stay in an average for good. Not finite(): it would wait for the device.
-            gradient = weight.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            average = self._averages.setdefault(slot.masked.name, torch.zeros_like(gradient))
-            average.lerp_(gradient, _SMOOTHING)
-
     def _moment(self) -> Moment:
         """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
         cycle = self._cycle + 1
@@ -308,7 +295,9 @@ class SparseOptimizer(WrappedOptimizer):
     def _layer_states(self, slots: Sequence[Slot], *, reads: bool) -> list[LayerState]:
         """The layers for an update; momentum and gradients only if it ``reads`` them."""
         absent: list[Tensor | None] = [None] * len(slots)
-        momenta = [self._momentum(slot) for slot in slots] if reads and self._reads_momentum else absent
+        momenta = absent
+        if reads and self._reads_momentum:
+            momenta = [self._averages.momentum(slot, self._optimizer) for slot in slots]
         gradients = [_gradient(slot.weight) for slot in slots] if reads else absent
         weights = [slot.weight.detach() for slot in slots]
         rows = zip(
@@ -321,10 +310,6 @@ class SparseOptimizer(WrappedOptimizer):
             for slot, weight, momentum, gradient in rows
         ]
 
-    def _momentum(self, slot: Slot) -> Tensor | None:
-        momentum = read_momentum(self._optimizer, slot.weight)
-        return self._averages.get(slot.masked.name) if momentum is None else momentum
-
     def _shapes(self) -> dict[str, list[int]]:
         return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
 
@@ -333,7 +318,7 @@ class SparseOptimizer(WrappedOptimizer):
             "cycle": self._cycle,
             "step": self._step,
             "generator": self._generator.get_state(),
-            "averages": dict(self._averages),
+            "averages": dict(self._averages.tensors),
             "notes": dict(self._notes),
             "companions": self._companions.state(),
             "layers": self._shapes(),
@@ -341,7 +326,7 @@ class SparseOptimizer(WrappedOptimizer):
         }
 
     def _read_own_state(self, own: Any) -> Callable[[], None]:
-        self._check_own_state(own)
+        check_own_state(own, self._key, type(self).__name__, self._shapes())
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
@@ -357,38 +342,9 @@ class SparseOptimizer(WrappedOptimizer):
             self._generator.set_state(own["generator"].cpu())
             self._refresh()
             self._companions.load(own["companions"], self._slots)
-            devices = {slot.masked.name: slot.weight.device for slot in self._slots}
-            self._averages = {
-                name: average.to(devices[name], copy=True) for name, average in own["averages"].items()
-            }
+            self._averages.load(own["averages"], self._slots)
 
         return take_over
-
-    def _check_own_state(self, own: Any) -> None:
-        if not isinstance(own, Mapping):
-            raise CheckpointError(
-                f"state_dict has no {self._key!r} entry; it must come from "
-                f"{type(self).__name__}.state_dict(). "
-                "To start from the plain optimizer's state, load it into that optimizer before wrapping it"
-            )
-        expected = {"cycle", "step", "generator", "averages", "notes", "companions", "layers", "history"}
-        missing = expected - own.keys()
-        if missing:
-            raise CheckpointError(
-                f"state_dict[{self._key!r}] lacks {', '.join(sorted(missing))}; save it again"
-            )
-        saved, present = dict(own["layers"]), self._shapes()
-        strange = sorted(set(own["averages"]) - set(saved))
-        if strange:
-            raise CheckpointError(
-                f"state_dict[{self._key!r}] has averages of unknown layers: {', '.join(strange)}"
-            )
-        differing = sorted(n for n in saved.keys() | present.keys() if saved.get(n) != present.get(n))
-        if differing:
-            raise CheckpointError(
-                f"state_dict was saved for other masked layers: {', '.join(differing)} differ in name or "
-                "shape. Build the model and the optimizer as they were when it was saved"
-            )
 
 
 def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
