@@ -43,7 +43,9 @@ class Regulariser(nn.Module, ABC):
     It is a module of its own beside the model: its ``state_dict`` has the method's parameters and its
     place in the schedule, and nothing of the model. What it does to the model's layers it does through
     hooks, which :meth:`decide` and :meth:`detach` remove. Random numbers come from torch's global
-    generators, as those of dropout do.
+    generators, as those of dropout do. Its parameters are made on the weights' device: move the model
+    there first, or the regulariser with it. Under DistributedDataParallel their gradients are not averaged
+    over the ranks, as they are not the model's.
 
     Args:
         model: a model from ``sparsify(model, density=1.0)``; ``dense=`` leaves layers out of it.

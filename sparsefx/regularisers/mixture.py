@@ -27,8 +27,9 @@ class Mixture:
 
     def joint(self, values: Tensor) -> Tensor:
         """log(proportion_j * N(value | mean_j, variance_j)), from shape (N,) to (N, J)."""
-        squares = (values.unsqueeze(-1) - self.means).square() * self.log_precisions.exp()
-        return self.log_proportions + 0.5 * (self.log_precisions - math.log(2 * math.pi) - squares)
+        scaled = (values.unsqueeze(-1) - self.means) * (0.5 * self.log_precisions).exp()
+        constants = self.log_proportions + 0.5 * (self.log_precisions - math.log(2 * math.pi))
+        return torch.addcmul(constants, scaled, scaled, value=-0.5)
 
     def log_prob(self, values: Tensor) -> Tensor:
         """The log density of each value, shape (N,)."""

@@ -193,15 +193,15 @@ def test_closed_maps_are_removed_by_export() -> None:
 def test_training_closes_the_gates_of_useless_inputs() -> None:
     model, method = method_of(nn.Linear(6, 1), strength=0.5, weight_decay=0.0)
     groups = [{"params": list(model.parameters())}, *method.parameter_groups()]
-    optimizer = torch.optim.Adam([{**group, "lr": 0.05} for group in groups])
+    optimizer = torch.optim.Adam([{**group, "lr": 0.1} for group in groups])
     torch.manual_seed(1)
-    for step in range(300):
+    for step in range(150):
         x = torch.randn(64, 6, dtype=torch.float64)
         loss = (model(x)[:, 0] - 3 * x[:, 1] + 2 * x[:, 4]).square().mean() + method.penalty()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step((step + 1) / 300)
+        method.after_step((step + 1) / 150)
     method.decide()
     assert masked_weights(model)[0].mask.tolist() == [[False, True, False, False, True, False]]
 

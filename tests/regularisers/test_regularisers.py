@@ -32,7 +32,7 @@ def hard_concrete(model: nn.Module, **options: Any) -> HardConcrete:
     """Gates between closed and open."""
     regulariser = HardConcrete(model, samples=200, **options)
     for log_alpha in regulariser.log_alphas:
-        nn.init.normal_(log_alpha, -1.5, 1.0)
+        nn.init.normal_(log_alpha, 1.0, 2.0)
     return regulariser
 
 
@@ -42,11 +42,11 @@ METHODS: dict[str, Build] = {
         model, c_step="l1_penalty", level=0.01, mu=0.5
     ),
     "soft_weight_sharing": lambda model: SoftWeightSharing(
-        model, samples=20, components=5, zero_proportion=0.5
+        model, samples=20, components=5, zero_proportion=0.4
     ),
-    "variational_dropout": lambda model: VariationalDropout(model, samples=20, log_variance=-3.0),
+    "variational_dropout": lambda model: VariationalDropout(model, samples=2000, log_variance=-4.0),
     "variational_dropout_clip": lambda model: VariationalDropout(
-        model, samples=20, log_variance=-3.0, train_clip=True
+        model, samples=2000, log_variance=-4.0, train_clip=True
     ),
     "hard_concrete": lambda model: hard_concrete(model),
     "hard_concrete_example": lambda model: hard_concrete(model, per_example=True),
@@ -120,7 +120,8 @@ def trained(method: str, network: str) -> tuple[nn.Module, Regulariser, Tensor]:
 def _trained(method: str, network: str) -> tuple[nn.Module, Regulariser, Tensor]:
     model, regulariser, x, y = build(method, network)
     train(model, regulariser, optimizer_of(model, regulariser), x, y, range(20))
-    return model.eval(), regulariser, x
+    assert model.eval()(x).std(0).max() > 0.05, "a constant model would pass any comparison"
+    return model, regulariser, x
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -283,6 +284,21 @@ def test_a_copied_model_is_on_its_own(method: str) -> None:
     assert torch.equal(copied(x), before)
     regulariser.decide(0.01)
     assert torch.equal(copied(x), before)
+
+
+@both
+@each
+def test_autocast_trains_and_evaluates(method: str, network: str) -> None:
+    model, regulariser, x, y = build(method, network)
+    model.float()
+    regulariser.float()
+    for mode in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model.train(mode)(x.float())
+        assert outputs.dtype is torch.bfloat16
+        (F.cross_entropy(outputs.float(), y) + regulariser.penalty()).backward()
+    gradients = [p.grad for p in (*model.parameters(), *regulariser.parameters())]
+    assert all(g is not None and g.dtype is torch.float32 and bool(g.isfinite().all()) for g in gradients)
 
 
 @each
