@@ -19,7 +19,7 @@ from sparsefx.errors import ArgumentError, SparseFxError
 from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.logs import Log
+from sparsefx.experiments.logs import logs_for
 from sparsefx.experiments.networks import NETWORKS
 from sparsefx.experiments.recipe import Recipe
 from sparsefx.experiments.recipes import RECIPES
@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder"
         )
-    log = Log(folder, experiment.rows, progress=True, tensorboard=options.tensorboard)
+    log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
     with Interrupt() as interrupt:
         run = experiment.run(
             folder,

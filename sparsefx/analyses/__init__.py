@@ -1,1 +1,1 @@
-"""What a trained model and its history tell: class specialisation, layer densities, explored positions."""
+"""What a trained model and its history tell: class specialisation, layer densities."""

@@ -1,10 +1,12 @@
-"""What a run tells while it trains: a line an epoch, a CSV file, a progress bar, TensorBoard."""
+"""What a run tells while it trains: CSV and JSON lines, a progress bar, TensorBoard."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,62 +20,153 @@ _COLUMNS = [field.name for field in dataclasses.fields(EpochRow)]
 
 
 class Log:
-    """Tells of every epoch.
+    """Hears of a run; this one keeps nothing, subclasses do.
 
-    Args:
-        folder: where ``epochs.csv`` and TensorBoard's files go; None writes none.
-        rows: epochs that were told before, when a run goes on.
-        progress: show a progress bar, where tqdm is installed and somebody watches.
-        tensorboard: write for TensorBoard, too.
-
-    Raises:
-        MissingPackageError: TensorBoard is wanted and not installed.
+    A run may go on after a checkpoint that is older than the last epoch it told of: a log begins with the
+    rows there are then.
     """
-
-    def __init__(
-        self,
-        folder: Path | None = None,
-        rows: list[EpochRow] | None = None,
-        *,
-        progress: bool = False,
-        tensorboard: bool = False,
-    ) -> None:
-        self._path = None if folder is None else folder / "epochs.csv"
-        self._writer = _tensorboard(folder) if tensorboard and folder is not None else None
-        self._bar = _bar() if progress and sys.stderr.isatty() else None
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([_COLUMNS, *map(_cells, rows or [])])
 
     def step(self, experiment: Experiment) -> None:
         """A step is done."""
-        if self._bar is not None:
-            self._bar.total = experiment.training.steps
-            self._bar.n = experiment.step
-            self._bar.set_description(f"round {experiment.training.round}", refresh=False)
-            self._bar.update(0)
 
     def epoch(self, row: EpochRow) -> None:
         """An epoch is done."""
-        if self._path is not None:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(_cells(row))
-        if self._writer is not None:
-            for name in ("train_loss", "validation_error", "test_error", "learning_rate", "prune_rate"):
-                if getattr(row, name) is not None:
-                    self._writer.add_scalar(name, getattr(row, name), row.epoch)
-            for index, density in enumerate(row.densities):
-                self._writer.add_scalar(f"density/{index}", density, row.epoch)
-        if self._bar is not None:
-            self._bar.write(describe(row), file=sys.stderr)
 
     def close(self) -> None:
         """Nothing more to tell."""
-        if self._bar is not None:
-            self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+
+
+class Logs(Log):
+    """Several logs as one."""
+
+    def __init__(self, logs: Sequence[Log]) -> None:
+        self._logs = logs
+
+    def step(self, experiment: Experiment) -> None:
+        """Tell all."""
+        for log in self._logs:
+            log.step(experiment)
+
+    def epoch(self, row: EpochRow) -> None:
+        """Tell all."""
+        for log in self._logs:
+            log.epoch(row)
+
+    def close(self) -> None:
+        """Tell all."""
+        for log in self._logs:
+            log.close()
+
+
+class CsvLog(Log):
+    """A row an epoch in ``epochs.csv``; densities of the layers with spaces between."""
+
+    def __init__(self, folder: Path, rows: Sequence[EpochRow] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "epochs.csv"
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([_COLUMNS, *map(self._cells, rows)])
+
+    def epoch(self, row: EpochRow) -> None:
+        """Append the row."""
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(self._cells(row))
+
+    def _cells(self, row: EpochRow) -> list[Any]:
+        densities = " ".join(f"{density:.6g}" for density in row.densities)
+        return [densities if name == "densities" else getattr(row, name) for name in _COLUMNS]
+
+
+class JsonLog(Log):
+    """An object an epoch, a line each, in ``epochs.jsonl``."""
+
+    def __init__(self, folder: Path, rows: Sequence[EpochRow] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "epochs.jsonl"
+        self._path.write_text("".join(map(self._line, rows)), encoding="utf-8")
+
+    def epoch(self, row: EpochRow) -> None:
+        """Append the object."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._line(row))
+
+    def _line(self, row: EpochRow) -> str:
+        return json.dumps(dataclasses.asdict(row)) + "\n"
+
+
+class ProgressBar(Log):
+    """A bar of the round's steps and a line an epoch on a terminal.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="step", dynamic_ncols=True)
+
+    def step(self, experiment: Experiment) -> None:
+        """Move the bar."""
+        self._bar.total, self._bar.n = experiment.training.steps, experiment.step
+        self._bar.set_description(f"round {experiment.training.round}", refresh=False)
+        self._bar.update(0)
+
+    def epoch(self, row: EpochRow) -> None:
+        """Write a line above the bar."""
+        self._bar.write(describe(row), file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+class TensorBoard(Log):
+    """Scalars for TensorBoard.
+
+    Raises:
+        MissingPackageError: tensorboard is not installed.
+    """
+
+    _SCALARS = ("train_loss", "validation_error", "test_error", "learning_rate", "prune_rate")
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingPackageError("--tensorboard needs a package: pip install tensorboard") from error
+        self._writer = SummaryWriter(str(folder))
+
+    def epoch(self, row: EpochRow) -> None:
+        """Write what there is of the row."""
+        for name in self._SCALARS:
+            if getattr(row, name) is not None:
+                self._writer.add_scalar(name, getattr(row, name), row.epoch)
+        for index, density in enumerate(row.densities):
+            self._writer.add_scalar(f"density/{index}", density, row.epoch)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def logs_for(folder: Path, rows: Sequence[EpochRow] = (), *, tensorboard: bool = False) -> Logs:
+    """CSV and JSON in a folder, a progress bar where somebody watches and tqdm is installed.
+
+    Args:
+        folder: where the files go.
+        rows: epochs that were told before, when a run goes on.
+        tensorboard: for TensorBoard, too.
+    """
+    found: list[Log] = [CsvLog(folder, rows), JsonLog(folder, rows)]
+    if tensorboard:
+        found.append(TensorBoard(folder))
+    if sys.stderr.isatty():
+        try:
+            found.append(ProgressBar())
+        except ImportError:
+            print("install tqdm for a progress bar", file=sys.stderr)
+    return Logs(found)
 
 
 def describe(row: EpochRow) -> str:
@@ -86,28 +179,3 @@ def describe(row: EpochRow) -> str:
         if value is not None:
             parts.append(f"{name.replace('_', ' ')} {value:.2f}%")
     return ", ".join(parts)
-
-
-def _cells(row: EpochRow) -> list[Any]:
-    return [
-        " ".join(f"{d:.6g}" for d in row.densities) if name == "densities" else getattr(row, name)
-        for name in _COLUMNS
-    ]
-
-
-def _bar() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(unit="step", dynamic_ncols=True)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingPackageError(
-            "tensorboard=True needs the package tensorboard: pip install tensorboard"
-        ) from error
-    return SummaryWriter(str(folder))

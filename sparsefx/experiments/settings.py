@@ -129,8 +129,9 @@ def settings(
     if chosen.cycle_every is not None:
         own["every"] = chosen.cycle_every
     taken = {**own, **options} if method_name == "sparse-momentum" else options
+    taken = {"explores": True, **taken}  # a byte a weight, and the ledger has a column for it
     if density is not None:
-        taken = {**taken, "density": density}
+        taken["density"] = density
     return Settings(
         network=network(network_name),
         root=root,

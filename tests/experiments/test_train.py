@@ -18,7 +18,7 @@ from sparsefx.cli import main
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.logs import Log
+from sparsefx.experiments.logs import Log, Logs, describe, logs_for
 from sparsefx.experiments.settings import settings
 from sparsefx.experiments.train import Experiment
 
@@ -61,8 +61,7 @@ def experiment(root, method="sparse-momentum", density=0.2, options=None, networ
 class Stop(Log):
     """A log that asks to stop after so many steps."""
 
-    def __init__(self, folder, rows, steps):
-        super().__init__(folder, rows)
+    def __init__(self, steps):
         self.interrupt, self.left = Interrupt(), steps
 
     def step(self, experiment):
@@ -71,8 +70,8 @@ class Stop(Log):
 
 
 def run(one, folder, steps=0):
-    log = Stop(folder, one.rows, steps)
-    return one.run(folder, log=log, interrupt=log.interrupt)
+    stop = Stop(steps)
+    return one.run(folder, log=Logs([stop, logs_for(folder, one.rows)]), interrupt=stop.interrupt)
 
 
 KINDS = [
@@ -123,6 +122,10 @@ def test_a_run_tells_what_it_did(root, tmp_path):
     lines = (tmp_path / "epochs.csv").read_text().splitlines()
     assert len(lines) == 7
     assert lines[0].startswith("epoch,train_loss,validation_error,test_error")
+    lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["prune_rate"] == found.epochs[0].prune_rate
+    assert describe(found.epochs[0]).startswith("epoch 1, loss ")
+    assert found.final.explored > 0.2
     assert Ledger(tmp_path / "results").add(found).exists()
 
 
