@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from sparsefx.cli import main
-from sparsefx.errors import ArgumentError, CheckpointError
+from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import Log, Logs, describe, logs_for
@@ -282,3 +283,29 @@ def test_analyses_are_kept(root, tmp_path):
     assert found.analyses["specialisation"]["classes"] == 10
     assert found.analyses["speedup"]["weights"]["sparse_by_flops"] == pytest.approx(5.0, rel=0.01)
     assert 0 <= found.analyses["top5_error"] <= found.final.test_error
+
+
+def test_tensorboard_or_how_to_get_it(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingPackageError, match="pip install tensorboard"):
+        logs_for(tmp_path, tensorboard=True)
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, epoch):
+            written.append((name, epoch))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    logs = logs_for(tmp_path, tensorboard=True)
+    one = experiment(root, epochs=1)
+    one.run(tmp_path, log=logs, interrupt=Interrupt())
+    logs.close()
+    assert written[0] == str(tmp_path)
+    assert {("train_loss", 1), ("test_error", 1), ("density/2", 1)} <= set(written[1:-1])
+    assert written[-1] == "closed"
