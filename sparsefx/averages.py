@@ -35,7 +35,7 @@ class GradientAverages:
             gradient = weight.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             average = self.tensors.setdefault(slot.masked.name, torch.zeros_like(gradient))
-            average.lerp_(gradient, _SMOOTHING)
+            average.lerp_(gradient.to(average.dtype), _SMOOTHING)
 
     def momentum(self, slot: Slot, optimizer: Optimizer) -> Tensor | None:
         """The momentum of a weight; None if there is none yet."""

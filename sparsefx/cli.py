@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
     try:
         status: int = options.command(options)
-    except SparseFxError as error:
+    except (SparseFxError, OSError) as error:
         print(f"sparsefx: {error}", file=sys.stderr)
         return 2
     return status
@@ -126,6 +126,9 @@ def _train(options: argparse.Namespace) -> int:
         )
         return _INTERRUPTED
     path = ledger.add(run, overwrite=options.again)
+    experiment.forget(folder)
+    if run.final.train_loss is None:
+        print("the loss is not finite: the training diverged", file=sys.stderr)
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
     return 0
 

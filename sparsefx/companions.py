@@ -28,11 +28,15 @@ class Companions:
         self._rules = rules
         self.tensors: dict[str, dict[str, Tensor]] = {}
         self.spreads: dict[str, float] = {}
+        self._begun: set[str] = set()
 
     @torch.no_grad()
     def begin(self, slots: Iterable[Slot], generator: torch.Generator) -> None:
-        """Start from the model as it is."""
+        """Start from the model as it is, for layers that have not yet."""
         for slot in slots:
+            if slot.masked.name in self._begun:
+                continue
+            self._begun.add(slot.masked.name)
             name, weight, mask = slot.masked.name, slot.weight.detach(), slot.masked.mask
             if self._rules.signs:
                 self._put("sign", name, _signs(weight, mask, generator))
@@ -64,14 +68,17 @@ class Companions:
         """After a step: store what may have learnt; what else the step changed is undone."""
         for slot in slots:
             stored, weight = self._get("stored", slot), slot.weight
-            if self._rules.memory == "all":
-                stored.copy_(weight)
-            else:
-                learns = slot.masked.mask if self._rules.memory == "active" else self._get("backward", slot)
-                torch.where(learns, weight, stored, out=stored)
+            stored.copy_(torch.where(self.learning(slot), weight, stored))
             if self._rules.least is not None:  # of what has the wrong sign
                 sign = self._get("sign", slot)
                 stored.mul_(sign).clamp_(min=self._rules.least).mul_(sign)
+
+    def learning(self, slot: Slot) -> Tensor:
+        """Which weights learn, bool, of the weight's shape: by the memory, or else the active ones."""
+        if self._rules.memory == "backward":
+            return self._get("backward", slot)
+        mask = slot.masked.mask
+        return torch.ones_like(mask) if self._rules.memory == "all" else mask
 
     @torch.no_grad()
     def renew(self, slot: Slot, outcome: LayerOutcome, generator: torch.Generator) -> None:
@@ -106,6 +113,23 @@ class Companions:
             "spreads": dict(self.spreads),
         }
 
+    def check(self, state: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+        """Refuse a state that these rules cannot go on with.
+
+        Raises:
+            ValueError: it has other kinds of tensors, or of other shapes.
+        """
+        kinds = {kind: by_name for kind, by_name in state["tensors"].items() if by_name}
+        if kinds.keys() != self.tensors.keys() or bool(state["spreads"]) != bool(self.spreads):
+            had, has = ", ".join(kinds) or "nothing", ", ".join(self.tensors) or "nothing"
+            raise ValueError(
+                f"it was saved by a method that keeps {had} beside weights, this one keeps {has}"
+            )
+        for kind, by_name in kinds.items():
+            found = {name: list(tensor.shape) for name, tensor in by_name.items()}
+            if found != dict(shapes):
+                raise ValueError(f"its {kind} tensors are of other shapes")
+
     def load(self, state: Mapping[str, Any], slots: Iterable[Slot]) -> None:
         """Take over a :meth:`state`."""
         devices = {slot.masked.name: slot.weight.device for slot in slots}
@@ -114,15 +138,17 @@ class Companions:
             for kind, by_name in state["tensors"].items()
         }
         self.spreads = dict(state["spreads"])
+        self._begun = set(devices)
 
     def _put(self, kind: str, name: str, tensor: Tensor) -> None:
         self.tensors.setdefault(kind, {})[name] = tensor
 
     def _get(self, kind: str, slot: Slot) -> Tensor:
-        """A tensor, on the device where its weight is now."""
-        by_name, name = self.tensors[kind], slot.masked.name
-        if by_name[name].device != slot.weight.device:
-            by_name[name] = by_name[name].to(slot.weight.device)
+        """A tensor, on the device where its weight is now, and of its type if it has its values."""
+        by_name, name, weight = self.tensors[kind], slot.masked.name, slot.weight
+        dtype = weight.dtype if kind == "stored" else by_name[name].dtype
+        if by_name[name].device != weight.device or by_name[name].dtype != dtype:
+            by_name[name] = by_name[name].to(weight.device, dtype)
         return by_name[name]
 
     def _first_stored(self, slot: Slot, generator: torch.Generator) -> Tensor:

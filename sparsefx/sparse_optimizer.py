@@ -22,7 +22,7 @@ from sparsefx.rules import Rules
 from sparsefx.slots import Slot
 from sparsefx.wrapped import WrappedOptimizer
 
-_LONGEST_HISTORY = 10_000
+_LONGEST_HISTORY = 2_000
 
 
 class Clock(Protocol):
@@ -50,9 +50,10 @@ class SparseOptimizer(WrappedOptimizer):
         clock: when updates happen.
         generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
             every rank of a distributed run draws the same.
+        after_step: called at the end of every step, for what follows the schedule besides.
 
     Attributes:
-        history: a :class:`CycleRecord` for every update so far, the last 10,000 at most.
+        history: a :class:`CycleRecord` for every update so far, the last 2,000 at most.
 
     Raises:
         ArgumentError: an argument cannot be used, the model has no masked weights, or a trainable one
@@ -69,6 +70,7 @@ class SparseOptimizer(WrappedOptimizer):
     _averages: GradientAverages
     _notes: dict[str, Any]
     _companions: Companions
+    _after_step: Callable[[], None] | None
     _reads_momentum: bool
     _slots: list[Slot]
 
@@ -83,6 +85,7 @@ class SparseOptimizer(WrappedOptimizer):
         clock: Clock,
         *,
         generator: torch.Generator | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         _check_optimizer(optimizer)
         if not isinstance(model, nn.Module):
@@ -98,12 +101,11 @@ class SparseOptimizer(WrappedOptimizer):
             "_averages": GradientAverages(),
             "_notes": {},
             "_companions": Companions(rules),
+            "_after_step": after_step,
             "_reads_momentum": rules.reads_momentum(),
             "history": [],
         }
         self.__setstate__(fields)
-        self._zero_inactive()
-        self._companions.begin(self._slots, self._generator)
 
     @property
     def wrapped(self) -> Optimizer:
@@ -149,7 +151,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._refresh()
         moment = self._moment()
         slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
-        outcomes = in_turn(self._rules.updates, self._layer_states(slots, reads=moment.rate > 0), moment)
+        reads = moment.rate > 0 or self._rules.prune_rate == 0  # not where the rate has fallen to 0
+        outcomes = in_turn(self._rules.updates, self._layer_states(slots, reads=reads), moment)
         for slot, outcome in zip(slots, outcomes, strict=True):
             self._companions.renew(slot, outcome, self._generator)
             slot.masked.set_mask(outcome.mask)
@@ -207,6 +210,8 @@ class SparseOptimizer(WrappedOptimizer):
         self._step += 1
         if due:
             self.cycle()
+        if self._after_step is not None:
+            self._after_step()
         return loss
 
     def _learn(self, closure: Callable[[], float] | None) -> float | None:
@@ -223,7 +228,11 @@ class SparseOptimizer(WrappedOptimizer):
         if self._rules.memory is None:
             return self._optimizer.step()
         self._companions.recall(self._slots)
-        loss = self._optimizer.step()
+        try:
+            loss = self._optimizer.step()
+        except BaseException:
+            self._zero_inactive()  # the model must not be left with the stored weights
+            raise
         self._companions.keep(self._slots)
         return loss
 
@@ -240,6 +249,8 @@ class SparseOptimizer(WrappedOptimizer):
                 "sparsified model's parameters(), or freeze these layers with requires_grad_(False)"
             )
         self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
+        self._zero_inactive()
+        self._companions.begin(self._slots, self._generator)
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:
@@ -270,7 +281,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _mask_buffers(self) -> None:
         for slot in self._slots:
-            self._fill_buffers(slot.weight, ~slot.masked.mask)
+            self._fill_buffers(slot.weight, ~self._companions.learning(slot))
 
     @torch.no_grad()
     def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
@@ -331,7 +342,7 @@ class SparseOptimizer(WrappedOptimizer):
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
             cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
-            Companions(self._rules).load(own["companions"], self._slots)
+            self._companions.check(own["companions"], self._shapes())
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"state_dict[{self._key!r}] is damaged: {error!r}; save it again"

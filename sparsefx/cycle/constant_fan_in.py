@@ -12,6 +12,7 @@ from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import magnitudes, select_largest
 from sparsefx.cycle.update import LayerOutcome
+from sparsefx.distributions import Distribution, active_counts
 from sparsefx.errors import ArgumentError, CycleError
 
 
@@ -20,15 +21,21 @@ class ConstantFanIn:
     """Prune by magnitude and grow by gradient, with equally many inputs to every neuron that is left.
 
     Structured RigL (Lasby et al. 2024, section 3). A neuron is an index of the weight's first dimension.
-    A layer's budget is what it has at the first update; what does not divide by its neurons stays unused.
+    What of a layer's budget does not divide by its neurons stays unused.
 
     Attributes:
         salient: a neuron with fewer salient weights than this fraction of the layer's fan-in is ablated,
-            all its weights removed; a layer always keeps as many neurons as its budget needs, and the last
-            layer all of them. 0 ablates only neurons without any.
+            all its weights removed (from 1 on: than this number); a layer always keeps as many neurons as its
+            budget needs, and the last layer in the model's order all of them. 0 ablates only those without
+            any.
+        density: fraction of all weights that the budgets add up to; None for what is active at the first
+            update.
+        distribution: how it is divided among layers.
     """
 
     salient: float = 0.3
+    density: float | None = None
+    distribution: str | Distribution = "uniform"
 
     reads_momentum = False
 
@@ -38,7 +45,8 @@ class ConstantFanIn:
         Raises:
             CycleError: a layer has no gradient.
         """
-        budgets = moment.notes.setdefault("budgets", {layer.name: layer.active for layer in layers})
+        budgets = {**self._budgets(layers), **moment.notes.get("budgets", {})}
+        moment.notes["budgets"] = budgets
         last = len(layers) - 1
         outcomes = []
         for index, layer in enumerate(layers):
@@ -48,6 +56,12 @@ class ConstantFanIn:
                 mask = _update(layer, int(budgets[layer.name]), moment.rate, salient)
             outcomes.append(LayerOutcome.of(layer, mask))
         return outcomes
+
+    def _budgets(self, layers: Sequence[LayerState]) -> dict[str, int]:
+        counts = [layer.active for layer in layers]
+        if self.density is not None:
+            counts = active_counts([layer.mask.shape for layer in layers], self.density, self.distribution)
+        return {layer.name: count for layer, count in zip(layers, counts, strict=True)}
 
 
 def constant_fan_in_mask(shape: torch.Size, active: int, generator: torch.Generator | None = None) -> Tensor:
@@ -108,7 +122,8 @@ def _neurons_left(mask: Tensor, salient: Tensor, budget: int, fraction: float | 
         return active
     counts = salient.sum(1)
     fan_in = budget // int(active.sum())
-    left = active & (counts >= max(1, int(fraction * fan_in)))
+    least = fraction if fraction >= 1 else fraction * fan_in
+    left = active & (counts >= max(1, int(least)))
     needed = -(-budget // mask.shape[1])  # fewer neurons could not hold the budget
     missing = needed - int(left.sum())
     if missing > 0:

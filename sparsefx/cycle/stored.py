@@ -39,19 +39,29 @@ class Hysteresis:
 
     def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
         """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps the thresholds."""
-        levels = moment.notes.setdefault("levels", [])
-        if not levels:
-            levels += [self._level(layer, index) for index, layer in enumerate(layers)]
-        return [self._decide(layer, level) for layer, level in zip(layers, levels, strict=True)]
+        levels = dict(moment.notes.get("levels", {}))
+        for index, layer in enumerate(layers):
+            if layer.name not in levels:
+                levels[layer.name] = self._level(layer, index)
+        moment.notes["levels"] = levels
+        return [self._decide(layer, levels[layer.name]) for layer in layers]
 
     def _level(self, layer: LayerState, index: int) -> float:
         sizes = magnitudes(stored_of(layer))
         if self.deviations is None:
             kept = keep_largest([layer], self.density)[0].mask
             return float(sizes[kept].min()) if bool(kept.any()) else float(sizes.max())
-        deviations = self.deviations[index] if isinstance(self.deviations, tuple) else self.deviations
         nonzero = sizes[sizes != 0]
-        return max(0.0, float(nonzero.mean() + deviations * nonzero.std()))
+        return max(0.0, float(nonzero.mean() + self._deviations(index) * nonzero.std()))
+
+    def _deviations(self, index: int) -> float:
+        if not isinstance(self.deviations, tuple):
+            return float(self.deviations or 0.0)
+        if index >= len(self.deviations):
+            raise CycleError(
+                f"deviations={self.deviations!r} has no number for layer {index + 1}; give one a layer"
+            )
+        return self.deviations[index]
 
     def _decide(self, layer: LayerState, level: float) -> LayerOutcome:
         sizes = magnitudes(stored_of(layer))

@@ -70,7 +70,8 @@ class Swap:
                 ``grow`` returned something else than it should.
         """
         late = isinstance(self.redistribute, OfSurvivors)
-        shares = None if late or moment.rate == 0 else self._shares(layers)
+        idle = moment.rate == 0 and not isinstance(self.prune, ForAllLayers)
+        shares = None if late or idle else self._shares(layers)
         pruned = _choose("prune", self.prune, layers, self._losses(layers, moment.rate, shares), moment)
         losses = [int(chosen.sum()) for chosen in pruned]
         rest = [layer.without(chosen) for layer, chosen in zip(layers, pruned, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ class Timing:
         first: fraction of training before which there is none, in [0, 1].
         last: fraction of training after which there is none, in [0, 1].
         epochs: with ``every="epoch"``, how many epochs between two updates.
+        at_start: whether there is one before the first step, too.
         at_last: whether there may be one at the very end of that time, too. Weights that start at 0 then
             would not be trained; weights that are only removed may be.
         chance: the probability of an update at each step that is due, as a function of the step; None: 1.
@@ -32,18 +34,31 @@ class Timing:
     first: float = 0.0
     last: float = 1.0
     epochs: int = 1
+    at_start: bool = False
     at_last: bool = False
     chance: Chance | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last <= 1:
+        numbers = isinstance(self.first, (int, float)) and isinstance(self.last, (int, float))
+        if not numbers or not 0 <= self.first <= self.last <= 1:
             raise ArgumentError(
                 f"first={self.first!r} and last={self.last!r} are not 0 <= first <= last <= 1"
             )
-        if isinstance(self.every, int) and (isinstance(self.every, bool) or self.every < 1):
-            raise ArgumentError(f"every={self.every!r} is not a whole number of at least 1")
-        if isinstance(self.every, str) and self.every != "epoch":
-            raise ArgumentError(f"every={self.every!r} is neither a number of steps nor 'epoch'")
+        if isinstance(self.every, tuple):
+            starts = [start for start, _ in self.every]
+            if not starts or starts[0] != 0 or starts != sorted(starts):
+                raise ArgumentError(
+                    f"every={self.every!r} must begin at 0 and ascend: ((0.0, 100), (0.5, 200))"
+                )
+            periods = [steps for _, steps in self.every]
+        else:
+            periods = [] if self.every == "epoch" else [self.every]
+        for period in (*periods, self.epochs):
+            if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+                raise ArgumentError(
+                    f"every={self.every!r}, epochs={self.epochs!r}: {period!r} is neither 'epoch' nor a "
+                    "whole number of at least 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,10 @@ class Clock:
     def _last(self) -> float:
         return self.timing.last * self.steps
 
-    @property
+    @cached_property
     def _last_due(self) -> int:
-        """The step of the last update."""
-        period = self._period(int(self._last))
-        return int(self._last) // period * period
+        """The step of the last update; 0 without any."""
+        return next((step for step in range(int(self._last), 0, -1) if self._is_due(step)), 0)
 
     def _is_due(self, step: int) -> bool:
         if step % self._period(step) or step < self._first:

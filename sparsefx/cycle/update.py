@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,13 +62,19 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
     for update in updates:
         between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
         after = _checked(update, between, update(between, moment))
-        outcomes = [_join(*both) for both in zip(layers, outcomes, after, strict=True)]
+        outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)]
     return outcomes
 
 
-def _join(layer: LayerState, one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
-    grown = (one.grown & other.mask) | other.grown
-    return LayerOutcome.of(layer, other.mask, grown)
+def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
+    first, last = one.record, other.record
+    record = replace(
+        last,
+        pruned=first.pruned + last.pruned,
+        grown=first.grown + last.grown,
+        share=first.share + last.share,  # only a swap has one
+    )
+    return LayerOutcome(other.mask, (one.grown & other.mask) | other.grown, record)
 
 
 def _checked(update: Update, layers: Sequence[LayerState], outcomes: Any) -> list[LayerOutcome]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,36 @@ import torch
 from sparsefx.errors import CheckpointError
 from sparsefx.experiments.record import canonical
 
+_MAGIC = b"sparsefx run 1\n"
+_DIGEST = hashlib.sha256().digest_size
+
 
 def save_checkpoint(path: Path, state: dict[str, Any], device: str) -> Path:
-    """Write a state beside the file and move it there.
+    """Write a state, with a checksum, beside the file and move it there.
 
     Args:
         path: the file; its folder is made.
         state: tensors and plain data.
         device: whose random generator is saved beside the CPU's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     generators = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(device)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save({**state, "generators": generators}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({**state, "generators": generators}, buffer)
+    content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")  # one that a killed run leaves is written over
+    with temporary.open("wb") as file:
+        file.write(_MAGIC + hashlib.sha256(content).digest() + content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
     return path
 
 
 def load_checkpoint(path: Path, configuration: dict[str, Any], device: str) -> dict[str, Any]:
-    """Read a state and set the random generators to what they were.
+    """Read a state; :func:`set_generators` takes its ``generators`` once all else is in place.
 
     Args:
         path: the file.
@@ -47,16 +54,25 @@ def load_checkpoint(path: Path, configuration: dict[str, Any], device: str) -> d
         CheckpointError: it is damaged, or of another run.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        found, generators = state["configuration"], state.pop("generators")
-    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is no checkpoint of a run, or damaged: {error}") from error
-    if canonical(found) != canonical(configuration):
-        changed = [
-            name for name in configuration if canonical(found.get(name)) != canonical(configuration[name])
-        ]
+        data = path.read_bytes()
+        head, rest = data[: len(_MAGIC)], data[len(_MAGIC) :]
+        digest, content = rest[:_DIGEST], rest[_DIGEST:]
+        if head != _MAGIC or digest != hashlib.sha256(content).digest():
+            raise CheckpointError(f"{path} is no checkpoint of a run, or damaged; delete it to begin anew")
+        state = dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    found = state.get("configuration", {})
+    changed = [name for name in configuration if canonical(found.get(name)) != canonical(configuration[name])]
+    if changed:
         raise CheckpointError(f"{path} is of another run: {', '.join(changed)} differ; choose another folder")
+    return state
+
+
+def set_generators(generators: dict[str, torch.Tensor], device: str) -> None:
+    """Set the random generators to what they were when a checkpoint was written."""
     torch.set_rng_state(generators["cpu"].cpu())
     if "cuda" in generators:
         torch.cuda.set_rng_state(generators["cuda"].cpu(), device)
-    return dict(state)

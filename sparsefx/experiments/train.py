@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
+from sparsefx.errors import ArgumentError
 from sparsefx.experiments.analyse import ANALYSES
-from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint
+from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint, set_generators
 from sparsefx.experiments.data import Batch, Data, Split, epoch_generator, load_data
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.logs import Log
-from sparsefx.experiments.recipe import learning_rate, shortened
+from sparsefx.experiments.recipe import Recipe, learning_rate, shortened
 from sparsefx.experiments.record import EpochRow, Run
 from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
@@ -60,6 +61,7 @@ class Experiment:
             device=settings.device,
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
+        _check_last_batch(recipe, len(self.data.train))
         self.training = self._training()
         self.model = self.training.model
         if settings.compile:
@@ -92,7 +94,7 @@ class Experiment:
         """Train to the end, or until interrupted.
 
         Args:
-            folder: where checkpoints are kept.
+            folder: where checkpoints are kept; the last one is there until :meth:`forget`.
             log: is told of every epoch.
             interrupt: asked after every step; once it says so, a checkpoint is written.
             checkpoint_seconds: between two checkpoints.
@@ -111,9 +113,7 @@ class Experiment:
                 saved = now
             if interrupt.is_set:
                 return None
-        run = self._finish(analyses)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return run
+        return self._finish(analyses)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, whole or not at all."""
@@ -145,7 +145,12 @@ class Experiment:
         self.step, self.seconds = state["step"], state["seconds"]
         self.rows = [EpochRow(**{**row, "densities": tuple(row["densities"])}) for row in state["rows"]]
         self._loss_sum, self._loss_steps = state["loss"]
+        set_generators(state["generators"], self.settings.device)
         return True
+
+    def forget(self, folder: Path) -> None:
+        """Delete the checkpoint of a run whose result is safe."""
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _training(self) -> Training:
         settings, recipe, network = self.settings, self.settings.recipe, self.settings.network
@@ -294,4 +299,13 @@ class Experiment:
             return nullcontext()
         return torch.autocast(
             torch.device(self.settings.device).type, getattr(torch, self.settings.precision)
+        )
+
+
+def _check_last_batch(recipe: Recipe, samples: int) -> None:
+    """Refuse a last batch of one sample, which has no variance to normalise by."""
+    if samples % recipe.batch_size == 1 and not recipe.drop_last and recipe.batch_size > 1:
+        raise ArgumentError(
+            f"batch_size={recipe.batch_size!r} leaves one of {samples} training samples for the last batch; "
+            "choose another one, or drop_last=True"
         )

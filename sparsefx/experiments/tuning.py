@@ -11,8 +11,8 @@ TUNING: Mapping[str, Mapping[str, Any]] = {
     # Bellec et al. 2018, code: plain SGD, and the random walk instead of weight decay
     "deep-r": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
     "soft-deep-r": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
-    # Molchanov, Ashukha & Vetrov 2017, code: Adam; the penalty takes the place of weight decay. Their learning
-    # rate falls in a line; here it falls as the data set's recipe says
+    # Molchanov, Ashukha & Vetrov 2017, code: Adam; the penalty takes the place of weight decay. Their
+    # learning rate falls in a line; here it falls as the data set's recipe says
     "variational-dropout": _ADAM,
     # Louizos, Welling & Kingma 2018, code: Adam
     "hard-concrete": _ADAM,

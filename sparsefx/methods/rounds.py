@@ -21,7 +21,7 @@ class Rounds:
         scope: whether a pruning compares the weights of a ``"layer"`` or of all: ``"global"``.
         compensate: move the remaining weights so that each layer's output changes least.
         rewind: set the weights that are left to what they were after this fraction of the first round, in
-            [0, 1], with the optimizer's state and the learning rate of that time; None leaves them trained.
+            [0, 1), with the optimizer's state and the learning rate of that time; None leaves them trained.
         retraining: the length of a later round, as a fraction of the first.
         learning_rate: factor of the learning rate in later rounds.
     """
@@ -38,11 +38,15 @@ class Rounds:
     def __post_init__(self) -> None:
         if isinstance(self.prunings, bool) or not isinstance(self.prunings, int) or self.prunings < 0:
             raise ArgumentError(f"prunings={self.prunings!r} is not a whole number of at least 0")
-        if self.rewind is not None and not 0 <= self.rewind <= 1:
-            raise ArgumentError(f"rewind={self.rewind!r} is neither None nor in [0, 1]")
         for name in ("retraining", "learning_rate"):
-            if not getattr(self, name) > 0:
+            if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ArgumentError(f"{name}={getattr(self, name)!r} is not above 0")
+        if self.rewind is not None and not (_is_number(self.rewind) and 0 <= self.rewind < self.retraining):
+            raise ArgumentError(
+                f"rewind={self.rewind!r} is neither None nor in [0, {self.retraining}), a round's length"
+            )
+        if not self.prunings and not self.trained_first:
+            raise ArgumentError("prunings=0 with trained_first=False is one round: leave rounds out")
 
     @property
     def count(self) -> int:
@@ -52,3 +56,7 @@ class Rounds:
     def density(self, round_: int, final: float) -> float:
         """The density in a round, from 0; every pruning removes the same fraction of what is left."""
         return geometric(1.0, final, round_ / self.prunings) if self.prunings else 1.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -27,6 +27,7 @@ from sparsefx.cycle import (
 )
 from sparsefx.distributions import Distribution
 from sparsefx.errors import ArgumentError, unknown_name
+from sparsefx.methods.checks import check_together, check_values
 from sparsefx.methods.rounds import Rounds
 from sparsefx.parts import resolve
 from sparsefx.rules import GradientTerm, Rules
@@ -121,10 +122,8 @@ class Method:
     width: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("density", "start"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value <= 1):
-                raise ArgumentError(f"{name}={value!r} is not in (0, 1]")
+        check_values(self)
+        check_together(self)
 
     @property
     def first_density(self) -> float:
@@ -192,7 +191,7 @@ class Method:
             found = {name: changes.pop(name) for name in list(changes) if name in names and name not in own}
             if found:
                 present = changes.get(part, getattr(self, part))
-                if present is None:
+                if not isinstance(present, (Timing, Rounds)):
                     raise ArgumentError(f"{', '.join(found)}: method {self.name!r} has no {part} to change")
                 changes[part] = dataclasses.replace(present, **found)
         for name in changes:

@@ -37,12 +37,15 @@ class Snapshot:
         return cls(held, copy.deepcopy(optimizer.wrapped.state_dict()))
 
     @torch.no_grad()
-    def restore(self, model: nn.Module, optimizer: SparseOptimizer) -> None:
-        """Set them back to what they were; masks stay as they are, and weights outside them 0."""
+    def restore(self, model: nn.Module) -> None:
+        """Set a model back to what it was; masks stay as they are, and weights outside them 0."""
         present = bare(model).state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             present[name].copy_(tensor)
         apply_masks(model)
+
+    def restore_optimizer(self, optimizer: SparseOptimizer) -> None:
+        """Set the wrapped optimizer back to what it was."""
         optimizer.wrapped.load_state_dict(copy.deepcopy(self.optimizer))
 
     def to_plain(self) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from sparsefx.cycle import Clock, LayerState, Timing, keep_largest
-from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
+from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError, CheckpointError
-from sparsefx.masks import masked_weights
+from sparsefx.methods.beginning import first_model, thin_to_the_end
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
 from sparsefx.parts import resolve
@@ -24,7 +23,6 @@ from sparsefx.rules import Rules
 from sparsefx.scores.task import Batch, Loss
 from sparsefx.selection import Selector
 from sparsefx.sparse_optimizer import SparseOptimizer
-from sparsefx.sparsify import sparsify
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -107,8 +105,11 @@ class Training:
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._snapshot: Snapshot | None = None
         self.regulariser: Regulariser | None = None
-        self.model = self._sparse(network, dense)
+        self.model = first_model(method, network, dense, self._generator, self._prune_by_first_score)
         self.optimizer = self._begin_round()
+        self._update_at_start()
+        if self._rewinds and self._rewound_to == 0:
+            self._snapshot = Snapshot.of(self.model, self.optimizer)
 
     def rounds(self) -> Iterator[int]:
         """The rounds that are left, this one first; between two the network is pruned or rewound."""
@@ -139,7 +140,7 @@ class Training:
     @property
     def is_last(self) -> bool:
         """Whether no round follows."""
-        return self.method.rounds is None or self.round == self.method.rounds.count - 1
+        return self.method.rounds is None or self.round >= self.method.rounds.count - 1
 
     def penalty(self) -> Tensor | float:
         """What the method adds to the mean loss of a batch; 0 for most."""
@@ -150,13 +151,23 @@ class Training:
         rounds = self.method.rounds
         if rounds is None or self.is_last:
             return False
-        self.round += 1
+        if self._rewinds and self._snapshot is None:
+            raise ArgumentError(
+                f"rewind={rounds.rewind!r}: this round ended before step {self._rewound_to}, to which later "
+                "ones go back; train it for all its steps"
+            )
         if rounds.prunings:
-            density = rounds.density(self.round, self.method.density)
-            self._prune(density, rounds.score, rounds.scope, compensate=rounds.compensate)
+            density = rounds.density(self.round + 1, self.method.density)
+            self._prune(self.model, density, rounds.score, rounds.scope, compensate=rounds.compensate)
+        if self._snapshot is not None:
+            self._snapshot.restore(self.model)
+        if self.regulariser is not None:
+            self.regulariser.detach()
+        self.round += 1
         self.optimizer = self._begin_round()
         if self._snapshot is not None:
-            self._snapshot.restore(self.model, self.optimizer)
+            self._snapshot.restore_optimizer(self.optimizer)
+        self._update_at_start()
         return True
 
     def finish(self) -> nn.Module:
@@ -168,13 +179,13 @@ class Training:
             self.regulariser.decide(self.method.density)
             self.regulariser = None
         elif self.method.densities is not None:
-            self._thin_to_the_end()
+            thin_to_the_end(self.model, self.method)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs beside the model's own state dict; readable by ``weights_only=True``."""
         return {
-            "method": self.method.name,
+            "method": self._identity,
             "round": self.round,
             "optimizer": self.optimizer.state_dict(),
             "regulariser": None if self.regulariser is None else self.regulariser.state_dict(),
@@ -192,16 +203,35 @@ class Training:
             optimizer, regulariser = state_dict["optimizer"], state_dict["regulariser"]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"state_dict is not one of a Training: {error!r}") from error
-        if name != self.method.name:
-            raise CheckpointError(f"state_dict is of method {name!r}, not {self.method.name!r}")
+        if dict(name) != self._identity:
+            raise CheckpointError(f"state_dict is of method {name}, not {self._identity}")
+        before = dict(vars(self))
         if self.regulariser is not None:
             self.regulariser.detach()
-        self.round = int(round_)
-        self._snapshot = None if snapshot is None else Snapshot.from_plain(snapshot)
-        self.optimizer = self._begin_round()
-        self.optimizer.load_state_dict(optimizer)
-        if self.regulariser is not None:
-            self.regulariser.load_state_dict(regulariser)
+        try:
+            self.round = int(round_)
+            self._snapshot = None if snapshot is None else Snapshot.from_plain(snapshot)
+            with torch.random.fork_rng(
+                devices=()
+            ):  # regularisers draw where they begin, not where they go on
+                self.optimizer = self._begin_round()
+            self.optimizer.load_state_dict(optimizer)
+            if self.regulariser is not None:
+                self.regulariser.load_state_dict(regulariser)
+        except BaseException:
+            if self.regulariser is not None and self.regulariser is not before["regulariser"]:
+                self.regulariser.detach()
+            vars(self).update(before)
+            if self.regulariser is not None:
+                self.regulariser.attach()
+            raise
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a state must be of."""
+        rounds = self.method.rounds
+        count = 1 if rounds is None else rounds.count
+        return {"name": self.method.name, "density": self.method.density, "rounds": count}
 
     @property
     def _rewinds(self) -> bool:
@@ -213,29 +243,13 @@ class Training:
         rounds = self.method.rounds
         return 0 if rounds is None or rounds.rewind is None else round(rounds.rewind * self._first_steps)
 
-    def _sparse(self, network: nn.Module, dense: Selector | Iterable[Selector]) -> nn.Module:
-        """The network with its first masks."""
-        method = self.method
-        model = sparsify(
-            network,
-            method.first_density,
-            distribution=method.distribution,
-            dense=dense,
-            generator=self._generator,
-        )
-        self.model = model
-        if method.constant_fan_in:
-            for masked in masked_weights(model):
-                active = int(masked.mask.sum())
-                mask = constant_fan_in_mask(masked.weight.shape, active, self._generator)
-                masked.set_mask(mask.to(masked.weight.device))
-        if method.score is not None:
-            self._prune(method.density, method.score, "global", rounds=method.score_rounds)
-        return model
+    def _prune_by_first_score(self, model: nn.Module) -> None:
+        assert self.method.score is not None
+        self._prune(model, self.method.density, self.method.score, "global", rounds=self.method.score_rounds)
 
-    def _prune(self, density: float, score: str, scope: str, **options: Any) -> None:
+    def _prune(self, model: nn.Module, density: float, score: str, scope: str, **options: Any) -> None:
         prune(
-            self.model,
+            model,
             density,
             score=score,
             scope=scope,
@@ -244,6 +258,12 @@ class Training:
             generator=self._generator,
             **options,
         )
+
+    def _update_at_start(self) -> None:
+        """The update before the first step of a method that begins with one."""
+        timing = self.method.timing
+        if timing is not None and timing.at_start and self.optimizer.rules.updates:
+            self.optimizer.cycle()
 
     def _begin_round(self) -> SparseOptimizer:
         """The optimizer of this round, and the regulariser, if the method has its say in it."""
@@ -256,11 +276,14 @@ class Training:
         for group in [] if self.regulariser is None else self.regulariser.parameter_groups():
             optimizer.add_param_group(group)
         clock = Clock(_NEVER if timing is None else timing, self.steps, self._epoch_steps)
-        sparse = SparseOptimizer(optimizer, self.model, rules, clock, generator=self._generator)
-        sparse.register_step_post_hook(self._after_step)
-        if self._rewinds and self.round == 0 and self._rewound_to == 0:
-            self._snapshot = Snapshot.of(self.model, sparse)
-        return sparse
+        return SparseOptimizer(
+            optimizer,
+            self.model,
+            rules,
+            clock,
+            generator=self._generator,
+            after_step=self._after_step,
+        )
 
     def _make_regulariser(self) -> Regulariser | None:
         name = self.method.regulariser
@@ -276,23 +299,9 @@ class Training:
             options.setdefault("samples", self._samples)
         return kind(self.model, **options)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self) -> None:
         done = self.optimizer.steps_done
         if self.regulariser is not None:
             self.regulariser.after_step(min(1.0, done / self.steps))
-        if self._rewinds and self.round == 0 and done == self._rewound_to:
+        if self._rewinds and self._snapshot is None and done >= self._rewound_to:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
-
-    @torch.no_grad()
-    def _thin_to_the_end(self) -> None:
-        """Thin what no update has, because training was too short for one."""
-        layers = masked_weights(self.model)
-        wanted = round(self.method.density * sum(layer.mask.numel() for layer in layers))
-        if sum(int(layer.mask.sum()) for layer in layers) <= wanted:
-            return
-        states = [LayerState(layer.name, layer.weight.detach(), layer.mask) for layer in layers]
-        method = self.method
-        for layer, outcome in zip(
-            layers, keep_largest(states, method.density, method.thin_scope, method.distribution), strict=True
-        ):
-            layer.set_mask(outcome.mask)

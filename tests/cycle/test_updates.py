@@ -82,7 +82,7 @@ def test_hysteresis_leaves_the_band_alone_and_brings_back_what_is_above():
     stored = torch.tensor([0.5, 0.95, 0.95, 1.05, 1.2, 1.2])
     mask = torch.tensor([1, 1, 0, 0, 0, 1]).bool()
     layer = LayerState("layer", stored * mask, mask, stored=stored)
-    moment = Moment(notes={"levels": [1.0]})
+    moment = Moment(notes={"levels": {"layer": 1.0}})
     assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 1, 0, 0, 1, 1]]
 
 
@@ -91,12 +91,14 @@ def test_hysteresis_sets_its_thresholds_once():
     layer = LayerState("layer", stored, torch.ones(4).bool(), stored=stored)
     moment = Moment()
     assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 0, 1, 1]]
-    assert moment.notes["levels"] == [3.0]
+    assert moment.notes["levels"] == {"layer": 3.0}
     Hysteresis(0.5)([replace(layer, stored=stored * 10)], moment)
-    assert moment.notes["levels"] == [3.0]
+    assert moment.notes["levels"] == {"layer": 3.0}
     moment = Moment()
     Hysteresis(0.5, deviations=1.0)([layer], moment)
-    assert moment.notes["levels"] == pytest.approx([2.5 + 5**0.5 / 3**0.5])
+    assert moment.notes["levels"] == pytest.approx({"layer": 2.5 + 5**0.5 / 3**0.5})
+    with pytest.raises(CycleError, match="has no number for layer 2"):
+        Hysteresis(0.5, deviations=(1.0,))([layer, replace(layer, name="other")], Moment())
     with pytest.raises(CycleError, match="keeps no inactive values"):
         Hysteresis(0.5)([replace(layer, stored=None)], Moment())
 
@@ -210,14 +212,22 @@ def test_progress():
     assert [clock.progress(step) for step in (0, 30, 75, 90)] == pytest.approx([0, 0.4, 1, 1])
     clock = Clock(Timing(every=10, first=0.1, last=0.75, at_last=True), steps=100, epoch_steps=10)
     assert [clock.progress(step) for step in (5, 10, 40, 70, 75)] == pytest.approx([0, 0, 0.5, 1, 1])
+    uneven = Timing(every=((0.0, 10), (0.6, 70)), last=0.65, at_last=True)  # the last one is at 50
+    assert [Clock(uneven, 100, 10).progress(step) for step in (10, 30, 50)] == pytest.approx([0.2, 0.6, 1])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"first": 0.5, "last": 0.4}, "first=0.5 and last=0.4"),
-        ({"every": 0}, "every=0 is not a whole number"),
-        ({"every": "week"}, "every='week' is neither"),
+        ({"every": 0}, "every=0, epochs=1: 0 is neither"),
+        ({"every": 2.5}, "2.5 is neither 'epoch' nor a whole number"),
+        ({"epochs": 0}, "0 is neither"),
+        ({"every": ()}, "must begin at 0 and ascend"),
+        ({"every": ((0.5, 2),)}, "must begin at 0 and ascend"),
+        ({"every": ((0.0, 0),)}, "0 is neither"),
+        ({"last": "x"}, "first=0.0 and last='x'"),
+        ({"every": "week"}, "every='week', epochs=1: 'week' is neither"),
     ],
 )
 def test_timings_that_cannot_be(options, message):

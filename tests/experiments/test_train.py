@@ -85,7 +85,10 @@ KINDS = [
     ("lottery-ticket", 0.3, {"prunings": 2, "rewind": 0.25}),
     ("layer-wise-obs", 0.2, {"score_batches": 4}),
     ("learning-compression", 0.2, {}),
+    ("lottery-ticket", 0.3, {"prunings": 1, "rewind": 0.0}),
     ("variational-dropout", 0.2, {}),
+    ("hard-concrete", 0.2, {}),
+    ("top-kast", 0.2, {"every": 3}),
     ("deep-r", 0.2, {}),
     ("thin-dense", 0.2, {}),
 ]
@@ -106,6 +109,7 @@ def test_an_interrupted_run_ends_like_one_that_was_not(root, tmp_path, method, d
     assert resumed.layers == expected.layers
     for key, tensor in whole.training.model.state_dict().items():
         assert torch.equal(tensor, second.training.model.state_dict()[key]), key
+    second.forget(tmp_path / "cut")
     assert not (tmp_path / "cut" / "checkpoint.pt").exists()
 
 
@@ -247,8 +251,16 @@ def test_a_checkpoint_is_not_lost_or_mistaken(root, tmp_path, capsys):
     with pytest.raises(CheckpointError, match="is of another run: density differ"):
         other.resume(tmp_path)
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="is no checkpoint of a run, or damaged"):
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:-100], bytes(flipped), b"", b"PK" + whole, whole[:10]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is no checkpoint of a run, or damaged"):
+            experiment(root).resume(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
         experiment(root).resume(tmp_path)
     assert not experiment(root).resume(tmp_path / "nothing")
 
@@ -309,3 +321,24 @@ def test_tensorboard_or_how_to_get_it(root, tmp_path, monkeypatch):
     assert written[0] == str(tmp_path)
     assert {("train_loss", 1), ("test_error", 1), ("density/2", 1)} <= set(written[1:-1])
     assert written[-1] == "closed"
+
+
+def test_a_run_is_not_lost_where_its_result_cannot_be_written(root, tmp_path, capsys):
+    (tmp_path / "results").write_text("in the way")
+    assert main(command(root, tmp_path, "--minutes", "0")) == 2
+    assert "results" in capsys.readouterr().err
+    assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 1
+    (tmp_path / "results").unlink()
+    assert main(command(root, tmp_path, "--resume")) == 0
+    assert not list((tmp_path / "runs").glob("*/checkpoint.pt"))
+
+
+def test_a_last_batch_of_one_sample_is_refused(root):
+    with pytest.raises(ArgumentError, match="batch_size=53 leaves one of 160 training samples"):
+        experiment(root, batch_size=53)
+    experiment(root, batch_size=53, drop_last=True)
+
+
+def test_a_diverged_run_is_told(root, tmp_path, capsys):
+    assert main(command(root, tmp_path, "--lr", "1e30")) == 0
+    assert "the training diverged" in capsys.readouterr().err

@@ -303,7 +303,7 @@ def test_a_method_prints_changes_and_refuses():
         ("rigl", {"prunings": 3}, r"prunings: method 'rigl' has no rounds to change"),
         ("static", {"every": 3}, r"every: method 'static' has no timing to change"),
         ("han", {"prunings": -1}, r"prunings=-1 is not a whole number"),
-        ("lottery-ticket", {"rewind": 2.0}, r"rewind=2.0 is neither None nor in \[0, 1\]"),
+        ("lottery-ticket", {"rewind": 2.0}, r"rewind=2.0 is neither None nor in \[0, 1.0\)"),
         ("han", {"retraining": 0}, r"retraining=0 is not above 0"),
     ],
 )
@@ -318,7 +318,7 @@ def test_a_training_that_cannot_be():
     with pytest.raises(ArgumentError, match="samples: method 'variational-dropout' needs the number"):
         Training(method("variational-dropout"), net(), sgd, steps=10, epoch_steps=1)
     training = begin("rigl")
-    with pytest.raises(CheckpointError, match="state_dict is of method 'set', not 'rigl'"):
+    with pytest.raises(CheckpointError, match=r"state_dict is of method .*'set'.*, not .*'rigl'"):
         training.load_state_dict(begin("set").state_dict())
     with pytest.raises(CheckpointError, match="is not one of a Training"):
         training.load_state_dict({})

@@ -1,0 +1,63 @@
+"""How a method begins: the network with its first masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from sparsefx.cycle import LayerState, keep_largest
+from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
+from sparsefx.distributions import active_counts
+from sparsefx.masks import masked_weights
+from sparsefx.methods.row import Method
+from sparsefx.selection import Selector
+from sparsefx.sparsify import sparsify
+
+
+def first_model(
+    method: Method,
+    network: nn.Module,
+    dense: Selector | Iterable[Selector],
+    generator: torch.Generator,
+    prune_by_score: Callable[[nn.Module], None],
+) -> nn.Module:
+    """A masked copy of a network, as the method begins with it.
+
+    Args:
+        method: the method.
+        network: the untrained network; it is not changed.
+        dense: layers that stay dense.
+        generator: for random masks.
+        prune_by_score: prunes a model that still has all its weights, for methods that do so first.
+    """
+    model = sparsify(
+        network, method.first_density, distribution=method.distribution, dense=dense, generator=generator
+    )
+    if method.constant_fan_in:
+        _give_constant_fan_in(model, method, generator)
+    if method.score is not None:
+        prune_by_score(model)
+    return model
+
+
+def _give_constant_fan_in(model: nn.Module, method: Method, generator: torch.Generator) -> None:
+    layers = masked_weights(model)
+    shapes = [layer.mask.shape for layer in layers]
+    counts = active_counts(shapes, method.density, method.distribution)
+    for layer, shape, count in zip(layers, shapes, counts, strict=True):
+        layer.set_mask(constant_fan_in_mask(shape, count, generator).to(layer.weight.device))
+
+
+@torch.no_grad()
+def thin_to_the_end(model: nn.Module, method: Method) -> None:
+    """At the end of training: thin what no update has, because training was too short for one."""
+    layers = [layer for layer in masked_weights(model) if layer.weight.requires_grad]
+    wanted = round(method.density * sum(layer.mask.numel() for layer in layers))
+    if sum(int(layer.mask.sum()) for layer in layers) <= wanted:
+        return
+    states = [LayerState(layer.name, layer.weight.detach(), layer.mask) for layer in layers]
+    outcomes = keep_largest(states, method.density, method.thin_scope, method.distribution)
+    for layer, outcome in zip(layers, outcomes, strict=True):
+        layer.set_mask(outcome.mask)
