@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
+import inspect
+import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsefx.cycle import Timing
 from sparsefx.errors import ArgumentError, SparseFxError
 from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import logs_for
-from sparsefx.experiments.networks import NETWORKS
+from sparsefx.experiments.networks import NETWORKS, SETTINGS
 from sparsefx.experiments.recipe import Recipe
 from sparsefx.experiments.recipes import RECIPES
-from sparsefx.experiments.record import file_name
+from sparsefx.experiments.record import Run, file_name
 from sparsefx.experiments.results_page import replace_section, results_page, write_tables
 from sparsefx.experiments.settings import Settings, settings
 from sparsefx.experiments.train import Experiment
-from sparsefx.methods import METHODS
+from sparsefx.experiments.tuning import TUNING
+from sparsefx.methods import METHODS, Method, Rounds
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 _NOT_OPTIONS = ("data", "normalisation", "source")
@@ -53,7 +57,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a network by a method"))
     _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
     known = commands.add_parser("list", help="list networks, methods or recipes")
-    known.add_argument("what", choices=["networks", "methods", "recipes"])
+    known.add_argument("what", choices=["networks", "methods", "options", "recipes", "settings"])
     known.set_defaults(command=_list)
     return parser
 
@@ -64,11 +68,25 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--data", default="", help="mnist, cifar10 or imagenet; by default the recipe's")
     add("--root", required=True, help="the folder that holds the data")
     add("--method", default="sparse-momentum", help="sparsefx list methods; default: %(default)s")
-    add("--density", type=float, help="fraction of the maskable weights, in (0, 1]")
+    add(
+        "--density",
+        type=float,
+        help="fraction of the maskable weights, in (0, 1]; default: the method's, 0.1",
+    )
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--recipe", default="", help="sparsefx list recipes; by default the data set's own")
-    add("--option", action="append", default=[], metavar="FIELD=VALUE", help="of the method, grow=random say")
-    add("--setting", default="snip", help="which layers stay dense; default: %(default)s")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the method: sparsefx list options",
+    )
+    add(
+        "--setting",
+        default="",
+        help="which layers stay dense: sparsefx list settings; default: the network's",
+    )
     add("--device", default="cpu", help="default: %(default)s")
     add("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--channels-last", action="store_true", help="keep images in that memory format")
@@ -78,12 +96,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=10, help="between checkpoints; default: %(default)s")
     add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add("--again", action="store_true", help="run it although it is in the ledger, and replace it there")
+    add("--export", action="store_true", help="also write the exported network, compact.safetensors")
     add("--tensorboard", action="store_true", help="write for TensorBoard, too")
     add("--analyse", nargs="+", default=[], choices=list(ANALYSES), help="measure on the trained network")
-    fields = parser.add_argument_group("the recipe's fields")
-    for field in dataclasses.fields(Recipe):
-        if field.name not in _NOT_OPTIONS:
-            fields.add_argument(f"--{field.name.replace('_', '-')}", type=_value, dest=f"recipe_{field.name}")
+    fields = parser.add_argument_group(
+        "the recipe's fields",
+        "by default as in the recipe; fewer epochs bring milestones forward in proportion",
+    )
+    for name, text in documented(Recipe).items():
+        if name not in _NOT_OPTIONS:
+            flag = f"--{name.replace('_', '-')}"
+            fields.add_argument(flag, type=_value, dest=f"recipe_{name}", metavar="VALUE", help=text)
     parser.set_defaults(command=_train)
 
 
@@ -101,7 +124,8 @@ def _train(options: argparse.Namespace) -> int:
     name = file_name(experiment.configuration)
     ledger, folder = Ledger(options.results), options.runs / name.removesuffix(".json")
     if (ledger.folder / name).exists() and not options.again:
-        print(f"{ledger.folder / name} is there already; --again runs it once more")
+        error = Run.from_json((ledger.folder / name).read_text("utf-8")).final.test_error
+        print(f"{ledger.folder / name} is there already, test error {error:.2f}%; --again runs it once more")
         return 0
     if options.resume and experiment.resume(folder):
         print(f"goes on after {experiment.epoch} epochs", file=sys.stderr)
@@ -109,6 +133,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder"
         )
+    tuned = TUNING.get(wanted.method.name, {})
+    if tuned:
+        print(f"as {wanted.method.name} is trained in its paper: {dict(tuned)}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
     with Interrupt() as interrupt:
         run = experiment.run(
@@ -126,8 +153,9 @@ def _train(options: argparse.Namespace) -> int:
         )
         return _INTERRUPTED
     path = ledger.add(run, overwrite=options.again)
+    experiment.keep_model(folder, export=options.export)
     experiment.forget(folder)
-    if run.final.train_loss is None:
+    if run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
     return 0
@@ -172,6 +200,8 @@ def _value(text: str) -> Any:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if not options.ledger.is_dir():
+        raise ArgumentError(f"--ledger {options.ledger} is no folder; sparsefx train makes one")
     paths = write_tables(options.ledger, options.out)
     print(*paths, sep="\n")
     if options.page is not None:
@@ -182,11 +212,26 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def documented(kind: type) -> dict[str, str]:
+    """What the docstring of a class says of each of its fields.
+
+    Example:
+        >>> documented(Timing)["first"]
+        'fraction of training before which there is none, in [0, 1].'
+    """
+    text = inspect.getdoc(kind) or ""
+    section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(what.split()).replace("%", "%%") for name, what in entries}
+
+
 def _list(options: argparse.Namespace) -> int:
     rows = {
         "networks": {name: f"input {found.input_shape}" for name, found in NETWORKS.items()},
         "methods": {name: row.source for name, row in METHODS.items()},
+        "options": {**documented(Method), **documented(Timing), **documented(Rounds)},
         "recipes": {name: found.source for name, found in RECIPES.items()},
+        "settings": SETTINGS,
     }[options.what]
     width = max(map(len, rows))
     for name, text in rows.items():

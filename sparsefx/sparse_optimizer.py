@@ -71,6 +71,7 @@ class SparseOptimizer(WrappedOptimizer):
     _notes: dict[str, Any]
     _companions: Companions
     _after_step: Callable[[], None] | None
+    _retired: str
     _reads_momentum: bool
     _slots: list[Slot]
 
@@ -102,6 +103,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_notes": {},
             "_companions": Companions(rules),
             "_after_step": after_step,
+            "_retired": "",
             "_reads_momentum": rules.reads_momentum(),
             "history": [],
         }
@@ -196,7 +198,17 @@ class SparseOptimizer(WrappedOptimizer):
         """
         return carry_over(self._optimizer, self._model, model)
 
+    def retire(self, why: str) -> None:
+        """Refuse steps from now on, because another optimizer has taken over.
+
+        Args:
+            why: what the error says.
+        """
+        self._retired = why
+
     def _step_once(self, closure: Callable[[], float] | None) -> float | None:
+        if self._retired:
+            raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
         due = self._clock.is_due(self._step + 1, self._generator)
         if due and self._rules.replaces_step:
             loss = None if closure is None else self._on_masked_weights(closure)()

@@ -90,6 +90,11 @@ class Clock:
         return min(1.0, max(0.0, (step - first) / max(1.0, last - first)))
 
     @property
+    def is_ever_due(self) -> bool:
+        """Whether there is any update in the training."""
+        return self.timing.at_start or self._last_due > 0
+
+    @property
     def _first(self) -> float:
         return self.timing.first * self.steps
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +123,27 @@ class ProgressBar(Log):
         self._bar.close()
 
 
+class Lines(Log):
+    """A line an epoch on the standard error, with the time that the round will still take."""
+
+    def __init__(self) -> None:
+        self._began, self._first, self._left = time.monotonic(), -1, 0.0
+
+    def step(self, experiment: Experiment) -> None:
+        """Take the time."""
+        if self._first < 0 or experiment.step < self._first:  # or a round has begun
+            self._began, self._first = time.monotonic(), experiment.step
+        done = experiment.step - self._first
+        if done:
+            rest = experiment.training.steps - experiment.step
+            self._left = (time.monotonic() - self._began) / done * rest
+
+    def epoch(self, row: EpochRow) -> None:
+        """Write the line."""
+        minutes, seconds = divmod(round(self._left), 60)
+        print(f"{describe(row)}, {minutes}:{seconds:02d} left of this round", file=sys.stderr, flush=True)
+
+
 class TensorBoard(Log):
     """Scalars for TensorBoard.
 
@@ -151,7 +174,7 @@ class TensorBoard(Log):
 
 
 def logs_for(folder: Path, rows: Sequence[EpochRow] = (), *, tensorboard: bool = False) -> Logs:
-    """CSV and JSON in a folder, a progress bar where somebody watches and tqdm is installed.
+    """CSV and JSON in a folder, and a progress bar or lines on the screen.
 
     Args:
         folder: where the files go.
@@ -161,12 +184,15 @@ def logs_for(folder: Path, rows: Sequence[EpochRow] = (), *, tensorboard: bool =
     found: list[Log] = [CsvLog(folder, rows), JsonLog(folder, rows)]
     if tensorboard:
         found.append(TensorBoard(folder))
+    return Logs([*found, _screen()])
+
+
+def _screen() -> Log:
+    """A bar where somebody watches and tqdm is installed, lines elsewhere."""
     if sys.stderr.isatty():
-        try:
-            found.append(ProgressBar())
-        except ImportError:
-            print("install tqdm for a progress bar", file=sys.stderr)
-    return Logs(found)
+        with contextlib.suppress(ImportError):
+            return ProgressBar()
+    return Lines()
 
 
 def describe(row: EpochRow) -> str:

@@ -29,7 +29,7 @@ class Settings:
         seed: of initialisation, masks, augmentation and the order of the data.
         options: what is set otherwise than in the method, as plain data.
         shortened: whether it trains for less than the published recipe.
-        setting: which layers stay dense, one of the network's settings.
+        setting: which layers stay dense, one of the network's settings; by default its first.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
         precision: of the forward pass: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` by autocast.
         channels_last: keep images in that memory format.
@@ -43,7 +43,7 @@ class Settings:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     shortened: bool = False
-    setting: str = "snip"
+    setting: str = ""
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
@@ -60,6 +60,8 @@ class Settings:
             raise ArgumentError(f"device={self.device!r} is not a device: {error}") from error
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ArgumentError(f"device={self.device!r}: this machine has no CUDA; pass device='cpu'")
+        if not self.setting:
+            object.__setattr__(self, "setting", next(iter(self.network.dense)))
         self.network.dense_layers(self.setting)
 
     def configuration(self, data: str) -> dict[str, Any]:
@@ -120,6 +122,12 @@ def settings(
         100
     """
     options, changes = dict(options or {}), dict(changes or {})
+    chosen_network = network(network_name)
+    if not (data or recipe_name):
+        raise ArgumentError("neither data nor recipe is given; pass data='mnist', 'cifar10' or 'imagenet'")
+    for name in ("density", "name"):
+        if name in options:
+            raise ArgumentError(f"option {name}={options[name]!r} has an argument of its own: {name}")
     published = recipe_named(recipe_name or data)
     if data and published.data != data:
         raise ArgumentError(f"recipe {recipe_name!r} is for {published.data}, not for data={data!r}")
@@ -133,7 +141,7 @@ def settings(
     if density is not None:
         taken["density"] = density
     return Settings(
-        network=network(network_name),
+        network=chosen_network,
         root=root,
         method=method(method_name, **taken),
         recipe=chosen,

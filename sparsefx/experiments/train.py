@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
+from sparsefx.archive import save
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint, set_generators
@@ -25,8 +26,9 @@ from sparsefx.experiments.record import EpochRow, Run
 from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
 from sparsefx.experiments.thin import sparse_parameters, thin_width
+from sparsefx.export import export as export_model
 from sparsefx.masks import masked_weights
-from sparsefx.methods import Training
+from sparsefx.methods import METHODS, Training
 from sparsefx.scores import balanced_batch
 
 _EVALUATION_BATCH = 1000
@@ -62,6 +64,7 @@ class Experiment:
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
         _check_last_batch(recipe, len(self.data.train))
+        _check_shape(settings, self.data)
         self.training = self._training()
         self.model = self.training.model
         if settings.compile:
@@ -148,6 +151,20 @@ class Experiment:
         set_generators(state["generators"], self.settings.device)
         return True
 
+    def keep_model(self, folder: Path, *, export: bool = False) -> None:
+        """Write the trained network's state dict, masks included, to ``model.pt``.
+
+        Args:
+            folder: where to.
+            export: also write the exported network to ``compact.safetensors``, for :func:`sparsefx.load`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.training.model
+        torch.save(model.state_dict(), folder / "model.pt")
+        if export:
+            inputs, _ = next(iter(self.data.test.batches(2)))
+            save(export_model(model.eval(), (inputs,)), folder / "compact.safetensors")
+
     def forget(self, folder: Path) -> None:
         """Delete the checkpoint of a run whose result is safe."""
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -166,7 +183,7 @@ class Experiment:
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         return Training(
-            settings.method,
+            METHODS["dense"] if settings.method.width else settings.method,
             model,
             self._make_optimizer,
             steps=recipe.epochs * self.epoch_steps,
@@ -308,4 +325,14 @@ def _check_last_batch(recipe: Recipe, samples: int) -> None:
         raise ArgumentError(
             f"batch_size={recipe.batch_size!r} leaves one of {samples} training samples for the last batch; "
             "choose another one, or drop_last=True"
+        )
+
+
+def _check_shape(settings: Settings, data: Data) -> None:
+    """Refuse data that the network does not take."""
+    inputs, _ = next(iter(data.test.batches(1)))
+    if tuple(inputs.shape[1:]) != settings.network.input_shape:
+        raise ArgumentError(
+            f"network {settings.network.name!r} takes inputs {settings.network.input_shape}, "
+            f"data={data.name!r} has {tuple(inputs.shape[1:])}"
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsefx.errors import ArgumentError
+from sparsefx.cycle import Timing
+from sparsefx.distributions import DISTRIBUTIONS
+from sparsefx.errors import ArgumentError, unknown_name
+from sparsefx.methods.rounds import Rounds
 from sparsefx.regularisers import REGULARISERS
 from sparsefx.scores import SCORES
 
@@ -21,7 +24,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "score": (None, *SCORES),
     "regulariser": (None, *REGULARISERS),
 }
-_FLAGS = ("constant_fan_in", "keeps_regrown", "replaces_step", "signs", "explores", "width")
+_FLAGS = ("constant_fan_in", "keeps_regrown", "replaces_step", "signs", "explores", "masks", "width")
 
 
 def check_values(method: Method) -> None:
@@ -38,9 +41,26 @@ def check_values(method: Method) -> None:
     for name in _FLAGS:
         if not isinstance(getattr(method, name), bool):
             raise ArgumentError(f"{name}={getattr(method, name)!r} is neither True nor False")
+    _check_kinds(method)
     for name, (is_valid, wanted) in _NUMBERS.items():
         if not is_valid(getattr(method, name)):
             raise ArgumentError(f"{name}={getattr(method, name)!r} is not {wanted}")
+
+
+def _check_kinds(method: Method) -> None:
+    """Refuse what is of another type."""
+    if isinstance(method.distribution, str) and method.distribution not in DISTRIBUTIONS:
+        raise unknown_name("distribution", method.distribution, DISTRIBUTIONS)
+    if not (isinstance(method.distribution, str) or callable(method.distribution)):
+        raise ArgumentError(f"distribution={method.distribution!r} is neither a name nor a callable")
+    if not isinstance(method.timing, Timing | None):
+        raise ArgumentError(
+            f"timing={method.timing!r} is no sparsefx.Timing; every={method.timing!r} changes it"
+        )
+    if not isinstance(method.rounds, Rounds | None):
+        raise ArgumentError(
+            f"rounds={method.rounds!r} is no Rounds; prunings={method.rounds!r} changes how many"
+        )
 
 
 def check_together(method: Method) -> None:
@@ -52,7 +72,21 @@ def check_together(method: Method) -> None:
     updates = method.prune is not None or method.update is not None or method.densities is not None
     prunings = 0 if method.rounds is None else method.rounds.prunings
     start = method.density if method.start is None else method.start
+    swaps = method.prune_rate != 0 or method.redistribute != "none" or method.grow != "random"
     for wrong, message in (
+        (
+            not method.masks and not method.width and method.density != 1,
+            f"density={method.density!r}: it masks nothing; leave density out, or choose another method",
+        ),
+        (
+            not method.masks and bool(updates or method.score or method.regulariser or method.rounds),
+            "masks=False leaves nothing to update, score or decide",
+        ),
+        (method.width and method.masks, "width=True narrows layers instead of masking them; set masks=False"),
+        (
+            method.prune is None and method.update is None and swaps,
+            "prune_rate, redistribute and grow do nothing without prune='magnitude' or another one",
+        ),
         (
             start != method.density and method.densities is None and method.update is None,
             f"start={method.start!r} and density={method.density!r} differ, but nothing changes the density: "

@@ -15,7 +15,7 @@ from sparsefx.cycle import (
     Timing,
     positive,
 )
-from sparsefx.errors import unknown_name
+from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.rounds import Rounds
 from sparsefx.methods.row import Method
 
@@ -35,11 +35,12 @@ def _often_at_first(step: int) -> float:
 
 
 _ROWS = (
-    Method("dense", "Every weight trains; no masks to speak of.", density=1.0),
+    Method("dense", "Every weight trains.", density=1.0, masks=False),
     Method("static", "A random mask that never changes (Mostafa & Wang 2019, section 4)."),
     Method(
         "thin-dense",
         "All layers narrower, to the sparse network's size with its mask (Mostafa & Wang 2019, section 4).",
+        masks=False,
         width=True,
     ),
     Method(
@@ -269,7 +270,7 @@ _ROWS = (
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
 
-def method(name: str, **changes: Any) -> Method:
+def method(name: str, /, **changes: Any) -> Method:
     """A method by name, with other values for some of its fields.
 
     Args:
@@ -284,6 +285,8 @@ def method(name: str, **changes: Any) -> Method:
         >>> method("rigl", density=0.05, every=200).name
         'rigl'
     """
+    if not isinstance(name, str):
+        raise ArgumentError(f"method must be a name such as 'rigl', not {name!r}")
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     return METHODS[name].with_(**changes)

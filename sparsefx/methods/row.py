@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 from sparsefx.cycle import (
@@ -30,6 +31,7 @@ from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.checks import check_together, check_values
 from sparsefx.methods.rounds import Rounds
 from sparsefx.parts import resolve
+from sparsefx.regularisers import REGULARISERS
 from sparsefx.rules import GradientTerm, Rules
 
 _PARTS = {
@@ -40,6 +42,17 @@ _PARTS = {
 
 def _no_options(method: Method) -> Mapping[str, Any]:
     return {}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """A regulariser's arguments, some of them changed."""
+
+    before: Callable[[Method], Mapping[str, Any]]
+    changed: tuple[tuple[str, Any], ...]
+
+    def __call__(self, method: Method) -> Mapping[str, Any]:
+        return {**self.before(method), **dict(self.changed)}
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class Method:
         regulariser: train all weights under a penalty, a name in :data:`sparsefx.regularisers.REGULARISERS`.
         options: arguments of the regulariser, made for the method's fields.
         rounds: what happens between rounds of training; None for one round.
+        masks: whether weights are masked at all; dense training masks none and has density 1.
         width: narrow all layers to the size of the sparse network instead of masking any.
     """
 
@@ -119,6 +133,7 @@ class Method:
     regulariser: str | None = None
     options: Callable[[Method], Mapping[str, Any]] = _no_options
     rounds: Rounds | None = None
+    masks: bool = True
     width: bool = False
 
     def __post_init__(self) -> None:
@@ -128,7 +143,7 @@ class Method:
     @property
     def first_density(self) -> float:
         """The density at which training begins."""
-        if self.score or self.regulariser or self.rounds or self.width:
+        if self.score or self.regulariser or self.rounds or not self.masks:
             return 1.0
         return self.density if self.start is None else self.start
 
@@ -176,7 +191,7 @@ class Method:
         return tuple(updates)
 
     def with_(self, **changes: Any) -> Method:
-        """The same with other values for some fields; those of its timing and rounds count as its own.
+        """The same with other values for some fields, those of its timing, rounds and regulariser included.
 
         Raises:
             ArgumentError: a field is unknown, or a value cannot be used.
@@ -194,9 +209,14 @@ class Method:
                 if not isinstance(present, (Timing, Rounds)):
                     raise ArgumentError(f"{', '.join(found)}: method {self.name!r} has no {part} to change")
                 changes[part] = dataclasses.replace(present, **found)
+        regulariser = REGULARISERS.get(changes.get("regulariser", self.regulariser) or "")
+        options = {} if regulariser is None else signature(regulariser).parameters
+        chosen = {name: changes.pop(name) for name in list(changes) if name in options and name not in own}
+        if chosen:
+            changes["options"] = _Options(changes.get("options", self.options), tuple(chosen.items()))
         for name in changes:
             if name not in own:
-                raise unknown_name("method option", name, own | frozenset().union(*_PARTS.values()))
+                raise unknown_name("method option", name, own.union(*_PARTS.values(), options))
         changed = dataclasses.replace(self, **changes)
         changed.rules()  # so that what cannot be used is told now
         return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from typing import Any
@@ -98,6 +99,7 @@ class Training:
         for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"{name}={value!r} is not a whole number of at least 1")
+        _check(method, make_optimizer, generator)
         self.method = method
         self.round = 0
         self._make_optimizer, self._first_steps, self._epoch_steps = make_optimizer, steps, epoch_steps
@@ -105,6 +107,7 @@ class Training:
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._snapshot: Snapshot | None = None
         self.regulariser: Regulariser | None = None
+        self._penalised = False
         self.model = first_model(method, network, dense, self._generator, self._prune_by_first_score)
         self.optimizer = self._begin_round()
         self._update_at_start()
@@ -144,6 +147,7 @@ class Training:
 
     def penalty(self) -> Tensor | float:
         """What the method adds to the mean loss of a batch; 0 for most."""
+        self._penalised = True
         return 0.0 if self.regulariser is None else self.regulariser.penalty()
 
     def next_round(self) -> bool:
@@ -164,6 +168,7 @@ class Training:
         if self.regulariser is not None:
             self.regulariser.detach()
         self.round += 1
+        self.optimizer.retire(f"round {self.round} has begun with a new optimizer: training.optimizer")
         self.optimizer = self._begin_round()
         if self._snapshot is not None:
             self._snapshot.restore_optimizer(self.optimizer)
@@ -174,7 +179,24 @@ class Training:
         """Take the method's final decision and return the model, whose masks are final.
 
         Weights outside their masks are 0, so :func:`sparsefx.export` takes it as it is.
+
+        Raises:
+            ArgumentError: rounds of training are left.
+
+        Warns:
+            UserWarning: the round was shorter than it should be, so schedules have not ended.
         """
+        if not self.is_last:
+            count = 1 if self.method.rounds is None else self.method.rounds.count
+            raise ArgumentError(
+                f"round {self.round + 1} of {count}: method {self.method.name!r} is not done; go through "
+                "training.rounds(), or call next_round() after each round"
+            )
+        done = self.optimizer.steps_done
+        if done < self.steps:
+            warnings.warn(
+                f"finished after {done} of {self.steps} steps; schedules had not ended", stacklevel=2
+            )
         if self.regulariser is not None:
             self.regulariser.decide(self.method.density)
             self.regulariser = None
@@ -276,6 +298,12 @@ class Training:
         for group in [] if self.regulariser is None else self.regulariser.parameter_groups():
             optimizer.add_param_group(group)
         clock = Clock(_NEVER if timing is None else timing, self.steps, self._epoch_steps)
+        if rules.updates and not clock.is_ever_due:
+            warnings.warn(
+                f"method {self.method.name!r} updates its masks at no step of {self.steps}: {clock.timing}; "
+                "train longer, or set every=",
+                stacklevel=4,
+            )
         return SparseOptimizer(
             optimizer,
             self.model,
@@ -303,5 +331,29 @@ class Training:
         done = self.optimizer.steps_done
         if self.regulariser is not None:
             self.regulariser.after_step(min(1.0, done / self.steps))
+            if not self._penalised:
+                warnings.warn(
+                    f"training.penalty() was not called in step {done}; method {self.method.name!r} needs "
+                    "it: (loss + training.penalty()).backward()",
+                    stacklevel=4,
+                )
+        self._penalised = False
         if self._rewinds and self._snapshot is None and done >= self._rewound_to:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
+
+
+def _check(method: object, make_optimizer: object, generator: object) -> None:
+    if not isinstance(method, Method):
+        raise ArgumentError(f"method={method!r} is no Method; pass sparsefx.method('rigl', density=0.1)")
+    if method.width:
+        raise ArgumentError(
+            f"method {method.name!r} needs a narrower network, not masks: `sparsefx train` makes one; for a "
+            "network of your own, build it narrower and train it by 'dense'"
+        )
+    if not callable(make_optimizer):
+        raise ArgumentError(
+            f"make_optimizer is {type(make_optimizer).__name__}, not a function of parameters; pass "
+            "lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)"
+        )
+    if not isinstance(generator, torch.Generator | None):
+        raise ArgumentError(f"generator={generator!r} is no torch.Generator")

@@ -6,12 +6,13 @@ and returns, for each masked weight's name, a tensor of its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsefx.errors import ArgumentError
 from sparsefx.masks import masked_weights
 from sparsefx.scores.derivatives import hessian_vector_product
 from sparsefx.scores.example_gradients import recorded, squared_gradients
@@ -33,16 +34,18 @@ def gauss_newton(task: Task, model: nn.Module) -> dict[str, Tensor]:
         model: a function of each example alone, with one tensor (n, ...) as output.
 
     Raises:
-        ArgumentError: a masked weight is of another kind of layer than Linear and Conv.
+        ArgumentError: a masked weight is of another kind of layer than Linear and Conv, or never called.
     """
     total = _zeros(model)
-    examples = 0
+    examples, called = 0, set[str]()
     for inputs, targets in task.data():
         with recorded(model) as calls:
             output = model(inputs)
         for column in _factors(task, output.detach(), targets).unbind(dim=2):
             _add(total, squared_gradients((output.flatten(1) * column).sum(), calls, len(inputs)))
         examples += len(inputs)
+        called |= {call.layer.name for call in calls}
+    _check_called(total, called)
     return {name: value / examples for name, value in total.items()}
 
 
@@ -56,15 +59,17 @@ def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
         model: a function of each example alone.
 
     Raises:
-        ArgumentError: a masked weight is of another kind of layer than Linear and Conv.
+        ArgumentError: a masked weight is of another kind of layer than Linear and Conv, or never called.
     """
     total = _zeros(model)
-    examples = 0
+    examples, called = 0, set[str]()
     for inputs, targets in task.data():
         with recorded(model) as calls:
             loss = task.loss(model(inputs), targets) * len(inputs)
         _add(total, squared_gradients(loss, calls, len(inputs)))
         examples += len(inputs)
+        called |= {call.layer.name for call in calls}
+    _check_called(total, called)
     return {name: value / examples for name, value in total.items()}
 
 
@@ -91,6 +96,15 @@ def hutchinson(task: Task, model: nn.Module, *, probes: int = 64) -> dict[str, T
 
 def _zeros(model: nn.Module) -> dict[str, Tensor]:
     return {layer.name: torch.zeros_like(layer.weight) for layer in masked_weights(model)}
+
+
+def _check_called(layers: Iterable[str], called: set[str]) -> None:
+    missing = [name for name in layers if name not in called]
+    if missing:
+        raise ArgumentError(
+            f"layers {', '.join(missing)} are not called by the model (torch's attention reads a layer's "
+            "weight without calling it): keep them dense, or choose curvature='hutchinson'"
+        )
 
 
 def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsefx.scores.task import Task
 
@@ -59,4 +60,6 @@ def _weighted_losses(task: Task, model: nn.Module) -> Iterator[Tensor]:
     """Each batch's share of the mean loss: they sum to it, whatever the batches' sizes."""
     examples = sum(len(inputs) for inputs, _ in task.data())
     for inputs, targets in task.data():
-        yield task.loss(model(inputs), targets) * (len(inputs) / examples)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            loss = task.loss(model(inputs), targets)
+        yield loss * (len(inputs) / examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsefx.errors import ArgumentError
 from sparsefx.masks import masked_weights
 from sparsefx.scores.task import Task
 
@@ -26,7 +27,9 @@ def synflow(task: Task) -> dict[str, Tensor]:
     Raises:
         ArgumentError: there are no batches.
     """
-    first, _ = next(task.data())
+    first = next(iter(task.batches), None)
+    if first is None:
+        raise ArgumentError("batches is empty; synflow needs an input's shape: batches=[(inputs, None)]")
     with task.scratch(training=False) as model:
         model.double()
         with torch.no_grad():
@@ -34,7 +37,7 @@ def synflow(task: Task) -> dict[str, Tensor]:
                 parameter.abs_()
         layers = masked_weights(model)
         weights = [layer.weight for layer in layers]
-        flow = model(torch.ones_like(first[:1], dtype=torch.float64)).sum()
+        flow = model(torch.ones_like(first[0][:1], dtype=torch.float64)).sum()
         slopes = torch.autograd.grad(flow, weights, allow_unused=True, materialize_grads=True)
         return {
             layer.name: (layer.weight.detach() * slope).abs()

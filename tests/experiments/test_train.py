@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,13 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefx.cli import main
+import sparsefx
+from sparsefx.cli import documented, main
+from sparsefx.cycle import Timing
 from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import Log, Logs, describe, logs_for
+from sparsefx.experiments.networks import NETWORKS
+from sparsefx.experiments.recipe import Recipe
 from sparsefx.experiments.settings import settings
 from sparsefx.experiments.train import Experiment
+from sparsefx.methods import Method, Rounds
 
 SHORT = {"epochs": 2, "batch_size": 20, "validation": 40}
 
@@ -158,7 +164,7 @@ def test_precision_and_memory_format(root, tmp_path):
             root,
             data="mnist",
             density=0.2,
-            changes={**SHORT, "epochs": 1},
+            changes=SHORT,
             precision="bfloat16",
             channels_last=True,
         )
@@ -194,13 +200,21 @@ def test_the_command_line_trains_and_reports(root, tmp_path, capsys):
     assert main(command(root, tmp_path)) == 0
     (path,) = (tmp_path / "results").glob("*.json")
     assert json.loads(path.read_text())["method"] == "sparse-momentum"
-    assert "test error" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "test error" in told.out
+    assert "epoch 2, loss" in told.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {file.name for file in folder.iterdir()} == {"epochs.csv", "epochs.jsonl", "model.pt"}
     assert main(command(root, tmp_path)) == 0
     assert "is there already" in capsys.readouterr().out
     assert main(["report", "tables", "--ledger", str(path.parent), "--out", str(tmp_path / "tables")]) == 0
     assert any((tmp_path / "tables").glob("*.csv"))
     assert main(["list", "methods"]) == 0
     assert "rigl" in capsys.readouterr().out
+    assert main(["list", "options"]) == 0
+    assert "prune_rate" in capsys.readouterr().out
+    assert main(["report", "tables", "--ledger", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,6 +224,11 @@ def test_the_command_line_trains_and_reports(root, tmp_path, capsys):
         (["--root", "nowhere"], r"root='nowhere' holds no MNIST"),
         (["--method", "rigel"], r"did you mean 'rigl'"),
         (["--option", "grow"], r"is not of the form FIELD=VALUE"),
+        (["--option", "density=0.5"], r"option density=0.5 has an argument of its own"),
+        (["--option", "rounds=2"], r"rounds=2 is no Rounds"),
+        (["--method", "dense"], r"it masks nothing"),
+        (["--network", "vgg16-d"], r"network 'vgg16-d' takes inputs \(3, 32, 32\)"),
+        (["--data", ""], r"neither data nor recipe is given"),
         (["--option", "grow=up"], r"grow='up' is not known"),
         (["--density", "1.5"], r"density=1.5 is not in \(0, 1\]"),
         (["--epochs", "0"], r"epochs=0 of a recipe must be"),
@@ -287,7 +306,7 @@ def test_tuned_recipes_and_prune_rates():
 
 
 def test_analyses_are_kept(root, tmp_path):
-    one = experiment(root, network="lenet5-caffe", epochs=1)
+    one = experiment(root, "static", network="lenet5-caffe")
     log = Log()
     found = one.run(
         tmp_path, log=log, interrupt=Interrupt(), analyses=["specialisation", "speedup", "top5_error"]
@@ -315,7 +334,7 @@ def test_tensorboard_or_how_to_get_it(root, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     logs = logs_for(tmp_path, tensorboard=True)
-    one = experiment(root, epochs=1)
+    one = experiment(root)
     one.run(tmp_path, log=logs, interrupt=Interrupt())
     logs.close()
     assert written[0] == str(tmp_path)
@@ -342,3 +361,19 @@ def test_a_last_batch_of_one_sample_is_refused(root):
 def test_a_diverged_run_is_told(root, tmp_path, capsys):
     assert main(command(root, tmp_path, "--lr", "1e30")) == 0
     assert "the training diverged" in capsys.readouterr().err
+
+
+def test_the_trained_network_is_kept_and_exported(root, tmp_path):
+    assert main(command(root, tmp_path, "--export")) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    state = torch.load(folder / "model.pt", weights_only=True)
+    sparse = sparsefx.sparsify(NETWORKS["lenet-300-100"].build(), 0.2)
+    sparse.load_state_dict(state)
+    small = sparsefx.load(folder / "compact.safetensors", NETWORKS["lenet-300-100"].build())
+    x = torch.randn(3, 1, 28, 28)
+    torch.testing.assert_close(small(x), sparse.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_option_is_documented():
+    for kind in (Method, Timing, Rounds, Recipe):
+        assert [f.name for f in dataclasses.fields(kind) if f.name not in documented(kind)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -11,7 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsefx import METHODS, Rules, SparseOptimizer, Training, masked_weights, method, sparsify
-from sparsefx.cycle import Clock, ExplorationPenalty, LayerState, Moment, RandomWalk, Swap, Thin, Timing
+from sparsefx.cycle import (
+    Clock,
+    ConstantFanIn,
+    ExplorationPenalty,
+    LayerState,
+    Moment,
+    RandomWalk,
+    Swap,
+    Thin,
+    Timing,
+)
+from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.methods import Rounds
 
@@ -265,7 +277,8 @@ def test_a_round_of_dense_training_has_no_updates():
 
 
 def test_thinning_that_no_update_came_to_is_done_at_the_end():
-    training = begin("gradual", every=1000)
+    with pytest.warns(UserWarning, match="'gradual' updates its masks at no step of 20"):
+        training = begin("gradual", every=1000)
     learn(training, 20)
     assert sum(int(mask.sum()) for _, mask, _ in weights(training.finish()).values()) == 64
 
@@ -305,6 +318,32 @@ def test_a_method_prints_changes_and_refuses():
         ("han", {"prunings": -1}, r"prunings=-1 is not a whole number"),
         ("lottery-ticket", {"rewind": 2.0}, r"rewind=2.0 is neither None nor in \[0, 1.0\)"),
         ("han", {"retraining": 0}, r"retraining=0 is not above 0"),
+        ("rigl", {"rounding": "up"}, r"rounding='up' is not one of 'ceil', 'floor'"),
+        ("rigl", {"inactive_buffers": "masked"}, r"inactive_buffers='masked' is not one of"),
+        ("rigl", {"every": 2.5}, r"2.5 is neither 'epoch' nor a whole number"),
+        ("rigl", {"start": 0.5}, r"start=0.5 and density=0.1 differ, but nothing changes the density"),
+        ("granet", {"start": 0.05}, r"start=0.05 is below density=0.1"),
+        ("rigl", {"rounds": Rounds()}, r"rounds with prunings=1 prune between rounds"),
+        ("rigl", {"rounds": Rounds(prunings=0)}, r"nothing makes this method sparse"),
+        ("lottery-ticket", {"prunings": 0}, r"nothing makes this method sparse"),
+        ("lottery-ticket", {"rounds": 2}, r"rounds=2 is no Rounds; prunings=2 changes how many"),
+        ("rigl", {"timing": 3}, r"timing=3 is no sparsefx.Timing; every=3 changes it"),
+        ("snip", {"rounds": Rounds()}, r"rounds with prunings=1|score prunes before training"),
+        ("variational-dropout", {"prune": "magnitude"}, r"would never act|a regulariser decides"),
+        ("set", {"memory": "all"}, r"new_weights='initial': with a memory"),
+        ("rigl", {"new_weights": "sign"}, r"need signs=True"),
+        ("rigl", {"least": lambda row: -1.0}, r"least and backward belong to a memory"),
+        ("static", {"grow": "momentum"}, r"do nothing without prune"),
+        ("static", {"prune": "magnitude"}, r"would never act; set timing"),
+        ("dense", {"density": 0.2}, r"density=0.2: it masks nothing"),
+        ("rigl", {"masks": False}, r"it masks nothing|masks=False leaves nothing"),
+        ("rigl", {"width": True}, r"set masks=False"),
+        ("rigl", {"width": 3}, r"width=3 is neither True nor False"),
+        ("rigl", {"density": True}, r"density=True is not in"),
+        ("rigl", {"distribution": "even"}, r"distribution='even' is not known"),
+        ("top-kast", {"backward": -3}, r"backward=-3 is not in"),
+        ("snip", {"score_batches": -1}, r"score_batches=-1 is not 'balanced' or a whole number"),
+        ("hard-concrete", {"strenght": 1}, r"did you mean 'strength'"),
     ],
 )
 def test_methods_that_cannot_be(name, changes, message):
@@ -317,11 +356,21 @@ def test_a_training_that_cannot_be():
         Training(method("rigl"), net(), sgd, steps=0, epoch_steps=1)
     with pytest.raises(ArgumentError, match="samples: method 'variational-dropout' needs the number"):
         Training(method("variational-dropout"), net(), sgd, steps=10, epoch_steps=1)
-    training = begin("rigl")
-    with pytest.raises(CheckpointError, match=r"state_dict is of method .*'set'.*, not .*'rigl'"):
-        training.load_state_dict(begin("set").state_dict())
+    training = begin("snip")
+    with pytest.raises(CheckpointError, match=r"state_dict is of method .*'grasp'.*, not .*'snip'"):
+        training.load_state_dict(begin("grasp").state_dict())
+    with pytest.raises(CheckpointError, match=r"state_dict is of method .*0.5.*, not .*0.25"):
+        training.load_state_dict(begin("snip", density=0.5).state_dict())
     with pytest.raises(CheckpointError, match="is not one of a Training"):
         training.load_state_dict({})
+    with pytest.raises(ArgumentError, match=r"method='rigl' is no Method; pass sparsefx.method"):
+        Training("rigl", net(), sgd, steps=1, epoch_steps=1)
+    with pytest.raises(ArgumentError, match="make_optimizer is SGD, not a function of parameters"):
+        Training(method("snip"), net(), sgd(net().parameters()), steps=1, epoch_steps=1)
+    with pytest.raises(ArgumentError, match="needs a narrower network, not masks"):
+        Training(method("thin-dense"), net(), sgd, steps=1, epoch_steps=1)
+    with pytest.raises(ArgumentError, match=r"generator=3 is no torch\.Generator"):
+        Training(method("snip"), net(), sgd, steps=1, epoch_steps=1, generator=3)
 
 
 def test_rules_of_ones_own():
@@ -334,7 +383,7 @@ def test_rules_of_ones_own():
 
 
 def test_a_memory_takes_no_closure():
-    training = begin("gradual")
+    training = begin("gradual", every=2)
     with pytest.raises(ArgumentError, match="a method that stores inactive weights cannot take one"):
         training.optimizer.step(lambda: 0.0)
 
@@ -366,3 +415,207 @@ def test_the_history_is_one_list_of_bounded_length(monkeypatch):
     history = training.optimizer.history
     learn(training, 5)
     assert [record.step for record in history] == [3, 4, 5]
+
+
+def state_of(training):
+    return {key: tensor.clone() for key, tensor in training.model.state_dict().items()}
+
+
+def test_resuming_keeps_the_point_to_rewind_to():
+    first = begin("lottery-ticket", prunings=2)
+    start = {name: weight for name, (weight, _, _) in weights(first.model).items()}
+    learn(first, 5)
+    second = begin("lottery-ticket", prunings=2)
+    second.model.load_state_dict(state_of(first))
+    second.load_state_dict(first.state_dict())
+    learn(second, 15)
+    second.next_round()
+    for name, (weight, mask, _) in weights(second.model).items():
+        assert torch.equal(weight, torch.where(mask, start[name], 0.0))
+
+
+def test_a_round_that_ends_too_early_cannot_be_rewound():
+    training = begin("lottery-ticket", prunings=2, rewind=0.5)
+    learn(training, 3)
+    with pytest.raises(ArgumentError, match="this round ended before step 10"):
+        training.next_round()
+    assert training.round == 0
+
+
+def test_rewinding_reaches_stored_values():
+    training = begin("dynamic-network-surgery", rewind=0.0, chance=None)
+    start = {name: weight for name, (weight, _, _) in weights(training.model).items()}
+    learn(training, 20)
+    training.next_round()
+    for name, stored in training.optimizer._companions.tensors["stored"].items():
+        assert torch.equal(stored, start[name])
+
+
+def test_top_kast_explores():
+    training = begin("top-kast", every=5, backward=0.25, steps=40)
+    for name, (_, mask, _) in weights(training.model).items():
+        assert int(mask.sum()) == round(0.25 * mask.numel())
+        assert bool(training.optimizer._companions.tensors["stored"][name].all())
+    ever = {n: b.clone() for n, b in training.optimizer._companions.tensors["backward"].items()}
+    first = {n: int(b.sum()) for n, b in ever.items()}
+    learn(training, 38)
+    for name, backward in training.optimizer._companions.tensors["backward"].items():
+        ever[name] |= backward
+    assert sum(int(b.sum()) for b in ever.values()) > sum(first.values())
+    for masked in masked_weights(training.model):
+        outside = ~training.optimizer._companions.tensors["backward"][masked.name]
+        assert not training.optimizer.state[masked.weight]["momentum_buffer"][outside].any()
+
+
+@pytest.mark.parametrize("name", ["dsr", "deep-r"])
+def test_methods_without_a_rate_may_read_momentum(name):
+    training = begin(name, grow="momentum", redistribute="momentum", every=2)
+    learn(training, 4)
+    assert [record.step for record in training.optimizer.history] == [2, 4]
+
+
+def test_shares_are_recorded():
+    training = begin("sparse-momentum")
+    learn(training, 5)
+    assert sum(layer.share for layer in training.optimizer.history[-1].layers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "name", ["set", "rigl-itop", "srigl", "top-kast", "soft-deep-r", "dynamic-network-surgery"]
+)
+def test_a_layer_may_join_later(name):
+    extra = {"every": 2} if METHODS[name].timing.chance is None else {"chance": None}
+    network = net()
+    network[2].requires_grad_(False)
+    training = Training(
+        method(name, density=0.5, **extra),
+        network,
+        lambda parameters: torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.1),
+        steps=20,
+        epoch_steps=5,
+    )
+    for _ in range(1 if METHODS[name].rounds is None else 2):
+        learn(training, 4)
+        training.next_round()
+    last = training.model.get_submodule("2").requires_grad_(True)
+    training.optimizer.add_param_group({"params": list(last.parameters())})
+    learn(training, 4)
+    assert len(training.optimizer.history[-1].layers) == 2
+
+
+def test_a_state_of_a_method_that_keeps_other_things_is_refused():
+    with pytest.raises(CheckpointError, match="keeps nothing beside weights, this one keeps explored"):
+        begin("rigl-itop", every=3).optimizer.load_state_dict(begin("rigl", every=3).optimizer.state_dict())
+
+
+def test_copies_follow_their_own_schedule():
+    training = begin("learning-compression")
+    learn(training, 20)
+    training.next_round()
+    learn(training, 5)
+    twin = copy.deepcopy(training)
+    learn(training, 5)
+    learn(twin, 5)
+    assert twin.regulariser is not training.regulariser
+    assert twin.regulariser.progress == training.regulariser.progress == 0.5
+
+
+def test_a_failed_pruning_leaves_the_round_as_it_was():
+    training = begin("han", prunings=2)
+    learn(training, 20)
+    parameter = training.model.get_parameter("0.weight")
+    kept = parameter.detach().clone()
+    parameter.data.fill_(float("nan"))
+    with pytest.raises(ArgumentError, match="not finite"):
+        training.next_round()
+    assert training.round == 0
+    parameter.data.copy_(kept)
+    training.next_round()
+    total = sum(int(mask.sum()) for _, mask, _ in weights(training.model).values())
+    assert total == round(0.25**0.5 * 256)
+
+
+def test_a_failed_load_changes_nothing():
+    training = begin("hard-concrete")
+    learn(training, 3)
+    before, regulariser, optimizer = state_of(training), training.regulariser, training.optimizer
+    state = training.state_dict()
+    state["optimizer"] = {}
+    with pytest.raises(CheckpointError):
+        training.load_state_dict(state)
+    assert training.regulariser is regulariser
+    assert training.optimizer is optimizer
+    learn(training, 1)
+    assert before.keys() == state_of(training).keys()
+
+
+def test_a_failed_step_leaves_masked_weights():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("no")
+
+    training = begin("gradual", make=lambda parameters: Failing(parameters, lr=0.1), every=2)
+    training.optimizer._companions.tensors["stored"]["0"].fill_(1.0)
+    masked = masked_weights(training.model)[0]
+    masked.set_mask(torch.zeros_like(masked.mask))
+    with pytest.raises(RuntimeError, match="no"):
+        learn(training, 1)
+    assert not masked.weight.any()
+
+
+def test_finishing_too_early_is_told():
+    training = begin("lottery-ticket", prunings=2)
+    with pytest.raises(ArgumentError, match="round 1 of 3: method 'lottery-ticket' is not done"):
+        training.finish()
+    training = begin("static")
+    learn(training, 3)
+    with pytest.warns(UserWarning, match="finished after 3 of 20 steps"):
+        training.finish()
+
+
+def test_a_forgotten_penalty_is_told():
+    training = begin("hard-concrete")
+    training.model(torch.randn(4, 12)).sum().backward()
+    with pytest.warns(UserWarning, match=r"training.penalty\(\) was not called in step 1"):
+        training.optimizer.step()
+
+
+def test_an_optimizer_of_a_former_round_refuses_to_step():
+    training = begin("lottery-ticket", prunings=1)
+    former = training.optimizer
+    learn(training, 20)
+    training.next_round()
+    with pytest.raises(ArgumentError, match="round 1 has begun with a new optimizer"):
+        former.step()
+
+
+def test_arguments_of_a_regulariser_are_options_of_its_method():
+    changed = method("hard-concrete", strength=0.5, drop_rate=0.2)
+    assert dict(changed.options(changed)) == {"strength": 0.5, "drop_rate": 0.2}
+    assert dict(method("learning-compression", density=0.2, c_steps=5).options(changed)) == {
+        "level": changed.density,
+        "c_steps": 5,
+    }
+
+
+def test_models_may_change_their_type():
+    training = begin("top-kast", every=2)
+    training.model.double()
+    training.optimizer.zero_grad()
+    training.model(torch.randn(4, 12, dtype=torch.float64)).sum().backward()
+    training.optimizer.step()
+    assert training.optimizer._companions.tensors["stored"]["0"].dtype == torch.float64
+
+
+def test_srigl_uses_its_whole_budget_after_ablation():
+    shape = torch.Size((100, 20))
+    mask = constant_fan_in_mask(shape, 133, torch.Generator().manual_seed(0))
+    assert int(mask.sum()) == 100
+    weight, gradient = torch.zeros(shape), torch.zeros(shape)
+    weight[:16] = 1.0
+    gradient[:16] = 1.0
+    layer = LayerState("layer", weight * mask, mask, gradient=gradient)
+    update = ConstantFanIn(0.9, density=133 / 2000)
+    after = update([layer, layer], Moment(rate=0.3))[0].mask
+    neurons = int(after.any(1).sum())
+    assert int(after.sum()) == neurons * (133 // neurons) > 133 - neurons
