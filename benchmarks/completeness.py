@@ -8,7 +8,7 @@ excepted, and groups with a norm over channels, whose result depends on how many
 elements of the parameters are set to 0 in a copy of the model and export is left to find them. Its result
 must have at most the parameters of torch-pruning's and compute what the zeroed copy computes, in float64.
 A model runs in a process of its own; results are appended to
-runs/completeness.jsonl, and what is there already is skipped. ``table`` writes a section of
+records/completeness.jsonl, and what is there already is skipped. ``table`` writes a section of
 docs/coverage.md. Needs torch-pruning, and timm for its models.
 """
 
@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import sparsefx
 
-RESULTS = Path("runs/completeness.jsonl")
+RESULTS = Path(__file__).parent / "records/completeness.jsonl"
 RATIO = 0.5
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Norms over channels: these count the zeros that would go."""
@@ -106,7 +106,7 @@ def _compare(model: nn.Module, case: zoo.Case) -> workers.Record:
     try:
         _prune(pruned, case.inputs(1, *case.size))  # a larger batch may be taken for a channel dimension
     except Exception as error:  # torch-pruning cannot prune every model
-        return {"status": "not pruned", "message": f"{type(error).__name__}: {error}"[:400]}
+        return {"status": "not pruned", "message": f"{type(error).__name__}: {error}"[:160]}
     inputs = case.inputs(2, *case.size)
     emptied = _without(model, pruned)
     expected = networks.outputs(emptied, inputs)
@@ -121,7 +121,7 @@ def _compare(model: nn.Module, case: zoo.Case) -> workers.Record:
         "export_weights": ours[1],
         "pruned_difference": _difference(pruned, inputs, expected),
         "difference": networks.difference(networks.outputs(compact, inputs), expected),
-        "message": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:1000],
+        "message": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:160],
     }
 
 

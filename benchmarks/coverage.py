@@ -7,7 +7,7 @@ Every model has random weights, random norms and scales where its constructor wo
 statistics near those of what it computes. Its weights are emptied by a pattern (``networks.empty``);
 export must then compute the same in float64, also at another batch size and at another image size or
 sequence length, if the model takes one. A model runs in a process of its own; results are appended to
-runs/coverage.jsonl, and what is there already is skipped. ``table`` writes docs/coverage.md from it.
+records/coverage.jsonl, and what is there already is skipped. ``table`` writes docs/coverage.md from it.
 Needs timm, transformers and diffusers (``pip install .[coverage]``).
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import time
 import warnings
 from contextlib import nullcontext
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 
 import sparsefx
 
-RESULTS = Path("runs/coverage.jsonl")
+RESULTS = Path(__file__).parent / "records/coverage.jsonl"
 EXACT = 1e-10
 """Relative difference in float64 up to which outputs are the same; beyond it, where the model itself is so
 sensitive to rounding, up to what this many units in the last place of its weights change."""
 UNITS = 30
+_KEPT = re.compile(r"\S+ at \S+ keeps \d+ dead channels")
 
 
 def main() -> None:
@@ -129,20 +131,20 @@ def _measure_pattern(model: nn.Module, case: zoo.Case) -> workers.Record:
             warnings.simplefilter("always")
             compact = sparsefx.export(model, inputs)
     except Exception as error:  # export must not raise, whatever the model: this is what is measured
-        return {"status": "error", "message": f"{type(error).__name__}: {error}"[:400]}
+        return {"status": "error", "message": f"{type(error).__name__}: {error}"[:160]}
     seconds = time.perf_counter() - began
     whole = next((str(w.message) for w in caught if "returned whole" in str(w.message)), "")
     before, after = networks.sizes(model), networks.sizes(compact)
     report: Any = compact.report
     return {
         "seconds": round(seconds, 3),
-        "message": whole[:400],
+        "message": whole[:160],
         "parameters": (before[0], after[0]),
         "weights": (before[1], after[1]),
         "shrinks": after[1] < before[1],
         "opaque": networks.opaque_weights(compact),
         "captured": report.captured,
-        "detail": " | ".join(f"{step.name}: {step.detail}" for step in report.passes if step.detail)[:4000],
+        "detail": " | ".join(_KEPT.findall(" ".join(step.detail for step in report.passes)))[:600],
         **_compare(model, compact, case, inputs),
     }
 
@@ -167,7 +169,7 @@ def _compare(model: nn.Module, compact: nn.Module, case: zoo.Case, inputs: tuple
             difference = networks.difference(networks.outputs(compact, other[0]), other[1])
         except Exception as error:
             message = f"{type(error).__name__} at another {name}: {error}"
-            return {**record, "status": "WRONG", "message": message[:400]}
+            return {**record, "status": "WRONG", "message": message[:160]}
         record["differences"][name] = difference
         if difference > EXACT:
             record["rounding"] = networks.rounding(model, *other)

@@ -62,6 +62,7 @@ def _summary(models: Models) -> str:
         numbers = [
             len(chosen),
             len(measured),
+            sum(set(networks.PATTERNS) <= found.keys() for found in measured),
             sum(all(record["status"] == "exact" for record in found.values()) for found in measured),
             sum(_shrinks(found) for found in measured),
             sum(any(record.get("captured") == "not" for record in found.values()) for found in measured),
@@ -69,7 +70,17 @@ def _summary(models: Models) -> str:
             sum(any(_has(found, status) for status in ("error", "timeout", "harness")) for found in measured),
         ]
         rows.append([name or "**all**", *map(str, numbers)])
-    header = ["", "models", "measured", "exact", "exact and smaller", "not captured", "wrong", "failed"]
+    header = [
+        "",
+        "models",
+        "measured",
+        "by all patterns",
+        "exact",
+        "exact and smaller",
+        "not captured",
+        "wrong",
+        "failed",
+    ]
     return f"{table(header, rows)}\n\n{_legend()}"
 
 
