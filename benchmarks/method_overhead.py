@@ -27,6 +27,7 @@ from sparsefx.table import format_table
 
 EPOCH = 540  # steps of an epoch on MNIST, for methods that update once an epoch
 EPOCHS = 100
+MASKING = [name for name, row in METHODS.items() if row.masks]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", default="lenet-300-100", choices=list(NETWORKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=MASKING, choices=MASKING)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--repeats", type=int, default=60, help="steps of each method (default: %(default)s)")
@@ -63,11 +64,7 @@ def main() -> None:
     network = NETWORKS[options.network]
     x = torch.randn(options.batch_size, *network.input_shape)
     batch = (x, torch.arange(options.batch_size) % 10)
-    found = [
-        measure(name, network, batch, options.density, options.repeats)
-        for name in options.methods
-        if name != "dense"
-    ]
+    found = [measure(name, network, batch, options.density, options.repeats) for name in options.methods]
     rows = [[one.name, f"{one.step:.2f}x", *_update_cells(one)] for one in found]
     header = ["method", "step", "an update, in dense steps", "every", "adds to a step"]
     print(format_table(header, rows))

@@ -36,14 +36,18 @@ class RandomWalk:
         Raises:
             CycleError: the layer has no signs, or inactive weights walk and it has no gradient.
         """
-        shape, device = layer.weight.shape, layer.weight.device
-        walk = torch.randn(shape, generator=moment.generator).to(device, layer.weight.dtype) * self.noise
-        pull = sign_of(layer) * self.l1
         if not self.dormant:
-            return torch.where(layer.mask, pull + walk, 0.0)
+            term = torch.zeros_like(layer.weight)
+            pull = sign_of(layer)[layer.mask] * self.l1  # as many random numbers as there are active weights
+            term[layer.mask] = (pull + self._noise(pull.shape, layer, moment)).to(term.dtype)
+            return term
         if layer.gradient is None:
             raise CycleError(f"no gradient for {layer.name!r}; call step() after backward()")
-        return torch.where(layer.mask, pull, -layer.gradient) + walk
+        term = torch.where(layer.mask, sign_of(layer) * self.l1, -layer.gradient)
+        return term + self._noise(layer.weight.shape, layer, moment)
+
+    def _noise(self, shape: torch.Size, layer: LayerState, moment: Moment) -> Tensor:
+        return torch.randn(shape, generator=moment.generator).to(layer.weight.device) * self.noise
 
 
 @dataclass(frozen=True)

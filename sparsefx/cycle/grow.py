@@ -100,10 +100,28 @@ def random_unexplored(layer: LayerState, count: int, generator: torch.Generator 
 def _draw(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """``count`` of the candidates, uniformly without replacement."""
     flat = candidates.flatten()
-    drawn = torch.randperm(int(flat.sum()), generator=generator)[:count].to(flat.device)
+    available = int(flat.sum())
+    if 4 * count <= available and 4 * available >= flat.numel():
+        return _draw_few(flat, count, generator).view(candidates.shape)
+    drawn = torch.randperm(available, generator=generator)[:count].to(flat.device)
     chosen = torch.zeros_like(flat)
     chosen[flat.nonzero().squeeze(1)[drawn]] = True
     return chosen.view(candidates.shape)
+
+
+def _draw_few(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """The same of a vector, for few of many: draw positions until enough are candidates, each taken once.
+
+    As many are drawn at a time as are missing, so none that was drawn is ever left out and no set of
+    positions is likelier than another.
+    """
+    chosen = torch.zeros_like(candidates)
+    missing = count
+    while missing:
+        drawn = torch.randint(len(candidates), (missing,), generator=generator).to(candidates.device)
+        chosen[drawn[candidates[drawn]]] = True
+        missing = count - int(chosen.sum())
+    return chosen
 
 
 def _draw_first(preferred: Tensor, others: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

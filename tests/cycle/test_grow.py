@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -123,3 +125,16 @@ def test_global_momentum_follows_the_largest_wherever_they_are():
     other = LayerState("b", torch.zeros(2), torch.zeros(2).bool(), torch.tensor([-3.0, 2.5]))
     grown = GROW["global_momentum"]([one, other], [2, 0], Moment())
     assert [part.int().tolist() for part in grown] == [[0, 0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(("free", "count"), [(8, 2), (8, 6), (3, 1)])
+def test_every_set_of_places_is_as_likely(free, count):
+    """Few of many and many of few are drawn differently."""
+    mask = torch.arange(10) >= free
+    layer = LayerState("layer", torch.zeros(10), mask)
+    generator = torch.Generator().manual_seed(0)
+    sets = Counter(tuple(random(layer, count, generator).nonzero().flatten().tolist()) for _ in range(6000))
+    expected = 6000 / math.comb(free, count)
+    assert len(sets) == math.comb(free, count)
+    deviations = sum((seen - expected) ** 2 / expected for seen in sets.values())  # chi squared
+    assert deviations < len(sets) + 5 * (2 * len(sets)) ** 0.5
