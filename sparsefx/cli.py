@@ -106,7 +106,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     for name, text in documented(Recipe).items():
         if name not in _NOT_OPTIONS:
             flag = f"--{name.replace('_', '-')}"
-            fields.add_argument(flag, type=_value, dest=f"recipe_{name}", metavar="VALUE", help=text)
+            fields.add_argument(
+                flag, type=_value, dest=f"recipe_{name}", metavar="VALUE", help=text.replace("%", "%%")
+            )
     parser.set_defaults(command=_train)
 
 
@@ -133,9 +135,21 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder"
         )
-    tuned = TUNING.get(wanted.method.name, {})
-    if tuned:
-        print(f"as {wanted.method.name} is trained in its paper: {dict(tuned)}", file=sys.stderr)
+    run = _run(experiment, folder, options)
+    if run is None:
+        return _INTERRUPTED
+    path = ledger.add(run, overwrite=options.again)
+    experiment.keep_model(folder, export=options.export)
+    experiment.forget(folder)
+    print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
+    return 0
+
+
+def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> Run | None:
+    """Train, and tell of it; None if interrupted."""
+    name = experiment.settings.method.name
+    if name in TUNING:
+        print(f"as {name} is trained in its paper: {dict(TUNING[name])}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
     with Interrupt() as interrupt:
         run = experiment.run(
@@ -147,18 +161,11 @@ def _train(options: argparse.Namespace) -> int:
         )
     log.close()
     if run is None:
-        print(
-            f"stopped after {experiment.epoch} epochs; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        return _INTERRUPTED
-    path = ledger.add(run, overwrite=options.again)
-    experiment.keep_model(folder, export=options.export)
-    experiment.forget(folder)
-    if run.final.train_loss is None or not math.isfinite(run.final.train_loss):
+        stopped = f"stopped after {experiment.epoch} epochs; the same command with --resume goes on"
+        print(stopped, file=sys.stderr)
+    elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)
-    print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
-    return 0
+    return run
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -222,7 +229,7 @@ def documented(kind: type) -> dict[str, str]:
     text = inspect.getdoc(kind) or ""
     section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(what.split()).replace("%", "%%") for name, what in entries}
+    return {name: " ".join(what.split()) for name, what in entries}
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -5,31 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, Optimizer
 
 from sparsefx.archive import save
-from sparsefx.errors import ArgumentError
 from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint, set_generators
-from sparsefx.experiments.data import Batch, Data, Split, epoch_generator, load_data
+from sparsefx.experiments.data import Data, Split, epoch_generator, load_data
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.logs import Log
-from sparsefx.experiments.recipe import Recipe, learning_rate, shortened
+from sparsefx.experiments.recipe import learning_rate, shortened
 from sparsefx.experiments.record import EpochRow, Run
 from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
-from sparsefx.experiments.thin import sparse_parameters, thin_width
+from sparsefx.experiments.start import start_training
 from sparsefx.export import export as export_model
 from sparsefx.masks import masked_weights
-from sparsefx.methods import METHODS, Training
-from sparsefx.scores import balanced_batch
 
 _EVALUATION_BATCH = 1000
 
@@ -63,9 +58,7 @@ class Experiment:
             device=settings.device,
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
-        _check_last_batch(recipe, len(self.data.train))
-        _check_shape(settings, self.data)
-        self.training = self._training()
+        self.training = start_training(settings, self.data, self.epoch_steps)
         self.model = self.training.model
         if settings.compile:
             self.model.compile()
@@ -168,50 +161,6 @@ class Experiment:
     def forget(self, folder: Path) -> None:
         """Delete the checkpoint of a run whose result is safe."""
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-    def _training(self) -> Training:
-        settings, recipe, network = self.settings, self.settings.recipe, self.settings.network
-        torch.manual_seed(settings.seed)
-        dense = network.dense_layers(settings.setting)
-        width = 1.0
-        if settings.method.width:
-            with torch.device("meta"):
-                full = network.build(classes=self.data.classes)
-            size = sparse_parameters(full, settings.method.density, dense=dense)
-            width = thin_width(network, size, classes=self.data.classes)
-        model = network.build(classes=self.data.classes, width=width).to(settings.device)
-        if settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        return Training(
-            METHODS["dense"] if settings.method.width else settings.method,
-            model,
-            self._make_optimizer,
-            steps=recipe.epochs * self.epoch_steps,
-            epoch_steps=self.epoch_steps,
-            dense=dense,
-            batches=self._score_batches(),
-            samples=len(self.data.train),
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
-
-    def _make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        recipe, held = self.settings.recipe, list(parameters)
-        groups: list[dict[str, Any]] = [{"params": held}]
-        if not recipe.decay_norms:  # biases are as small, and left alone with them
-            matrices = [p for p in held if p.dim() > 1]
-            others = [p for p in held if p.dim() <= 1]
-            groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        if recipe.optimizer == "adam":
-            return Adam(groups, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
-        nesterov = recipe.nesterov and recipe.momentum > 0
-        return SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=nesterov)
-
-    def _score_batches(self) -> list[Batch]:
-        """What a score that needs data is given: the first batches of the first epoch, not augmented."""
-        order = epoch_generator(self.settings.seed, 0)
-        batches = self.data.train.batches(self.settings.recipe.batch_size, order)
-        wanted = self.settings.method.score_batches
-        return [balanced_batch(batches)] if wanted == "balanced" else list(islice(batches, wanted))
 
     def _steps(self, log: Log) -> Iterator[None]:
         """Train; yields after every step, when all may be saved."""
@@ -316,23 +265,4 @@ class Experiment:
             return nullcontext()
         return torch.autocast(
             torch.device(self.settings.device).type, getattr(torch, self.settings.precision)
-        )
-
-
-def _check_last_batch(recipe: Recipe, samples: int) -> None:
-    """Refuse a last batch of one sample, which has no variance to normalise by."""
-    if samples % recipe.batch_size == 1 and not recipe.drop_last and recipe.batch_size > 1:
-        raise ArgumentError(
-            f"batch_size={recipe.batch_size!r} leaves one of {samples} training samples for the last batch; "
-            "choose another one, or drop_last=True"
-        )
-
-
-def _check_shape(settings: Settings, data: Data) -> None:
-    """Refuse data that the network does not take."""
-    inputs, _ = next(iter(data.test.batches(1)))
-    if tuple(inputs.shape[1:]) != settings.network.input_shape:
-        raise ArgumentError(
-            f"network {settings.network.name!r} takes inputs {settings.network.input_shape}, "
-            f"data={data.name!r} has {tuple(inputs.shape[1:])}"
         )
