@@ -16,7 +16,10 @@ from sparsefx.experiments.published import Published
 from sparsefx.experiments.record import Run, canonical
 from sparsefx.experiments.statistics import Mean, difference, mean_of
 
-COPIES: dict[str, tuple[str, str]] = {"cifar10-jpeg": ("cifar10", "JPEG copy of CIFAR-10")}
+COPIES: dict[str, tuple[str, str]] = {
+    "cifar10-jpeg": ("cifar10", "JPEG copy of CIFAR-10"),
+    "cifar10-folder": ("cifar10", "CIFAR-10 from a folder of images"),
+}
 """Data sets that stand in for another: name -> (the other's name, label)."""
 
 _SAME_DENSITY = 0.01  # relative

@@ -154,7 +154,7 @@ def test_mnist(write: Callable[[Path], None], tmp_path: Path) -> None:
 def test_cifar10_batches(tmp_path: Path) -> None:
     written = write_batches(tmp_path)
     data = load_data("cifar10", tmp_path, normalisation=plain(3))
-    assert (data.title, len(data.train), len(data.test)) == ("CIFAR-10", 40, 8)
+    assert (data.name, len(data.train), len(data.test)) == ("cifar10", 40, 8)
     images, targets = everything(data.train)
     rows = np.concatenate([written[f"data_batch_{number}"] for number in range(1, 6)])
     assert images.round().flatten(1).tolist() == rows.tolist()
@@ -185,7 +185,7 @@ def test_a_pickle_of_something_else(content: object, tmp_path: Path) -> None:
 def test_cifar10_scans(tmp_path: Path) -> None:
     written = write_scans(tmp_path)
     data = load_data("cifar10", tmp_path, normalisation=plain(3))
-    assert (data.title, data.classes) == ("CIFAR-10 (JPEG copy)", 10)
+    assert (data.title, data.name, data.classes) == ("CIFAR-10 (JPEG copy)", "cifar10-jpeg", 10)
     for split, name in ((data.train, "train"), (data.test, "test")):
         images, targets = everything(split)
         expected = torch.from_numpy(written[name].copy()).permute(0, 3, 1, 2).float()
@@ -197,7 +197,7 @@ def test_cifar10_scans(tmp_path: Path) -> None:
 def test_cifar10_folders(inside: str, tmp_path: Path) -> None:
     write_folder(tmp_path / inside, {"train": 12, "test": 3})
     data = load_data("cifar10", tmp_path, normalisation=plain(3))
-    assert (data.title, data.classes) == ("CIFAR-10 (image folder)", 2)
+    assert (data.title, data.name, data.classes) == ("CIFAR-10 (image folder)", "cifar10-folder", 2)
     images, targets = everything(data.train)
     assert images.shape == (24, 3, 32, 32)
     assert images[:, 0, 0, 0].round().tolist() == [*range(12), *range(100, 112)]

@@ -36,14 +36,16 @@ def read_cifar10(root: Path) -> Images:
     """
     if (root / _BATCHES / "data_batch_1").is_file():
         parts = [_read_batch(root / _BATCHES / f"data_batch_{number}") for number in range(1, 6)]
-        return Images("CIFAR-10", _joined(parts), _read_batch(root / _BATCHES / "test_batch"))
+        return Images("CIFAR-10", "cifar10", _joined(parts), _read_batch(root / _BATCHES / "test_batch"))
     if (root / _JPEG).is_file():
         scans = root / _JPEG
-        return Images("CIFAR-10 (JPEG copy)", _read_scans(scans, "train"), _read_scans(scans, "test"))
+        return Images(
+            "CIFAR-10 (JPEG copy)", "cifar10-jpeg", _read_scans(scans, "train"), _read_scans(scans, "test")
+        )
     for folder in (root / "cifar10", root):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             train, test = read_folder(folder / "train"), read_folder(folder / "test")
-            return Images("CIFAR-10 (image folder)", train, test)
+            return Images("CIFAR-10 (image folder)", "cifar10-folder", train, test)
     looked_for = [f"{_BATCHES}/data_batch_1", _JPEG, "cifar10/train and cifar10/test", "train and test"]
     raise missing("CIFAR-10", root, looked_for, "torchvision.datasets.CIFAR10(root, download=True)")
 

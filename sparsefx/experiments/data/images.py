@@ -23,6 +23,7 @@ class Images:
 
     Attributes:
         title: what a table calls it; says where a copy is not the original.
+        name: what the ledger calls it; a copy has a name of its own, so that results are never mixed.
         train: the training images and targets, in the order of the files.
         test: the test images and targets.
 
@@ -31,6 +32,7 @@ class Images:
     """
 
     title: str
+    name: str
     train: Arrays
     test: Arrays
 

@@ -24,7 +24,7 @@ class Data:
     """A data set, ready to train on.
 
     Attributes:
-        name: its name in ``DATA``.
+        name: its name in ``DATA``, or that of a copy, such as ``"cifar10-jpeg"``.
         title: what a table calls it; says where a copy is not the original.
         classes: number of classes.
         normalisation: of the inputs of every split.
@@ -86,19 +86,17 @@ def load_data(
         train, test, classes = imagenet_folders(Path(root), chosen, device, workers)
         return Data(name, "ImageNet", classes, chosen, train, None, test)
     read, own = _IN_MEMORY[name]
-    return _in_memory(name, read(Path(root)), validation, normalisation or own, device)
+    return _in_memory(read(Path(root)), validation, normalisation or own, device)
 
 
-def _in_memory(
-    name: str, images: Images, validation: int, normalisation: Normalisation, device: torch.device
-) -> Data:
+def _in_memory(images: Images, validation: int, normalisation: Normalisation, device: torch.device) -> Data:
     def split(arrays: Arrays) -> TensorSplit:
         return TensorSplit(arrays[0].to(device), arrays[1].to(device), normalisation)
 
     pixels, targets = images.train
     held = held_out(targets, validation)
     return Data(
-        name=name,
+        name=images.name,
         title=images.title,
         classes=int(targets.max()) + 1,
         normalisation=normalisation,

@@ -32,7 +32,7 @@ def read_mnist(root: Path) -> Images:
     else:
         looked_for = ["mnist.npz", f"{_RAW.as_posix()}/train-images-idx3-ubyte"]
         raise missing("MNIST", root, looked_for, "torchvision.datasets.MNIST(root, download=True)")
-    return Images("MNIST", _with_channel(train), _with_channel(test))
+    return Images("MNIST", "mnist", _with_channel(train), _with_channel(test))
 
 
 def _with_channel(split: tuple[np.ndarray, np.ndarray]) -> Arrays:
