@@ -17,7 +17,7 @@ from sparsefx.passes.example_tracer import ExampleTracer, require_default
 from sparsefx.passes.examples import Example, Examples, at_unusual_sizes, call, graph_inputs
 from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.module_tracer import ModuleTracer, reason_of
-from sparsefx.passes.program import untouched
+from sparsefx.passes.recorder import untouched
 
 
 @dataclass(frozen=True)

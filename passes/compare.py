@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from sparsefx.passes.attributes import kept_attributes
 from sparsefx.passes.interpreter import Interpreter
 from sparsefx.passes.leaves import leaves
-from sparsefx.passes.program import untouched
 from sparsefx.passes.quiet import quiet
+from sparsefx.passes.recorder import untouched
 
 # Beyond this relative difference on the example inputs a rewrite is at fault, not rounding.
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import double, is_plain, layer_of, per_output, set_bias, sole_contractions
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import record
+from sparsefx.passes.record import record
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import facts_of
 from sparsefx.passes.layers import double, is_evenly_padded, own_contractions, set_bias
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import record
+from sparsefx.passes.record import record
 
 
 @dataclass(frozen=True)

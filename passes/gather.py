@@ -14,7 +14,8 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import follow_weight, replace_layer, sole_contractions
 from sparsefx.passes.origins import columns_of, rows_of
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, record
+from sparsefx.passes.program import Program, Value
+from sparsefx.passes.record import record
 from sparsefx.passes.timing import When, is_faster
 
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})

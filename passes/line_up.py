@@ -19,7 +19,8 @@ from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import Movement
 from sparsefx.passes.origins import reorder
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, record
+from sparsefx.passes.program import Program, Value
+from sparsefx.passes.record import record
 
 _ATTENTION = F.scaled_dot_product_attention
 _PRODUCTS = frozenset({_ATTENTION, torch.matmul, operator.matmul, "matmul"})

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsefx.passes.program import Program, Value, is_reshape
+from sparsefx.passes.program import Program, Value
+from sparsefx.passes.recorder import is_reshape
 from sparsefx.passes.slices import Kept
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.program import EagerMode, is_reshape
+from sparsefx.passes.recorder import EagerMode, is_reshape
 
 _FLATTENS = frozenset({torch.flatten, "flatten"})
 

@@ -16,7 +16,8 @@ from sparsefx.passes.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.modes import ByMode
 from sparsefx.passes.origins import rows_of
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, record
+from sparsefx.passes.program import Program
+from sparsefx.passes.record import record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.facts import facts_of, live_of
 from sparsefx.passes.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import record
+from sparsefx.passes.record import record
 
 _WORTH = 8  # one of so many channels must go before a fused norm is given up
 

@@ -26,7 +26,7 @@ from sparsefx.passes.modes import follow_mode, split_modes
 from sparsefx.passes.module_tracer import SCRIPTED, reason_of
 from sparsefx.passes.origins import duplicate, origin_of
 from sparsefx.passes.pipeline import PassReport, Refused
-from sparsefx.passes.program import untouched
+from sparsefx.passes.recorder import untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
 """Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""

@@ -12,7 +12,7 @@ from torch import fx
 from sparsefx.passes.compare import interpret
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.module_tracer import reason_of
-from sparsefx.passes.program import Memory, remembered
+from sparsefx.passes.record import Memory, remembered
 
 REPORT_IT = "please report this with the model's code"
 

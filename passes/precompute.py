@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import is_torch_function
+from sparsefx.passes.recorder import is_torch_function
 
 _WRITING_OPERATORS = frozenset(
     {

@@ -20,7 +20,9 @@ from sparsefx.passes.literals import rewrite_literals, rewriter_of
 from sparsefx.passes.ops import ConvolutionCall, is_known
 from sparsefx.passes.origins import duplicate, follow
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, Value, record, untouched
+from sparsefx.passes.program import Program, Value
+from sparsefx.passes.record import record
+from sparsefx.passes.recorder import untouched
 from sparsefx.passes.sizes import Pin, find_pins
 from sparsefx.passes.slices import Kept, find_kept
 from sparsefx.passes.timing import When, is_faster

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from sparsefx.passes.layers import CONTRACTIONS, is_plain, layer_of
 from sparsefx.passes.literals import cannot_follow, rewriter_of
 from sparsefx.passes.open_norms import PartialLayerNorm
-from sparsefx.passes.program import Program, Value, is_reshape
+from sparsefx.passes.program import Program, Value
+from sparsefx.passes.recorder import is_reshape
 
 Pin = tuple[Value, int | None]
 

@@ -13,7 +13,9 @@ from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import erase_unused, sole_contractions
 from sparsefx.passes.origins import rows_of
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program, is_reshape, record
+from sparsefx.passes.program import Program
+from sparsefx.passes.record import record
+from sparsefx.passes.recorder import is_reshape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsefx.inputs import positional
 from sparsefx.layers import MASKABLE
 from sparsefx.passes.attributes import kept_attributes
-from sparsefx.passes.program import untouched
+from sparsefx.passes.recorder import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
 

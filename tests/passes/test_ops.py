@@ -21,7 +21,8 @@ from sparsefx.passes.facts import Fact, compact, forward_facts, live_elements
 from sparsefx.passes.ops import OPERATIONS, ConvolutionCall, is_known, operation_of
 from sparsefx.passes.ops.elementwise import Elementwise
 from sparsefx.passes.ops.movement import dim_argument
-from sparsefx.passes.program import Call, Program, Value, record
+from sparsefx.passes.program import Call, Program, Value
+from sparsefx.passes.record import record
 from sparsefx.passes.slices import Kept, find_kept
 
 

@@ -18,7 +18,7 @@ from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.pipeline import Outcome, Pass, run_pipeline
-from sparsefx.passes.program import record, remembered
+from sparsefx.passes.record import record, remembered
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 
