@@ -239,8 +239,9 @@ _ROWS = (
     Method(
         "layer-wise-obs",
         "Layer-wise optimal brain surgeon (Dong, Chen & Pan 2017, section 3).",
+        distribution="erk",
         score_batches=50,
-        rounds=Rounds(prunings=1, score="layerwise_obs", compensate=True, retraining=0.25, learning_rate=0.1),
+        rounds=Rounds(prunings=5, score="layerwise_obs", compensate=True, retraining=0.25, learning_rate=0.1),
     ),
     Method(
         "learning-compression",

@@ -64,7 +64,8 @@ class Method:
         source: the paper and section it follows.
         density: fraction of the maskable weights that are active in the end, in (0, 1].
         start: the same at the beginning; None where it is ``density`` throughout.
-        distribution: how the first density is divided among layers.
+        distribution: how the density is divided among layers, at first and where layers are pruned each for
+            itself.
         constant_fan_in: the first masks give every neuron of a layer the same number of inputs.
         score: prune once before training to ``density``, by this score in :data:`sparsefx.scores.SCORES`.
         score_rounds: in how many steps.

@@ -278,6 +278,7 @@ class Training:
             batches=self._batches,
             loss=self._loss,
             generator=self._generator,
+            distribution=self.method.distribution if scope == "layer" else None,
             **options,
         )
 

@@ -89,7 +89,7 @@ KINDS = [
     ("grasp", 0.2, {}),
     ("gradual", 0.2, {"every": 2}),
     ("lottery-ticket", 0.3, {"prunings": 2, "rewind": 0.25}),
-    ("layer-wise-obs", 0.2, {"score_batches": 4}),
+    ("layer-wise-obs", 0.2, {"score_batches": 4, "prunings": 1}),
     ("learning-compression", 0.2, {}),
     ("lottery-ticket", 0.3, {"prunings": 1, "rewind": 0.0}),
     ("variational-dropout", 0.2, {}),

@@ -34,6 +34,7 @@ OPTIONS = {
     "lottery-ticket": {"prunings": 2, "rewind": 0.25},
     "han": {"prunings": 2},
     "optimal-brain-damage": {"prunings": 2},
+    "layer-wise-obs": {"prunings": 2},
     "dynamic-network-surgery": {"chance": None},
 }
 

@@ -24,6 +24,7 @@ from sparsefx.cycle import (
     Timing,
 )
 from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
+from sparsefx.distributions import active_counts
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.methods import Rounds
 
@@ -619,3 +620,12 @@ def test_srigl_uses_its_whole_budget_after_ablation():
     after = update([layer, layer], Moment(rate=0.3))[0].mask
     neurons = int(after.any(1).sum())
     assert int(after.sum()) == neurons * (133 // neurons) > 133 - neurons
+
+
+def test_layers_are_pruned_by_the_distribution_of_the_method():
+    training = begin("han", prunings=1, density=0.5, distribution="erk")
+    learn(training, 20)
+    training.next_round()
+    kept = [int(mask.sum()) for _, mask, _ in weights(training.model).values()]
+    assert kept == active_counts([torch.Size((16, 12)), torch.Size((4, 16))], 0.5, "erk")
+    assert kept[0] < 0.5 * 16 * 12
