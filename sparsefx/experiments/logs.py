@@ -127,16 +127,15 @@ class Lines(Log):
     """A line an epoch on the standard error, with the time that the round will still take."""
 
     def __init__(self) -> None:
-        self._began, self._first, self._left = time.monotonic(), -1, 0.0
+        self._round, self._first, self._began, self._left = -1, 0, 0.0, 0.0
 
     def step(self, experiment: Experiment) -> None:
-        """Take the time."""
-        if self._first < 0 or experiment.step < self._first:  # or a round has begun
-            self._began, self._first = time.monotonic(), experiment.step
+        """Take the time; the first step of a round, or after a checkpoint, is where it begins."""
+        now, training = time.monotonic(), experiment.training
+        if training.round != self._round:
+            self._round, self._first, self._began = training.round, experiment.step, now
         done = experiment.step - self._first
-        if done:
-            rest = experiment.training.steps - experiment.step
-            self._left = (time.monotonic() - self._began) / done * rest
+        self._left = (now - self._began) / done * (training.steps - experiment.step) if done else 0.0
 
     def epoch(self, row: EpochRow) -> None:
         """Write the line."""

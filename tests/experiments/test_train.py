@@ -22,9 +22,10 @@ from sparsefx.cycle import Timing
 from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.logs import Log, Logs, describe, logs_for
+from sparsefx.experiments.logs import Lines, Log, Logs, describe, logs_for
 from sparsefx.experiments.networks import NETWORKS
 from sparsefx.experiments.recipe import Recipe
+from sparsefx.experiments.record import EpochRow
 from sparsefx.experiments.settings import settings
 from sparsefx.experiments.train import Experiment
 from sparsefx.methods import Method, Rounds
@@ -377,3 +378,15 @@ def test_the_trained_network_is_kept_and_exported(root, tmp_path):
 def test_every_option_is_documented():
     for kind in (Method, Timing, Rounds, Recipe):
         assert [f.name for f in dataclasses.fields(kind) if f.name not in documented(kind)] == []
+
+
+def test_the_time_left_is_that_of_the_round(monkeypatch, capsys):
+    seconds = iter([0, 10, 1000, 1030])
+    monkeypatch.setattr("sparsefx.experiments.logs.time.monotonic", lambda: next(seconds))
+    row = EpochRow(1, 0.5, None, 2.0, 0.1, None, ())
+    lines = Lines()
+    for round_, step in ((0, 1), (0, 11), (1, 1), (1, 4)):
+        lines.step(SimpleNamespace(step=step, training=SimpleNamespace(round=round_, steps=31)))
+        lines.epoch(row)
+    told = [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [f"{left} left of this round" for left in ("0:00", "0:20", "0:00", "4:30")]
