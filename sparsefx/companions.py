@@ -68,17 +68,17 @@ class Companions:
         """After a step: store what may have learnt; what else the step changed is undone."""
         for slot in slots:
             stored, weight = self._get("stored", slot), slot.weight
-            stored.copy_(torch.where(self.learning(slot), weight, stored))
+            learning = self.learning(slot)
+            stored.copy_(weight if learning is None else torch.where(learning, weight, stored))
             if self._rules.least is not None:  # of what has the wrong sign
                 sign = self._get("sign", slot)
                 stored.mul_(sign).clamp_(min=self._rules.least).mul_(sign)
 
-    def learning(self, slot: Slot) -> Tensor:
-        """Which weights learn, bool, of the weight's shape: by the memory, or else the active ones."""
-        if self._rules.memory == "backward":
-            return self._get("backward", slot)
-        mask = slot.masked.mask
-        return torch.ones_like(mask) if self._rules.memory == "all" else mask
+    def learning(self, slot: Slot) -> Tensor | None:
+        """Which weights learn, bool: by the memory, or else the active ones. None: all."""
+        if self._rules.memory == "all":
+            return None
+        return self._get("backward", slot) if self._rules.memory == "backward" else slot.masked.mask
 
     @torch.no_grad()
     def renew(self, slot: Slot, outcome: LayerOutcome, generator: torch.Generator) -> None:

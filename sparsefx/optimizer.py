@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, Decay, Grow, Prune, Redistribute, Swap
-from sparsefx.errors import ArgumentError
 from sparsefx.parts import resolve
 from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.values import check_count
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class SparseMomentum(SparseOptimizer):
         grow: str | Grow = "momentum",
         generator: torch.Generator | None = None,
     ) -> None:
-        _check_count("cycles", cycles)
+        check_count("cycles", cycles)
         if every is not None:
-            _check_count("every", every)
+            check_count("every", every)
         swap = Swap(
             resolve("prune", prune, PRUNE),
             resolve("redistribute", redistribute, REDISTRIBUTE),
@@ -114,8 +114,3 @@ class SparseMomentum(SparseOptimizer):
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
         super().__init__(optimizer, model, rules, CountedCycles(cycles, every), generator=generator)
-
-
-def _check_count(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{argument}={value!r} is not a whole number of at least 1")

@@ -293,7 +293,9 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _mask_buffers(self) -> None:
         for slot in self._slots:
-            self._fill_buffers(slot.weight, ~self._companions.learning(slot))
+            learning = self._companions.learning(slot)
+            if learning is not None:
+                self._fill_buffers(slot.weight, ~learning)
 
     @torch.no_grad()
     def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
