@@ -36,6 +36,7 @@ from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
 from sparsefx.sparsify import sparsify
 from sparsefx.speedup import SpeedupEstimate, estimate_speedup
+from sparsefx.training_state import TrainingState
 
 __all__ = [
     "METHODS",
@@ -66,6 +67,7 @@ __all__ = [
     "SpeedupEstimate",
     "Timing",
     "Training",
+    "TrainingState",
     "apply_masks",
     "estimate_speedup",
     "export",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,6 +71,8 @@ class SparseMomentum(SparseOptimizer):
             True at exactly ``count`` inactive positions.
         generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
             every rank of a distributed run draws the same.
+        group: the process group whose ranks train the same masks; by default that of the
+            DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
 
     Attributes:
         history: a :class:`CycleRecord` for every cycle so far.
@@ -103,6 +106,7 @@ class SparseMomentum(SparseOptimizer):
         redistribute: str | Redistribute = "momentum",
         grow: str | Grow = "momentum",
         generator: torch.Generator | None = None,
+        group: Any = None,
     ) -> None:
         check_count("cycles", cycles)
         if every is not None:
@@ -113,4 +117,6 @@ class SparseMomentum(SparseOptimizer):
             resolve("grow", grow, GROW),
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        super().__init__(optimizer, model, rules, CountedCycles(cycles, every), generator=generator)
+        super().__init__(
+            optimizer, model, rules, CountedCycles(cycles, every), generator=generator, group=group
+        )

@@ -19,7 +19,7 @@ from sparsefx.cycle import LayerState
 from sparsefx.cycle.for_all_layers import best_of_each, largest_of_all
 from sparsefx.distributions import Distribution
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masks import MaskedWeight, check_undivided, masked_weights
 from sparsefx.parts import resolve
 from sparsefx.scores import SCORES, Batch, Loss, Score, Task, compensated_weights
 from sparsefx.values import check_count
@@ -135,6 +135,7 @@ def _layers(model: nn.Module) -> list[MaskedWeight]:
     layers = masked_weights(model)
     if not layers:
         raise ArgumentError("model has no masked weights; make some with sparsify(model, density=1.0)")
+    check_undivided(model, "prune")
     return layers
 
 

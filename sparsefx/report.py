@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.costs import layer_flops, maskable_layers
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masks import check_undivided, masked_weights
 from sparsefx.passes.parts import Compiled
 from sparsefx.passes.pipeline import PassReport
 from sparsefx.table import format_count, format_table
@@ -194,10 +194,12 @@ def report(
         >>> sparsefx.report(net).layers[0].nonzeros
         8
     """
-    for name, value in (("model", model), ("after", after)):
-        if value is not None and not isinstance(value, nn.Module):
+    given = {"model": model} if after is None else {"model": model, "after": after}
+    for name, value in given.items():
+        if not isinstance(value, nn.Module):
             hint = "; inputs go to example_inputs=" if name == "after" else ""
             raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
+        check_undivided(value, "report")
     if after is None:
         return describe(model, example_inputs)
     return compare(model, after, example_inputs)

@@ -75,7 +75,7 @@ class LayerState:
         return int(self._sum(positions.sum()))
 
     def mean(self, values: Tensor, where: Tensor) -> float:
-        """Mean of the values where a bool tensor is True, both of shape ``S``, in the whole layer; 0 of none."""
+        """Mean of values of shape ``S`` where a bool tensor is True, in the whole layer; 0 of none."""
         # The sum is taken in float64: in float32 a large layer's mean would depend on the thread count.
         number = self.count(where)
         return float(self._sum(values[where].sum(dtype=torch.float64))) / number if number else 0.0

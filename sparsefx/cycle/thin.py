@@ -69,7 +69,8 @@ def keep_largest(
             for layer, score, some, count in rows
         ]
     else:
-        masks = _largest_of_all(layers, scores, candidates, round(density * sum(layer.numel for layer in layers)))
+        count = round(density * sum(layer.numel for layer in layers))
+        masks = _largest_of_all(layers, scores, candidates, count)
     return [LayerOutcome.of(layer, mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
