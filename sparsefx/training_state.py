@@ -36,7 +36,7 @@ class TrainingState:
         >>> optimizer = sparsefx.SparseMomentum(sgd, model, cycles=10)
         >>> state = sparsefx.TrainingState(model, optimizer)
         >>> sorted(state.state_dict())
-        ['companions', 'averages', 'model', 'optimizer', 'plain']
+        ['averages', 'companions', 'model', 'optimizer', 'plain']
     """
 
     def __init__(self, model: nn.Module, optimizer: SparseOptimizer) -> None:
