@@ -107,7 +107,7 @@ def _sections(compact: nn.Module, report: ExportReport) -> Iterator[_Section]:
         yield _list_section("layers outside of graphs", left)
     gone = [change for change in report.layers if change.after is None]
     if gone:
-        yield _list_section("layers that are gone", gone)
+        yield _list_section("layers that are gone: removed, or taken apart", gone)
 
 
 def _graph_section(heading: str, found: LayerGraph) -> _Section:

@@ -9,7 +9,7 @@ import torch
 
 from sparsefx.analyses.history import by_layer
 from sparsefx.analyses.layer_densities import layer_densities
-from sparsefx.cycle import CycleRecord, LayerRecord
+from sparsefx.cycle import CycleRecord
 from sparsefx.plot.over_cycles import ALL_LAYERS, over_cycles
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def growth_shares(history: Sequence[CycleRecord]) -> Figure:
     """Draw each layer's share of the regrowth in each cycle, in percent.
 
     With ``redistribute="momentum"`` that is its share of the mean momentum of the weights that are left.
-    The shares are those before the layers' room was considered; methods that regrow nothing have none.
+    The shares are those before the layers' room was considered, and 0 in a cycle that regrows nothing.
 
     Args:
         history: ``optimizer.history``, or a part of it.
@@ -62,9 +62,9 @@ def growth_shares(history: Sequence[CycleRecord]) -> Figure:
 
 
 def turnover(history: Sequence[CycleRecord]) -> Figure:
-    """Draw how many weights each cycle pruned and grew in each layer, in percent of those active before.
+    """Draw how many weights each cycle pruned and grew in each layer, in percent of its positions.
 
-    A layer that grows more than it loses gains weights from the others.
+    A layer that grows more than it loses gains weights from the others. The scale is logarithmic.
 
     Args:
         history: ``optimizer.history``, or a part of it.
@@ -74,14 +74,10 @@ def turnover(history: Sequence[CycleRecord]) -> Figure:
         MissingPackageError: matplotlib is not installed.
     """
     panels = {
-        "pruned, % of active": 100 * by_layer(history, lambda layer: layer.pruned / _active_before(layer)),
-        "grown, % of active": 100 * by_layer(history, lambda layer: layer.grown / _active_before(layer)),
+        "pruned, % of positions": 100 * by_layer(history, lambda layer: layer.pruned / layer.numel),
+        "grown, % of positions": 100 * by_layer(history, lambda layer: layer.grown / layer.numel),
     }
-    return over_cycles("Weights that move", _names(history), _cycles(history), panels)
-
-
-def _active_before(layer: LayerRecord) -> int:
-    return max(1, layer.active - layer.grown + layer.pruned)
+    return over_cycles("Weights that move", _names(history), _cycles(history), panels, logarithmic=True)
 
 
 def _names(history: Sequence[CycleRecord]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.report import LayerChange
@@ -16,6 +17,7 @@ Kind = Literal["input", "output", "layer", "module", "gather", "scatter", "join"
 
 _MEASURES = frozenset({"size", "dim", "numel", "stride", "type", "item"})
 _TENSOR_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
+_BY_INDEX: dict[Any, Kind] = {(torch.index_select, 3): "gather", (torch.index_add, 4): "scatter"}
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SYMBOLS = {"add": "+", "iadd": "+", "add_": "+", "mul": _TIMES, "imul": _TIMES, "mul_": _TIMES}
 
@@ -108,14 +110,13 @@ def _describe(
     if node.op == "output":
         return Node("output", "output")
     if node.op == "placeholder":
-        return Node("input", node.name) if node.users else None
+        return Node("input", str(node.target)) if node.users else None
     if node.op == "call_module":
         return _module(graph_module.get_submodule(str(node.target)), read, names, changes)
-    index = _index(graph_module, node)
-    if index and node.target is torch.index_select:
-        return Node("gather", f"gather {index}")
-    if index and node.target is torch.index_add:
-        return Node("scatter", f"scatter {index}")
+    kind = _BY_INDEX.get((node.target, len(node.args)))
+    index = _constant(graph_module, node.args[2]) if kind else None
+    if kind and index is not None:
+        return Node(kind, f"{kind} {index.numel()}")
     return Node("join", _operation(node)) if len(read) > 1 else None
 
 
@@ -137,13 +138,10 @@ def _kernel(module: nn.Module) -> str:
     return f" {_TIMES.join(map(str, module.kernel_size))}" if isinstance(module, _ConvNd) else ""
 
 
-def _index(graph_module: fx.GraphModule, node: fx.Node) -> int:
-    """How many channels a node selects by an index that the graph holds; 0 if it does not."""
-    index = node.args[2] if len(node.args) > 2 else None
-    if not isinstance(index, fx.Node) or index.op != "get_attr":
-        return 0
-    path, _, name = str(index.target).rpartition(".")
-    return int(getattr(graph_module.get_submodule(path), name).numel())
+def _constant(graph_module: fx.GraphModule, index: Any) -> Tensor | None:
+    """The indices that a graph holds; None where they are computed."""
+    held = isinstance(index, fx.Node) and index.op == "get_attr"
+    return operator.attrgetter(str(index.target))(graph_module) if held else None
 
 
 def _is_measure(node: fx.Node) -> bool:

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PIXELS = 256  # along each side of a picture at most
+_PIXELS = 160  # along each side of a picture at most, about as many as a screen shows of it
 
 
 def masks(model: nn.Module, layers: Sequence[str] | None = None) -> Figure:
     """Draw which weights of each layer are active: a row an output, a column an input of the kernel.
 
-    A mask of shape (out, in, ...) is drawn as (out, in * positions of the kernel). One with more than 256
-    rows or columns is averaged over blocks, so that a point is the density of its block.
+    A mask of shape (out, in, ...) is drawn as (out, in * positions of the kernel). One with more than 160
+    rows or columns is averaged over blocks: a point is the density of its block, and the heading says which
+    density is black.
 
     Args:
         model: any model; of a layer without a mask, the weights that are not 0 are drawn.
@@ -52,15 +53,14 @@ def masks(model: nn.Module, layers: Sequence[str] | None = None) -> Figure:
 
 
 def averaged(matrix: Tensor, most: int) -> Tensor:
-    """A matrix with at most so many rows, each the mean of neighbouring ones; float32.
+    """A matrix with at most so many rows, each the mean of equally many neighbouring ones; float32.
 
     Args:
         matrix: (rows, columns), bool or floating point.
-        most: how many rows at most.
+        most: how many rows at most. The last one may be the mean of fewer.
     """
-    if len(matrix) <= most:
-        return matrix.float()
-    return torch.stack([block.float().mean(0) for block in matrix.tensor_split(most)])
+    size = -(-len(matrix) // most)
+    return torch.stack([block.float().mean(0) for block in matrix.split(size)])
 
 
 def _active(model: nn.Module) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def _active(model: nn.Module) -> dict[str, Tensor]:
     masked = {m.name: (m.holders[0][0], m.mask) for m in masked_weights(model)}
     layers = maskable_layers(model)
     plain = {name: (layer, cast(Tensor, layer.weight).detach() != 0) for name, layer in layers.items()}
-    return {name: _as_matrix(*found) for name, found in {**plain, **masked}.items()}
+    return {name: _as_matrix(*found) for name, found in {**plain, **masked}.items() if found[1].numel()}
 
 
 def _as_matrix(layer: nn.Module, active: Tensor) -> Tensor:
@@ -92,16 +92,20 @@ def _chosen(layers: Sequence[str], found: dict[str, Tensor]) -> list[str]:
 def _draw(panel: Axes, name: str, active: Tensor) -> None:
     image = averaged(averaged(active, _PIXELS).T, _PIXELS).T
     rows, columns = active.shape
-    drawn = panel.imshow(
+    darkest = float(image.max()) or 1.0
+    panel.imshow(
         image.numpy(),
         cmap="Greys",
+        interpolation="nearest",
         vmin=0,
-        vmax=float(image.max()) or 1,
+        vmax=darkest,
         aspect="auto",
         extent=(0, columns, rows, 0),
     )
-    density = float(active.float().mean()) if active.numel() else 0.0
-    panel.set_title(f"{plain(name, 34)}\n{rows} x {columns}, {density:.2%} active", fontsize=7)
+    black = "" if image.shape == active.shape else f" (black: {darkest:.0%})"
+    density = int(active.sum()) / active.numel()
+    about = f"{rows} x {columns}, {density:.2%} active{black}"
+    panel.set_title(f"{plain(name, 34)}\n{about}", fontsize=7)
+    panel.set_xticks([0, columns])
+    panel.set_yticks([0, rows])
     panel.tick_params(labelsize=6)
-    if image.shape != active.shape:
-        panel.figure.colorbar(drawn, ax=panel).ax.tick_params(labelsize=6)

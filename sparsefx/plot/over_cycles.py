@@ -69,7 +69,7 @@ def label_rows(panel: Axes, names: Sequence[str], inches: float) -> None:
         names: the rows' names.
         inches: the panel's height.
     """
-    step = -(-len(names) // max(1, int(inches / _LABEL_INCHES)))
+    step = -(-len(names) // max(1, round(inches / _LABEL_INCHES)))
     shown = range(0, len(names), step)
     panel.set_yticks([row + 0.5 for row in shown], [plain(names[row]) for row in shown], fontsize=7)
     panel.set_ylim(len(names), 0)
@@ -93,8 +93,8 @@ def _plain_ticks(panel: Axes) -> None:
     """Write 20 for 20, and also between the powers of ten where they are far apart."""
     from matplotlib.ticker import LogFormatter
 
-    for set_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-        set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     panel.tick_params(axis="y", which="minor", labelsize=7)
 
 
