@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element
 
 from sparsefx.plot.counts import Counts, of_change
-from sparsefx.plot.figures import shortened
 from sparsefx.plot.layer_graph import Node
+from sparsefx.plot.names import shortened
 from sparsefx.plot.palette import KEPT, MOVED, NEW, REMOVED
 from sparsefx.plot.svg import add, add_title
 from sparsefx.report import LayerChange
@@ -68,7 +68,7 @@ def _frame(group: Element, width: float, height: float, fill: str, radius: float
 
 
 def _names(group: Element, node: Node) -> None:
-    add_title(group, f"{node.title} ({node.what})")
+    add_title(group, f"{node.title} ({node.what})" if node.what else node.title)
     letters = int((size_of(node)[0] - 16) / _BOLD_LETTER)
     add(group, "text", shortened(node.title, letters), x=8, y=14, font_size=11, font_weight="bold", fill=INK)
     add(group, "text", shortened(node.what, letters), x=8, y=26, font_size=9, fill=FAINT)

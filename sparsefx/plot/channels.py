@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sparsefx.errors import ArgumentError
 from sparsefx.plot.counts import Counts, of_change, of_layer
-from sparsefx.plot.figures import new_figure, width_of
+from sparsefx.plot.figures import new_figure
+from sparsefx.plot.names import width_of
 from sparsefx.plot.over_cycles import label_rows
 from sparsefx.plot.palette import KEPT, NEW, REMOVED
 from sparsefx.report import ExportReport, ModelReport

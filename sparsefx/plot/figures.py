@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsefx.errors import MissingPackageError
-from sparsefx.table import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LONGEST_NAME = 64  # characters of a layer's name that a figure shows
-_INCHES_A_LETTER = 0.065
 
 
 def new_figure(width: float, height: float, *, remedy: str = "pip install matplotlib") -> Figure:
@@ -34,22 +29,3 @@ def new_figure(width: float, height: float, *, remedy: str = "pip install matplo
     from sparsefx.plot.notebook_figure import NotebookFigure
 
     return NotebookFigure(figsize=(width, height), layout="constrained")
-
-
-def shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """A layer's name as a picture can show it; a long one loses its middle."""
-    name = printable(name)
-    if len(name) <= longest:
-        return name
-    end = (longest - 1) // 2
-    return f"{name[: longest - 1 - end]}…{name[-end:]}"
-
-
-def width_of(names: Sequence[str]) -> float:
-    """Inches that the longest of some layers' names takes in small print."""
-    return _INCHES_A_LETTER * max(len(shortened(name)) for name in names)
-
-
-def plain(name: str, longest: int = LONGEST_NAME) -> str:
-    """A layer's name as text that matplotlib writes as it is: a dollar in it begins no formula."""
-    return shortened(name, longest).replace("$", r"\$")

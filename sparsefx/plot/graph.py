@@ -13,9 +13,9 @@ from torch import fx, nn
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import bare
 from sparsefx.plot.boxes import FAINT, INK, LAYER, draw_legend, draw_node, size_of
-from sparsefx.plot.figures import shortened
 from sparsefx.plot.layer_graph import LayerGraph, Node, layer_graph
 from sparsefx.plot.layout import Point, lay_out
+from sparsefx.plot.names import shortened
 from sparsefx.plot.svg import Svg, add, add_title, finished, picture
 from sparsefx.report import ExportReport, LayerChange
 
@@ -60,15 +60,16 @@ def graph(compact: nn.Module) -> Svg:
         >>> "8 → 3" in picture.text
         True
     """
-    report = getattr(compact, "report", None)
-    if not isinstance(report, ExportReport):
+    model = bare(compact) if isinstance(compact, nn.Module) else None
+    report = getattr(model, "report", None)
+    if model is None or not isinstance(report, ExportReport):
         raise ArgumentError(
             f"compact must be what sparsefx.export returned, got a {type(compact).__name__} that has no "
             "report of an export"
         )
-    sections = list(_sections(bare(compact), report))
+    sections = list(_sections(model, report))
     title = (
-        f"{type(compact).__name__}: channels {report.channels_before:,} → {report.channels_after:,}, "
+        f"{type(model).__name__}: channels {report.channels_before:,} → {report.channels_after:,}, "
         f"parameters {report.parameters_before:,} → {report.parameters_after:,}"
     )
     width = max([_LEAST_WIDTH, _TITLE_LETTER * len(title), *(section.width for section in sections)])

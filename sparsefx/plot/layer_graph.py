@@ -15,7 +15,7 @@ from sparsefx.report import LayerChange
 
 Kind = Literal["input", "output", "layer", "module", "gather", "scatter", "join"]
 
-_MEASURES = frozenset({"size", "dim", "numel", "stride", "type", "item"})
+_MEASURES = frozenset({"size", "dim", "numel", "stride", "item"})
 _TENSOR_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
 _BY_INDEX: dict[Any, Kind] = {(torch.index_select, 3): "gather", (torch.index_add, 4): "scatter"}
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -145,9 +145,10 @@ def _constant(graph_module: fx.GraphModule, index: Any) -> Tensor | None:
 
 
 def _is_measure(node: fx.Node) -> bool:
+    """Whether a node is a number about a tensor rather than a tensor."""
     if node.target is getattr:
         return node.args[1] not in _TENSOR_ATTRIBUTES
-    return node.op == "call_method" and node.target in _MEASURES
+    return node.target is len or (node.op == "call_method" and node.target in _MEASURES)
 
 
 def _operation(node: fx.Node) -> str:

@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsefx.costs import maskable_layers
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.masks import masked_weights
-from sparsefx.plot.figures import new_figure, plain
+from sparsefx.plot.figures import new_figure
+from sparsefx.plot.names import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

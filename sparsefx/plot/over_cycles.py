@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sparsefx.plot.figures import new_figure, plain, width_of
+from sparsefx.plot.figures import new_figure
+from sparsefx.plot.names import plain, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def over_cycles(
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    many = len(names) > MOST_LINES
+    many = len({*names} - {ALL_LAYERS}) > MOST_LINES
     height = min(12.0, max(4.0, 1.2 + _LABEL_INCHES * len(names)))
     figure = new_figure(0.5 + width_of(names) + 4.5 * len(panels), height if many else 4.0)
     figure.suptitle(title, fontsize=11)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -19,7 +19,7 @@ class Svg:
         text: the SVG document.
     """
 
-    text: str
+    text: str = field(repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture to a file and return its path."""
