@@ -116,7 +116,7 @@ def _describe(
     kind = _BY_INDEX.get((node.target, len(node.args)))
     index = _constant(graph_module, node.args[2]) if kind else None
     if kind and index is not None:
-        return Node(kind, f"{kind} {index.numel()}")
+        return Node(kind, f"{kind} {index.numel():,}")
     return Node("join", _operation(node)) if len(read) > 1 else None
 
 
