@@ -4,6 +4,7 @@
 ``export`` removes the channels that do nothing, ``save`` and ``load`` keep the result in a file.
 """
 
+from sparsefx import plot
 from sparsefx.archive import load, save
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
@@ -74,6 +75,7 @@ __all__ = [
     "load",
     "masked_weights",
     "method",
+    "plot",
     "prune",
     "prune_below",
     "report",

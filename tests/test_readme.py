@@ -9,7 +9,8 @@ from sparsefx.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/methods.md"]
+GUIDES = ["docs/methods.md", "docs/plots.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *GUIDES]
 
 
 def code_blocks(language: str) -> list[str]:
@@ -44,8 +45,9 @@ def test_commands_of_the_readme_are_understood() -> None:
         assert callable(command_line().parse_args(arguments).command)
 
 
-@pytest.mark.parametrize("page", ["docs/methods.md"])
-def test_code_of_the_guides_runs(page: str) -> None:
+@pytest.mark.parametrize("page", GUIDES)
+def test_code_of_the_guides_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert blocks
