@@ -9,7 +9,7 @@ from sparsefx.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = ["docs/methods.md", "docs/plots.md"]
+GUIDES = ["docs/methods.md", "docs/plots.md", "docs/distributed.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *GUIDES]
 
 
@@ -45,6 +45,7 @@ def test_commands_of_the_readme_are_understood() -> None:
         assert callable(command_line().parse_args(arguments).command)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")  # of checkpoints in one
 @pytest.mark.parametrize("page", GUIDES)
 def test_code_of_the_guides_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

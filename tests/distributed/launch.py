@@ -5,9 +5,13 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
+divides_on_cpus = pytest.mark.skipif(OLD, reason="FSDP2 of torch 2.6 needs a GPU")
 
 
 def launch(world, function, *args):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from distributed.launch import divides_on_cpus
+
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distributed.py"
 RESULT = r"accuracy ([\d.]+)%; exported: (\S+) parameters before, (\S+) after"
 
@@ -16,6 +18,7 @@ def run(*options):
     return done.stdout
 
 
+@divides_on_cpus
 def test_trains_divided_and_resumes(tmp_path):
     first = run("--shard", "--epochs", 2, "--checkpoints", tmp_path)
     assert re.findall(r"epoch (\d+): (\d+) of 7942", first)[-1] == ("2", "0")

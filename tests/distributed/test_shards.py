@@ -10,7 +10,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import sparsefx
 from distributed import made
-from distributed.launch import launch
+from distributed.launch import divides_on_cpus, launch
 from sparsefx.cycle import LayerState
 from sparsefx.cycle.draw import draw
 from sparsefx.cycle.for_all_layers import largest_of_all
@@ -41,6 +41,7 @@ def by_columns(net, mesh):
     return fully_shard(net, mesh=mesh, shard_placement_fn=place)
 
 
+@divides_on_cpus
 @pytest.mark.parametrize("world", [2, 4])
 def test_shards_train_as_one(world):
     launch(world, _train_as_one, world)
@@ -79,6 +80,7 @@ def _compare(rank, world, divide, mesh, options, make_optimizer, parts, name):
         assert [layer.numel for layer in record.layers] == [layer.numel for layer in one.layers]
 
 
+@divides_on_cpus
 def test_columns_and_tensor_parallel_weights():
     launch(4, _in_both_dimensions)
 
@@ -162,6 +164,7 @@ def _some_scores(case, shape, generator):
     return values.round() * -0.0 if case % 5 == 0 else values.round() if case % 5 == 1 else values
 
 
+@divides_on_cpus
 def test_what_cannot_be_divided_says_so():
     launch(2, _refuse)
 

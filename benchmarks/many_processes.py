@@ -1,8 +1,8 @@
 """What sparse training costs on many processes: time and bytes of steps and cycles, next to dense ones.
 
-    python benchmarks/distributed.py replicas   # DistributedDataParallel, dense and sparse in turn
-    python benchmarks/distributed.py shards     # FSDP2, the same
-    python benchmarks/distributed.py simulate   # a cycle of 7 and 70 billion weights on 64 ranks
+    python benchmarks/many_processes.py replicas   # DistributedDataParallel, dense and sparse in turn
+    python benchmarks/many_processes.py shards     # FSDP2, the same
+    python benchmarks/many_processes.py simulate   # a cycle of 7 and 70 billion weights on 64 ranks
 
 ``replicas`` and ``shards`` start gloo processes on this machine. Bytes are those that the network interfaces
 count, all processes together, so they hold whatever is sent. ``simulate`` runs one rank's share of a decoder
