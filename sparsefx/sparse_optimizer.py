@@ -115,6 +115,11 @@ class SparseOptimizer(WrappedOptimizer):
         return self._optimizer
 
     @property
+    def model(self) -> nn.Module:
+        """The model that it trains."""
+        return self._model
+
+    @property
     def rules(self) -> Rules:
         """What happens at steps and updates."""
         return self._rules
