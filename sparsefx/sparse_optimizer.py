@@ -155,6 +155,10 @@ class SparseOptimizer(WrappedOptimizer):
         Raises:
             CycleError: momentum or gradient is missing, or a custom part broke its contract.
         """
+        if isinstance(
+            self._optimizer, SparseOptimizer
+        ):  # Lightning's proxy for this one: no state of its own
+            return self._optimizer.cycle()
         self._refresh()
         moment = self._moment()
         slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]

@@ -84,6 +84,10 @@ class SparseCallback(Callback):
         for log in self._logs:
             log.update()
 
+    def on_train_end(self, *_: Any) -> None:
+        """Log a cycle that came after the last batch."""
+        self.on_train_batch_end()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the masks: weight averaging puts its own weights and buffers into the module in the end."""
         self._masks = [masked.mask.clone() for masked in masked_weights(pl_module)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import bare, masked_weights
-from sparsefx.report import describe
+from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.report import empty_channels
 from sparsefx.sparse_optimizer import SparseOptimizer
 
 Write = Callable[[Mapping[str, float], int], object]
@@ -26,7 +27,7 @@ def cycle_metrics(optimizer: Optimizer, *, layers: bool = True) -> dict[str, flo
         ``sparse/cycle`` (its number, 0 before the first), ``sparse/prune_rate`` (fraction of the active
         weights that it set out to remove), ``sparse/density`` (fraction of the masked weights that are
         active), ``sparse/pruned`` and ``sparse/grown`` (weights), ``sparse/empty_inputs`` and
-        ``sparse/empty_outputs`` (channels whose weights are all 0). With ``layers``, the last five for each
+        ``sparse/empty_outputs`` (channels without an active weight). With ``layers``, the last five for each
         layer: ``density/<layer>`` and so on.
 
     Raises:
@@ -44,24 +45,23 @@ def cycle_metrics(optimizer: Optimizer, *, layers: bool = True) -> dict[str, flo
         (8, 0.25)
     """
     optimizer = sparse_inside(optimizer)
-    masked = {layer.name: layer.mask.numel() for layer in masked_weights(optimizer.model)}
-    reports = [layer for layer in describe(bare(optimizer.model)).layers if layer.name in masked]
+    masked = {layer.name: layer for layer in masked_weights(optimizer.model)}
     last = optimizer.history[-1] if optimizer.history else None
     records = {} if last is None else {record.name: record for record in last.layers}
+    empty = {name: _empty_channels(layer) for name, layer in masked.items()}
     each: dict[str, dict[str, float]] = {
-        "density": {layer.name: layer.density for layer in reports},
+        "density": {name: layer.density for name, layer in masked.items()},
         "pruned": {name: records[name].pruned if name in records else 0 for name in masked},
         "grown": {name: records[name].grown if name in records else 0 for name in masked},
-        "empty_inputs": {layer.name: layer.empty_inputs for layer in reports},
-        "empty_outputs": {layer.name: layer.empty_outputs for layer in reports},
+        "empty_inputs": {name: inputs for name, (inputs, _) in empty.items()},
+        "empty_outputs": {name: outputs for name, (_, outputs) in empty.items()},
     }
-    active = sum(density * masked[name] for name, density in each["density"].items())
-    totals = {f"sparse/{what}": sum(values.values()) for what, values in each.items()}
+    active = sum(int(layer.mask.sum()) for layer in masked.values())
     metrics: dict[str, float] = {
         "sparse/cycle": 0 if last is None else last.cycle,
         "sparse/prune_rate": 0.0 if last is None else last.prune_rate,
-        **totals,
-        "sparse/density": active / sum(masked.values()),
+        **{f"sparse/{what}": sum(values.values()) for what, values in each.items()},
+        "sparse/density": active / sum(layer.mask.numel() for layer in masked.values()),
     }
     if layers:
         metrics |= {
@@ -113,3 +113,11 @@ def sparse_inside(optimizer: object) -> SparseOptimizer:
                 "sparsefx.SparseMomentum(optimizer, model, cycles=...)"
             )
     return inside
+
+
+def _empty_channels(masked: MaskedWeight) -> tuple[int, int]:
+    """Input and output channels without an active weight; one that has just grown is active and still 0."""
+    layer, _, _ = masked.holders[0]
+    mask = masked.mask if masked.mask.dim() > 1 else masked.mask[None]  # F.linear takes a vector too
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    return empty_channels(mask, isinstance(layer, _ConvTransposeNd), groups)

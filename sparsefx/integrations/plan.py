@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
 from sparsefx.methods import Method
 from sparsefx.methods import method as named
 from sparsefx.sparse_optimizer import SparseOptimizer
@@ -47,7 +46,7 @@ class Plan:
         needs = _needs(row)
         if needs:
             raise ArgumentError(
-                f"method={row.name!r} {needs}, and that takes more than an optimizer; "
+                f"method={row.name!r} {needs}, and that takes more than plain steps; "
                 "run it by sparsefx.Training"
             )
         return cls(row, spreads)
@@ -76,18 +75,13 @@ class Plan:
 
         Args:
             optimizer: holds the masked weights of ``model``.
-            model: a sparsified model; its density is the method's from now on.
+            model: a sparsified model.
             clock: when there are cycles.
 
         Raises:
             ArgumentError: the model has no masked weights, or the optimizer lacks some.
         """
-        layers = masked_weights(model)
-        active = sum(int(layer.mask.sum()) for layer in layers)
-        method = self.method
-        if active:  # else SparseOptimizer says what is wrong with the model
-            method = method.with_(density=active / sum(layer.mask.numel() for layer in layers))
-        return SparseOptimizer(optimizer, model, method.rules(), clock)
+        return SparseOptimizer(optimizer, model, self.method.rules(), clock)
 
 
 class TrainerClock:
@@ -176,7 +170,7 @@ def sparse_optimizer(
 
 
 def _needs(method: Method) -> str:
-    """What a method needs beside an optimizer; nothing for those that keep the density."""
+    """What a method needs beside plain steps of an optimizer; nothing for most that keep the density."""
     changes_density = method.start is not None and method.start != method.density
     for needed, what in (
         (not method.masks, "masks no weights"),
@@ -184,6 +178,7 @@ def _needs(method: Method) -> str:
         (method.regulariser is not None, "adds to the loss"),
         (method.score is not None, "scores the dense network first"),
         (method.constant_fan_in, "has first masks of its own"),
+        (method.memory is not None, "stores inactive weights"),
         (changes_density or method.densities is not None, "begins at another density than it ends"),
         (method.timing is not None and method.timing.at_start, "updates its masks before the first step"),
     ):
