@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
-from sparsefx.integrations.plan import Plan
+from sparsefx.integrations.plan import Plan, TrainerClock
 from sparsefx.masks import masked_weights
 from sparsefx.methods import Method
 from sparsefx.sparse_optimizer import SparseOptimizer
@@ -31,7 +31,7 @@ class SparseCallback(Callback):
     are Lightning's, unchanged. After each cycle the metrics of :func:`cycle_metrics` go to all of the
     trainer's loggers. Averaged weights (Lightning's ``WeightAveraging``) are masked when training ends.
 
-    A module with several optimizers, or one with a schedule of its own, wraps them itself in
+    A module that wants several optimizers, or cycles of its own, wraps them itself in
     ``configure_optimizers``; the callback then only logs.
 
     Args:
@@ -53,12 +53,14 @@ class SparseCallback(Callback):
     ) -> None:
         self._plan = Plan.of(method, changes)
         self._layers = layers
+        self._clock: TrainerClock | None = None
         self._logs: list[CycleLog] = []
         self._masks: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the optimizer: it is made by now, and its checkpoint is not loaded yet."""
         if any(isinstance(optimizer, SparseOptimizer) for optimizer in trainer.optimizers):
+            self._clock = None
             return
         if len(trainer.optimizers) != 1:
             raise ArgumentError(
@@ -66,11 +68,16 @@ class SparseCallback(Callback):
                 "wraps a single one; wrap those that hold masked weights there, by sparsefx.SparseMomentum("
                 "optimizer, its_part_of_the_model, cycles=..., every=...)"
             )
-        clock = self._plan.clock(*_length(trainer))
-        trainer.optimizers = [self._plan.optimizer(trainer.optimizers[0], pl_module, clock)]
+        self._clock = TrainerClock(self._plan)
+        trainer.optimizers = [self._plan.optimizer(trainer.optimizers[0], pl_module, self._clock)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log from here on: a checkpoint is loaded by now."""
+        """Plan the cycles and log from here on: a checkpoint is loaded by now, and the data's length known.
+
+        Asked for it earlier, Lightning would begin with the data before the checkpoint says where.
+        """
+        if self._clock is not None:
+            self._clock.begin(*_length(trainer))
 
         def write(metrics: Mapping[str, float], step: int) -> None:
             for logger in trainer.loggers:
@@ -90,7 +97,8 @@ class SparseCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the masks: weight averaging puts its own weights and buffers into the module in the end."""
-        self._masks = [masked.mask.clone() for masked in masked_weights(pl_module)]
+        if self._clock is not None:  # else a cycle may come after this
+            self._masks = [masked.mask.clone() for masked in masked_weights(pl_module)]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mask what the module holds in the end, which may be averages over several masks."""
