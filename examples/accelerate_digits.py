@@ -42,9 +42,8 @@ def main() -> None:
     optimizer = sparse_optimizer(accelerator, sgd, model, loader, epochs=options.epochs)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 200, gamma=0.3)
     prepared, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
-    log = CycleLog(
-        optimizer, CsvWriter(options.csv)
-    )  # or cycle_log(accelerator, optimizer), for its trackers
+    write = accelerator.on_main_process(CsvWriter(options.csv))
+    log = CycleLog(optimizer, write)  # for the trackers of Accelerate: cycle_log(accelerator, optimizer)
     for _ in range(options.epochs):
         for inputs, labels in loader:
             with accelerator.accumulate(prepared):
@@ -61,8 +60,8 @@ def main() -> None:
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, compact))
     density = cycle_metrics(optimizer)["sparse/density"]
     accuracy = (compact(x[1297:]).argmax(1) == y[1297:]).float().mean().item()
-    print(f"density {density:.4f}, parameters {before:,} -> {after:,}")
-    print(f"test accuracy of the exported network {accuracy:.2%}")
+    accelerator.print(f"density {density:.4f}, parameters {before:,} -> {after:,}")
+    accelerator.print(f"test accuracy of the exported network {accuracy:.2%}")
 
 
 def arguments() -> argparse.Namespace:
