@@ -82,11 +82,10 @@ class SparseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Plan the cycles and log from here on: a checkpoint is loaded by now."""
-        batches = _length(kwargs["train_dataloader"])
-        steps = state.max_steps
-        self._clock.begin(
-            steps, steps if batches is None else math.ceil(batches / args.gradient_accumulation_steps)
-        )
+        if self._mine is not None:  # else the optimizer has a schedule of its own
+            batches, steps = _length(kwargs["train_dataloader"]), state.max_steps
+            epoch_steps = steps if batches is None else math.ceil(batches / args.gradient_accumulation_steps)
+            self._clock.begin(steps, epoch_steps)
         self._log = CycleLog(self._trainer.optimizer, self._write, layers=self._layers)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:

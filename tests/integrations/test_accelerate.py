@@ -19,7 +19,8 @@ from sparsefx.integrations.accelerate import cycle_log, sparse_optimizer
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
-    """Accelerate keeps one precision a process."""
+    """Accelerate keeps one precision a process, whoever set it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
