@@ -4,6 +4,7 @@
 ``export`` removes the channels that do nothing, ``save`` and ``load`` keep the result in a file.
 """
 
+from sparsefx import plot
 from sparsefx.archive import load, save
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
@@ -36,6 +37,7 @@ from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
 from sparsefx.sparsify import sparsify
 from sparsefx.speedup import SpeedupEstimate, estimate_speedup
+from sparsefx.training_state import TrainingState
 
 __all__ = [
     "METHODS",
@@ -66,12 +68,14 @@ __all__ = [
     "SpeedupEstimate",
     "Timing",
     "Training",
+    "TrainingState",
     "apply_masks",
     "estimate_speedup",
     "export",
     "load",
     "masked_weights",
     "method",
+    "plot",
     "prune",
     "prune_below",
     "report",

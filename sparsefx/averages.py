@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsefx.momentum import keeps_momentum, read_momentum
+from sparsefx.sharding import copy_like, divide_like, local
 from sparsefx.slots import Slot
 
 _SMOOTHING = 0.1  # new = 0.9 * old + 0.1 * gradient
@@ -31,18 +32,22 @@ class GradientAverages:
             weight = slot.weight
             if weight.grad is None or keeps_momentum(optimizer, weight):
                 continue
+            name = slot.masked.name
             # One inf would stay in an average for good. Not finite(): it would wait for the device.
-            gradient = weight.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            gradient = local(weight.grad).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            average = self.tensors.setdefault(slot.masked.name, torch.zeros_like(gradient))
+            if name not in self.tensors:
+                self.tensors[name] = divide_like(torch.zeros_like(gradient), weight)
+            average = local(self.tensors[name])
             average.lerp_(gradient.to(average.dtype), _SMOOTHING)
 
     def momentum(self, slot: Slot, optimizer: Optimizer) -> Tensor | None:
-        """The momentum of a weight; None if there is none yet."""
+        """What this process holds of the momentum of a weight; None if there is none yet."""
         momentum = read_momentum(optimizer, slot.weight)
-        return self.tensors.get(slot.masked.name) if momentum is None else momentum
+        average: Tensor | None = local(self.tensors.get(slot.masked.name))
+        return average if momentum is None else momentum
 
     def load(self, tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> None:
         """Take over saved averages, on their weights' devices."""
-        devices = {slot.masked.name: slot.weight.device for slot in slots}
-        self.tensors = {name: average.to(devices[name], copy=True) for name, average in tensors.items()}
+        weights = {slot.masked.name: slot.weight for slot in slots}
+        self.tensors = {name: copy_like(average, weights[name]) for name, average in tensors.items()}

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 
 from sparsefx.cycle.allocate import allocate
+from sparsefx.cycle.densities import geometric
 from sparsefx.distributions import Distribution, active_counts
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import MaskedWeight
@@ -31,7 +32,7 @@ def falling_densities(layers: Sequence[MaskedWeight], density: float, rounds: in
             "active; pruning only removes, so ask for less"
         )
     present = active / total
-    inner = [present * (density / present) ** (done / rounds) for done in range(1, rounds)]
+    inner = [geometric(present, density, done / rounds) for done in range(1, rounds)]
     return [*inner, density]
 
 

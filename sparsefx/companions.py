@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefx.cycle import LayerOutcome
-from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.cycle import LayerOutcome, LayerState
+from sparsefx.cycle.select import magnitudes
+from sparsefx.errors import ArgumentError
 from sparsefx.rules import Rules
+from sparsefx.sharding import copy_like, count_true, divide_like, local
 from sparsefx.slots import Slot
 
 _TINY = 1e-12  # "just above 0" of Bellec et al. 2018
@@ -37,17 +39,18 @@ class Companions:
             if slot.masked.name in self._begun:
                 continue
             self._begun.add(slot.masked.name)
-            name, weight, mask = slot.masked.name, slot.weight.detach(), slot.masked.mask
+            self._check_undivided(slot)
+            name, mask = slot.masked.name, slot.mask
             if self._rules.signs:
-                self._put("sign", name, _signs(weight, mask, generator))
+                self._put("sign", slot, _signs(slot, generator))
             if self._rules.memory is not None:
-                self._put("stored", name, self._first_stored(slot, generator))
+                self._put("stored", slot, self._first_stored(slot, generator))
             if self._rules.memory == "backward":
-                self._put("backward", name, self._backward(weight, mask))
+                self._put("backward", slot, self._backward(slot, slot.values, mask))
             if self._rules.explores:
-                self._put("explored", name, mask.clone())
+                self._put("explored", slot, mask.clone())
             if self._rules.new_weights == "initial":
-                active = weight[mask].float()
+                active = slot.values[mask].float()
                 self.spreads[name] = float(active.std()) if active.numel() > 1 else 0.0
 
     def of(self, slot: Slot) -> dict[str, Tensor]:
@@ -61,34 +64,34 @@ class Companions:
     def recall(self, slots: Iterable[Slot]) -> None:
         """Before a step: the weights as they are stored."""
         for slot in slots:
-            slot.weight.copy_(self._get("stored", slot))
+            slot.values.copy_(self._get("stored", slot))
 
     @torch.no_grad()
     def keep(self, slots: Iterable[Slot]) -> None:
         """After a step: store what may have learnt; what else the step changed is undone."""
         for slot in slots:
-            stored, weight = self._get("stored", slot), slot.weight
-            stored.copy_(torch.where(self.learning(slot), weight, stored))
+            stored, weight = self._get("stored", slot), slot.values
+            learning = self.learning(slot)
+            stored.copy_(weight if learning is None else torch.where(learning, weight, stored))
             if self._rules.least is not None:  # of what has the wrong sign
                 sign = self._get("sign", slot)
                 stored.mul_(sign).clamp_(min=self._rules.least).mul_(sign)
 
-    def learning(self, slot: Slot) -> Tensor:
-        """Which weights learn, bool, of the weight's shape: by the memory, or else the active ones."""
-        if self._rules.memory == "backward":
-            return self._get("backward", slot)
-        mask = slot.masked.mask
-        return torch.ones_like(mask) if self._rules.memory == "all" else mask
+    def learning(self, slot: Slot) -> Tensor | None:
+        """Which weights learn, bool: by the memory, or else the active ones. None: all."""
+        if self._rules.memory == "all":
+            return None
+        return self._get("backward", slot) if self._rules.memory == "backward" else slot.mask
 
     @torch.no_grad()
     def renew(self, slot: Slot, outcome: LayerOutcome, generator: torch.Generator) -> None:
         """After an update: give new weights their values, before what is outside the mask is zeroed."""
-        name, weight = slot.masked.name, slot.masked.weight
+        name, weight = slot.masked.name, slot.values
         if self._rules.memory is not None:
             stored = self._get("stored", slot)
             weight.copy_(stored)
             if self._rules.memory == "backward":
-                self._put("backward", name, self._backward(stored, outcome.mask))
+                self._put("backward", slot, self._backward(slot, stored, outcome.mask))
         else:
             weight.masked_fill_(outcome.grown, 0)
         if self._rules.new_weights == "initial":
@@ -104,7 +107,7 @@ class Companions:
         if not self._rules.explores:
             return None
         found = self.tensors["explored"].values()
-        return sum(int(one.sum()) for one in found) / max(1, sum(one.numel() for one in found))
+        return sum(map(count_true, found)) / max(1, sum(one.numel() for one in found))
 
     def state(self) -> dict[str, Any]:
         """All of it, as a state dict holds it."""
@@ -132,42 +135,53 @@ class Companions:
 
     def load(self, state: Mapping[str, Any], slots: Iterable[Slot]) -> None:
         """Take over a :meth:`state`."""
-        devices = {slot.masked.name: slot.weight.device for slot in slots}
+        weights = {slot.masked.name: slot.weight for slot in slots}
         self.tensors = {
-            kind: {name: tensor.to(devices[name], copy=True) for name, tensor in by_name.items()}
+            kind: {name: copy_like(tensor, weights[name]) for name, tensor in by_name.items()}
             for kind, by_name in state["tensors"].items()
         }
         self.spreads = dict(state["spreads"])
-        self._begun = set(devices)
+        self._begun = set(weights)
 
-    def _put(self, kind: str, name: str, tensor: Tensor) -> None:
-        self.tensors.setdefault(kind, {})[name] = tensor
+    def _put(self, kind: str, slot: Slot, values: Tensor) -> None:
+        self.tensors.setdefault(kind, {})[slot.masked.name] = divide_like(values, slot.weight)
 
     def _get(self, kind: str, slot: Slot) -> Tensor:
-        """A tensor, on the device where its weight is now, and of its type if it has its values."""
+        """This process's part of a tensor, on its weight's device, and of its type if it has its values."""
         by_name, name, weight = self.tensors[kind], slot.masked.name, slot.weight
         dtype = weight.dtype if kind == "stored" else by_name[name].dtype
         if by_name[name].device != weight.device or by_name[name].dtype != dtype:
             by_name[name] = by_name[name].to(weight.device, dtype)
-        return by_name[name]
+        values: Tensor = local(by_name[name])
+        return values
+
+    def _check_undivided(self, slot: Slot) -> None:
+        if slot.block is not None and (self._rules.signs or self._rules.new_weights == "initial"):
+            raise ArgumentError(
+                f"the method draws a random number for each weight, and those of {slot.masked.name} are "
+                "divided among processes; choose a method without signs and with new_weights='zero', or "
+                "train with DistributedDataParallel"
+            )
 
     def _first_stored(self, slot: Slot, generator: torch.Generator) -> Tensor:
         """The weight; inactive weights with a lower bound start anywhere between it and 0."""
-        stored = slot.weight.detach().clone()
+        stored = slot.values.clone()
         if self._rules.least is None:
             return stored
         depth = (
             torch.rand(stored.shape, generator=generator).to(stored.device, stored.dtype) * self._rules.least
         )
-        return torch.where(slot.masked.mask, stored, depth * self._get("sign", slot))
+        return torch.where(slot.mask, stored, depth * self._get("sign", slot))
 
-    def _backward(self, stored: Tensor, mask: Tensor) -> Tensor:
+    def _backward(self, slot: Slot, stored: Tensor, mask: Tensor) -> Tensor:
         """The largest of the stored weights, by so many more than are active."""
-        count = min(mask.numel(), int(mask.sum()) + round(self._rules.backward * mask.numel()))
-        return select_largest(magnitudes(stored), torch.ones_like(mask), count) | mask
+        layer = LayerState(slot.masked.name, stored, mask, block=slot.block)
+        count = min(layer.numel, layer.active + round(self._rules.backward * layer.numel))
+        return layer.select_largest(magnitudes(stored), torch.ones_like(mask), count) | mask
 
 
-def _signs(weight: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+def _signs(slot: Slot, generator: torch.Generator) -> Tensor:
     """The signs of active weights, and random ones elsewhere."""
+    weight, mask = slot.values, slot.mask
     drawn = (torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1).to(weight.device, torch.int8)
     return torch.where(mask & (weight != 0), weight.sign().to(torch.int8), drawn)

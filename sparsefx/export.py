@@ -16,7 +16,7 @@ from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
 from sparsefx.layers import MaskedLayer, unmask_layer
-from sparsefx.masks import bare, check_invariant, detach_masks
+from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.compare import gives, interpret, run
 from sparsefx.passes.examples import Inputs, at_other_sizes
@@ -169,6 +169,7 @@ def _check(
     for name, when in choices.items():
         if when not in get_args(When):
             raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
+    check_undivided(model, "export")
     inputs = positional(example_inputs)
     _check_tensors(model, inputs)
     return inputs

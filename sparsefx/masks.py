@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.errors import InvariantError
+from sparsefx.errors import ArgumentError, InvariantError
+from sparsefx.sharding import count_true, divide_like, is_divided, local, local_like, placed_alike
 
 _RECORD = "_masked_parameters"
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -52,14 +53,24 @@ class MaskedWeight:
     @property
     def density(self) -> float:
         """Fraction of positions that are active, in [0, 1]."""
-        return float(self.mask.sum()) / self.mask.numel()
+        return count_true(self.mask) / self.mask.numel()
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
-        """Write a new mask (bool, shape ``S``) in place and zero the weights it excludes."""
+        """Write a new mask (bool, shape ``S`` or that of this process's block) and zero what it excludes."""
         for module, _, name in self.holders:
-            module.get_buffer(name).copy_(mask)
+            local(module.get_buffer(name)).copy_(local(mask))
         self.enforce()
+
+    @torch.no_grad()
+    def divide(self) -> None:
+        """Divide the mask as the weight is, if it is not yet; no process learns anything from another."""
+        weight, mask = self.weight, self.mask
+        if placed_alike(mask, weight):
+            return
+        part = divide_like(local_like(mask, weight).clone(), weight)
+        for module, _, name in self.holders:
+            module._buffers[name] = part
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -69,7 +80,7 @@ class MaskedWeight:
     @torch.no_grad()
     def is_enforced(self) -> bool:
         """Whether the invariant holds (NaN outside the mask breaks it too)."""
-        return not bool((self.weight.masked_fill(self.mask, 0) != 0).any())
+        return not bool((local(self.weight).masked_fill(local(self.mask), 0) != 0).any())
 
 
 def masked_weights(model: nn.Module) -> list[MaskedWeight]:
@@ -86,6 +97,15 @@ def masked_weights(model: nn.Module) -> list[MaskedWeight]:
             names.setdefault(key, _layer_name(path, parameter))
             holders.setdefault(key, []).append((module, parameter, mask))
     return [MaskedWeight(names[key], tuple(held)) for key, held in holders.items()]
+
+
+def mask_names(model: nn.Module) -> list[str]:
+    """The names of all mask buffers of a model, tied ones under each of their names."""
+    return [
+        f"{path}.{mask}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for mask in module.__dict__.get(_RECORD, {}).values()
+    ]
 
 
 def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
@@ -142,6 +162,7 @@ def apply_masks(model: nn.Module) -> None:
         8
     """
     for masked in masked_weights(model):
+        masked.divide()
         masked.enforce()
 
 
@@ -155,12 +176,28 @@ def check_invariant(model: nn.Module) -> None:
         )
 
 
+def check_undivided(model: nn.Module, verb: str) -> None:
+    """Refuse a model whose weights are divided among processes, on behalf of what needs them whole.
+
+    Raises:
+        ArgumentError: they are.
+    """
+    divided = [name for name, parameter in bare(model).named_parameters() if is_divided(parameter)]
+    if divided:
+        raise ArgumentError(
+            f"{verb} needs whole weights, but {divided[0]} and {len(divided) - 1} more are divided among "
+            "processes; load torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) into a sparsified model that is not"
+        )
+
+
 def zero_outside(weight: Tensor, mask: Tensor) -> None:
     """Set ``weight`` to 0 where ``mask`` (bool, same shape) is False, in place.
 
     The weight's bits are multiplied as integers by the mask's 0 or 1: half the time of any
     floating-point product or fill, exact where the mask is True, and NaN and infinity become 0 too.
     """
+    weight, mask = local(weight), local(mask)
     integer = _INTEGER_OF_SIZE.get(weight.element_size())
     if integer is None:  # complex128
         weight.masked_fill_(~mask, 0)
@@ -198,11 +235,13 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             mask = present  # torch refuses the other one
         weight = state_dict.get(prefix + parameter)
         if isinstance(weight, Tensor) and weight.shape == mask.shape:
-            inactive = ~mask.to(device=weight.device, dtype=torch.bool)
-            state_dict[prefix + parameter] = weight.detach().masked_fill(inactive, 0)
+            inactive = ~local_like(mask, weight).to(device=weight.device, dtype=torch.bool)
+            masked = local(weight.detach()).masked_fill(inactive, 0)
+            state_dict[prefix + parameter] = divide_like(masked, weight)
         else:
             with torch.no_grad():
-                zero_outside(module.get_parameter(parameter), mask.to(present.device, torch.bool))
+                held = module.get_parameter(parameter)
+                zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
 
 
 def _records(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsefx.sharding import local
+
 _DEFAULT_EPS = 1e-8
 
 
@@ -30,11 +32,11 @@ def read_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | 
         weight: one of its parameters, shape ``S``.
 
     Returns:
-        Shape ``S``, signed, in float32 at least, with 0 for what is not finite; None if the
-        optimizer keeps no momentum for this weight, or not yet. May be the optimizer's own buffer:
-        do not write to it.
+        Shape ``S`` (this process's block, where the weight is divided), signed, in float32 at least,
+        with 0 for what is not finite; None if the optimizer keeps no momentum for this weight, or not
+        yet. May be the optimizer's own buffer: do not write to it.
     """
-    state = optimizer.state.get(weight, {})
+    state = {name: local(value) for name, value in optimizer.state.get(weight, {}).items()}
     buffer, average = state.get("momentum_buffer"), state.get("exp_avg")
     if buffer is not None:
         return finite(buffer)

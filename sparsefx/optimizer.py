@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, Decay, Grow, Prune, Redistribute, Swap
-from sparsefx.errors import ArgumentError
 from sparsefx.parts import resolve
 from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.values import check_count
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class SparseMomentum(SparseOptimizer):
             True at exactly ``count`` inactive positions.
         generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
             every rank of a distributed run draws the same.
+        group: the process group whose ranks train the same masks; by default that of the
+            DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
 
     Attributes:
         history: a :class:`CycleRecord` for every cycle so far.
@@ -103,19 +106,17 @@ class SparseMomentum(SparseOptimizer):
         redistribute: str | Redistribute = "momentum",
         grow: str | Grow = "momentum",
         generator: torch.Generator | None = None,
+        group: Any = None,
     ) -> None:
-        _check_count("cycles", cycles)
+        check_count("cycles", cycles)
         if every is not None:
-            _check_count("every", every)
+            check_count("every", every)
         swap = Swap(
             resolve("prune", prune, PRUNE),
             resolve("redistribute", redistribute, REDISTRIBUTE),
             resolve("grow", grow, GROW),
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        super().__init__(optimizer, model, rules, CountedCycles(cycles, every), generator=generator)
-
-
-def _check_count(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{argument}={value!r} is not a whole number of at least 1")
+        super().__init__(
+            optimizer, model, rules, CountedCycles(cycles, every), generator=generator, group=group
+        )

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.budgets import falling_densities, pools_of
-from sparsefx.cycle.select import select_largest
+from sparsefx.cycle import LayerState
+from sparsefx.cycle.for_all_layers import best_of_each, largest_of_all
 from sparsefx.distributions import Distribution
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masks import MaskedWeight, check_undivided, masked_weights
+from sparsefx.parts import resolve
 from sparsefx.scores import SCORES, Batch, Loss, Score, Task, compensated_weights
+from sparsefx.values import check_count
 
 
 def prune(
@@ -81,7 +84,7 @@ def prune(
     """
     layers = _layers(model)
     _check(scope, distribution, rounds, min_active)
-    score = _resolve(score)
+    score = resolve("score", score, SCORES)
     task = Task(model, batches, loss, generator)
     for target in falling_densities(layers, density, rounds):
         pools = pools_of(layers, target, scope, distribution)
@@ -132,6 +135,7 @@ def _layers(model: nn.Module) -> list[MaskedWeight]:
     layers = masked_weights(model)
     if not layers:
         raise ArgumentError("model has no masked weights; make some with sparsify(model, density=1.0)")
+    check_undivided(model, "prune")
     return layers
 
 
@@ -140,18 +144,8 @@ def _check(scope: str, distribution: str | Distribution | None, rounds: int, min
         raise unknown_name("scope", scope, ("global", "layer"))
     if scope == "global" and distribution is not None:
         raise ArgumentError(f"distribution={distribution!r} is for scope='layer'; scope is 'global'")
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ArgumentError(f"rounds={rounds!r} is not a whole number of at least 1")
-    if not isinstance(min_active, int) or min_active < 0:
-        raise ArgumentError(f"min_active={min_active!r} is not a whole number of at least 0")
-
-
-def _resolve(score: str | Score) -> Score:
-    if not isinstance(score, str):
-        return score
-    if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
-    return SCORES[score]
+    check_count("rounds", rounds)
+    check_count("min_active", min_active, 0)
 
 
 def _scores(score: Score, task: Task, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
@@ -177,25 +171,18 @@ def _best(
     layers: Sequence[MaskedWeight], scores: Mapping[str, Tensor], count: int, min_active: int
 ) -> dict[str, Tensor]:
     """Masks that keep ``count`` weights of these layers in all, in each layer the ``min_active`` best."""
-    device = layers[0].mask.device  # parts of a model may be on different ones
-    active = torch.cat([layer.mask.flatten().to(device) for layer in layers])
-    values = torch.cat([scores[layer.name].flatten().to(device) for layer in layers])
-    sizes = [layer.mask.numel() for layer in layers]
-    safe = [
-        select_largest(part, mask, min(min_active, int(mask.sum())))
-        for part, mask in zip(values.split(sizes), active.split(sizes), strict=True)
-    ]
-    removable = active & ~torch.cat(safe)
-    excess = int(active.sum()) - count
-    if excess > int(removable.sum()):
+    states = [LayerState(layer.name, layer.weight.detach(), layer.mask) for layer in layers]
+    masks, values = [layer.mask for layer in layers], [scores[layer.name] for layer in layers]
+    safe = best_of_each(states, values, masks, min_active)
+    removable = [mask & ~best for mask, best in zip(masks, safe, strict=True)]
+    excess = sum(int(mask.sum()) for mask in masks) - count
+    if excess > sum(int(some.sum()) for some in removable):
         raise ArgumentError(
-            f"min_active={min_active} asks {int(torch.cat(safe).sum())} weights of "
+            f"min_active={min_active} asks {sum(int(best.sum()) for best in safe)} weights of "
             f"{', '.join(layer.name for layer in layers)}, where density leaves {count}; lower it"
         )
-    kept = active & ~select_largest(-values, removable, excess)
-    return {
-        layer.name: part.view(layer.mask.shape) for layer, part in zip(layers, kept.split(sizes), strict=True)
-    }
+    removed = largest_of_all(states, [-value for value in values], removable, excess)
+    return {layer.name: mask & ~gone for layer, mask, gone in zip(layers, masks, removed, strict=True)}
 
 
 def _at_least(layer: MaskedWeight, quality: float) -> Tensor:

@@ -12,10 +12,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.costs import layer_flops, maskable_layers
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masks import check_undivided, masked_weights
 from sparsefx.passes.parts import Compiled
 from sparsefx.passes.pipeline import PassReport
-from sparsefx.table import format_count, format_table
+from sparsefx.table import Table, Tabular, format_count
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class ModelReport:
-    """A model's layers and totals; ``print(report)`` shows the table, :meth:`as_dict` plain data.
+class ModelReport(Tabular):
+    """A model's layers and totals; ``print`` and notebooks show the table, :meth:`as_dict` plain data.
 
     Attributes:
         layers: one entry a layer.
@@ -70,7 +70,7 @@ class ModelReport:
         """The report as plain data, ready for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         header = ["layer", "shape", "density", "empty in", "empty out"]
         header += ["parameters", "nonzeros", "FLOPs", "FLOPs sparse"]
         rows = [
@@ -88,7 +88,7 @@ class ModelReport:
             for layer in self.layers
         ]
         total = f"density {self.density:.4f} of masked weights, {self.density_of_all:.4f} of all parameters"
-        return f"{format_table(header, rows)}\n{format_count(self.parameters)} parameters; {total}"
+        return Table(header, rows, [f"{format_count(self.parameters)} parameters; {total}"])
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class AsInEvaluation:
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What an export changed; ``print(report)`` shows the table, :meth:`as_dict` plain data.
+class ExportReport(Tabular):
+    """What an export changed; ``print`` and notebooks show the table, :meth:`as_dict` plain data.
 
     Attributes:
         layers: each layer before and after.
@@ -159,20 +159,19 @@ class ExportReport:
         totals = {"channels_before": self.channels_before, "channels_after": self.channels_after}
         return {**asdict(self), **totals}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         header = ["layer", "in", "", "out", "", "parameters", "", "FLOPs", ""]
         rows = [[change.name, *_before_after(change)] for change in self.layers]
-        lines = [format_table(header, rows)]
-        lines.append(
+        lines = [
             f"parameters {format_count(self.parameters_before)} -> {format_count(self.parameters_after)}, "
             f"channels {self.channels_before} -> {self.channels_after}"
-        )
+        ]
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
         lines += [f"{part.name or 'the model'} stays Python: {part.reason}" for part in self.opaque]
         lines += [
             f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
         ]
-        return "\n".join(lines)
+        return Table(header, rows, lines)
 
 
 def report(
@@ -194,10 +193,12 @@ def report(
         >>> sparsefx.report(net).layers[0].nonzeros
         8
     """
-    for name, value in (("model", model), ("after", after)):
-        if value is not None and not isinstance(value, nn.Module):
+    given = {"model": model} if after is None else {"model": model, "after": after}
+    for name, value in given.items():
+        if not isinstance(value, nn.Module):
             hint = "; inputs go to example_inputs=" if name == "after" else ""
             raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
+        check_undivided(value, "report")
     if after is None:
         return describe(model, example_inputs)
     return compare(model, after, example_inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsefx.cycle import Decay, LayerState, Moment, Update
 from sparsefx.cycle.decay import constant
 from sparsefx.errors import ArgumentError
+from sparsefx.values import is_number
 
 GradientTerm = Callable[[LayerState, Moment], Tensor]
 """What is added to a layer's gradient before each step, of the weight's shape."""
@@ -55,7 +56,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         rate = self.prune_rate
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        if not is_number(rate) or not 0 <= rate <= 1:
             raise ArgumentError(f"prune_rate={rate!r} is not in [0, 1]")
 
     def reads_momentum(self) -> bool:

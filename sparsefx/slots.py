@@ -7,7 +7,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from sparsefx.cycle.block import Block
 from sparsefx.masks import MaskedWeight, zero_outside
+from sparsefx.sharding import block_of, count_true, local
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +22,19 @@ class Slot:
     Attributes:
         masked: the masked weight.
         parameters: the ``_parameters`` of its first holder, and the weight's ``parameter`` name there.
-        buffers: the ``_buffers`` of its first holder, and the mask's ``mask`` name there.
+        buffers: the ``_buffers`` of its first holder, and the mask's ``mask_name`` there.
         full: the mask, if it was True everywhere when seen at its ``version``; nothing to zero then.
+        block: which block of the weight this process holds; None for all of it.
     """
 
     masked: MaskedWeight
     parameters: dict[str, Any]
     parameter: str
     buffers: dict[str, Tensor]
-    mask: str
+    mask_name: str
     full: Tensor | None
     version: int
+    block: Block | None
 
     @property
     def weight(self) -> Tensor:
@@ -38,18 +42,32 @@ class Slot:
         weight: Tensor = self.parameters[self.parameter]
         return weight
 
+    @property
+    def values(self) -> Tensor:
+        """What this process holds of the weight, without its history."""
+        values: Tensor = local(self.weight.detach())
+        return values
+
+    @property
+    def mask(self) -> Tensor:
+        """What this process holds of the mask."""
+        mask: Tensor = local(self.buffers[self.mask_name])
+        return mask
+
     @classmethod
     def of(cls, masked: MaskedWeight) -> Slot:
         """The slot of a masked weight as it is now."""
         module, parameter, name = masked.holders[0]
         mask = masked.mask
-        full = mask if bool(mask.all()) else None
+        full = mask if count_true(mask) == mask.numel() else None
         buffers = cast("dict[str, Tensor]", module._buffers)
-        return cls(masked, module._parameters, parameter, buffers, name, full, mask._version)
+        version = local(mask)._version
+        block = block_of(masked.weight)
+        return cls(masked, module._parameters, parameter, buffers, name, full, version, block)
 
     def zero_inactive(self) -> None:
         """Zero the weight outside its mask, unless the mask is known to be True everywhere."""
-        mask = self.buffers[self.mask]
-        if mask is self.full and mask._version == self.version:
+        mask = self.buffers[self.mask_name]
+        if mask is self.full and local(mask)._version == self.version:
             return
         zero_outside(self.weight, mask)

@@ -14,11 +14,13 @@ from sparsefx.carry_over import carry_over
 from sparsefx.companions import Companions
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masks import masked_weights
+from sparsefx.masks import bare, masked_weights
 from sparsefx.momentum import finite
 from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
+from sparsefx.replicas import check_equal, replicating_group
 from sparsefx.rules import Rules
+from sparsefx.sharding import gather_back, local
 from sparsefx.slots import Slot
 from sparsefx.wrapped import WrappedOptimizer
 
@@ -50,6 +52,8 @@ class SparseOptimizer(WrappedOptimizer):
         clock: when updates happen.
         generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
             every rank of a distributed run draws the same.
+        group: the process group whose ranks train the same masks; by default that of the
+            DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
         after_step: called at the end of every step, for what follows the schedule besides.
 
     Attributes:
@@ -75,8 +79,9 @@ class SparseOptimizer(WrappedOptimizer):
     _reads_momentum: bool
     _slots: list[Slot]
 
-    _key = "sparse_momentum"
-    _not_pickled = frozenset({"_slots"})
+    key = "sparse_momentum"
+    _not_pickled = frozenset({"_slots", "_group"})
+    _group: Any = None  # of a copy, too
 
     def __init__(
         self,
@@ -87,6 +92,7 @@ class SparseOptimizer(WrappedOptimizer):
         *,
         generator: torch.Generator | None = None,
         after_step: Callable[[], None] | None = None,
+        group: Any = None,
     ) -> None:
         _check_optimizer(optimizer)
         if not isinstance(model, nn.Module):
@@ -105,9 +111,11 @@ class SparseOptimizer(WrappedOptimizer):
             "_after_step": after_step,
             "_retired": "",
             "_reads_momentum": rules.reads_momentum(),
+            "_group": group,
             "history": [],
         }
         self.__setstate__(fields)
+        self._check_ranks(self._slots)
 
     @property
     def wrapped(self) -> Optimizer:
@@ -153,22 +161,21 @@ class SparseOptimizer(WrappedOptimizer):
             What was done, also appended to :attr:`history`.
 
         Raises:
-            CycleError: momentum or gradient is missing, or a custom part broke its contract.
+            CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
+                train the same model have come to differ in their masks.
         """
-        if isinstance(
-            self._optimizer, SparseOptimizer
-        ):  # Lightning's proxy for this one: no state of its own
+        if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
         self._refresh()
         moment = self._moment()
         slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
-        reads = moment.rate > 0 or self._rules.prune_rate == 0  # not where the rate has fallen to 0
-        outcomes = in_turn(self._rules.updates, self._layer_states(slots, reads=reads), moment)
+        self._check_ranks(slots)
+        outcomes = in_turn(self._rules.updates, self._layer_states(slots), moment)
         for slot, outcome in zip(slots, outcomes, strict=True):
             self._companions.renew(slot, outcome, self._generator)
             slot.masked.set_mask(outcome.mask)
             if self._rules.inactive_buffers == "zero_on_grow":
-                self._fill_buffers(slot.masked.weight, outcome.grown)
+                self._fill_buffers(slot.weight, outcome.grown)
         self._refresh()
         self._notes = moment.notes
         self._cycle += 1
@@ -259,6 +266,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _refresh(self) -> None:
         """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
+        gather_back(bare(self._model))
         owned = {id(weight) for group in self.param_groups for weight in group["params"]}
         found = masked_weights(self._model)
         if not found:
@@ -269,9 +277,15 @@ class SparseOptimizer(WrappedOptimizer):
                 f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
                 "sparsified model's parameters(), or freeze these layers with requires_grad_(False)"
             )
+        for masked in found:
+            masked.divide()
         self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
         self._zero_inactive()
         self._companions.begin(self._slots, self._generator)
+
+    def _check_ranks(self, slots: Sequence[Slot]) -> None:
+        group = replicating_group(self._model) if self._group is None else self._group
+        check_equal([slot.masked for slot in slots], group)
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:
@@ -293,23 +307,25 @@ class SparseOptimizer(WrappedOptimizer):
     def _add_gradient_terms(self) -> None:
         if not self._rules.gradient_terms:
             return
-        moment, layers = self._moment(), self._layer_states(self._slots, reads=True)
+        moment, layers = self._moment(), self._layer_states(self._slots)
         for slot, layer in zip(self._slots, layers, strict=True):
             gradient = slot.weight.grad
             if gradient is not None:
                 for term in self._rules.gradient_terms:
-                    gradient.add_(term(layer, moment).to(gradient.dtype))
+                    local(gradient).add_(term(layer, moment).to(gradient.dtype))
 
     def _mask_buffers(self) -> None:
         for slot in self._slots:
-            self._fill_buffers(slot.weight, ~self._companions.learning(slot))
+            learning = self._companions.learning(slot)
+            if learning is not None:
+                self._fill_buffers(slot.weight, ~learning)
 
     @torch.no_grad()
     def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
         """Zero what the wrapped optimizer keeps of some positions of a weight."""
         for buffer in self._optimizer.state.get(weight, {}).values():
             if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
-                buffer.masked_fill_(where, 0)
+                local(buffer).masked_fill_(where, 0)
 
     def _moment(self) -> Moment:
         """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
@@ -324,20 +340,25 @@ class SparseOptimizer(WrappedOptimizer):
             )
         return Moment(rate, progress, self._generator, dict(self._notes))
 
-    def _layer_states(self, slots: Sequence[Slot], *, reads: bool) -> list[LayerState]:
-        """The layers for an update; momentum and gradients only if it ``reads`` them."""
-        absent: list[Tensor | None] = [None] * len(slots)
-        momenta = absent
-        if reads and self._reads_momentum:
+    def _layer_states(self, slots: Sequence[Slot]) -> list[LayerState]:
+        """The layers for an update; momenta only if it may read them."""
+        momenta: list[Tensor | None] = [None] * len(slots)
+        if self._reads_momentum:
             momenta = [self._averages.momentum(slot, self._optimizer) for slot in slots]
-        gradients = [_gradient(slot.weight) for slot in slots] if reads else absent
-        weights = [slot.weight.detach() for slot in slots]
+        gradients = [_gradient(slot.weight) for slot in slots]
+        weights = [slot.values for slot in slots]
         rows = zip(
             slots, weights, _zeros_if_some(momenta, weights), _zeros_if_some(gradients, weights), strict=True
         )
         return [
             LayerState(
-                slot.masked.name, weight, slot.masked.mask, momentum, gradient, **self._companions.of(slot)
+                slot.masked.name,
+                weight,
+                slot.mask,
+                momentum,
+                gradient,
+                **self._companions.of(slot),
+                block=slot.block,
             )
             for slot, weight, momentum, gradient in rows
         ]
@@ -358,16 +379,14 @@ class SparseOptimizer(WrappedOptimizer):
         }
 
     def _read_own_state(self, own: Any) -> Callable[[], None]:
-        check_own_state(own, self._key, type(self).__name__, self._shapes())
+        check_own_state(own, self.key, type(self).__name__, self._shapes())
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
             cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
             self._companions.check(own["companions"], self._shapes())
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"state_dict[{self._key!r}] is damaged: {error!r}; save it again"
-            ) from error
+            raise CheckpointError(f"state_dict[{self.key!r}] is damaged: {error!r}; save it again") from error
 
         def take_over() -> None:
             self._cycle, self._step, self._notes, self.history = cycle, step, notes, history
@@ -390,7 +409,7 @@ def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tens
 
 
 def _gradient(weight: Tensor) -> Tensor | None:
-    return None if weight.grad is None else finite(weight.grad)
+    return None if weight.grad is None else finite(local(weight.grad))
 
 
 def _check_optimizer(optimizer: object) -> None:

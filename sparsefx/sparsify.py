@@ -13,9 +13,10 @@ from torch import fx, nn
 from sparsefx.distributions import Distribution, active_counts
 from sparsefx.errors import ArgumentError
 from sparsefx.layers import MASKABLE, mask_layer
-from sparsefx.masks import attach_mask, has_masks
+from sparsefx.masks import attach_mask, check_undivided, has_masks, mask_names
 from sparsefx.passes.capture import Capture, capture
 from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.replicas import leave_masks_out
 from sparsefx.selection import Candidate, Selector, find_candidates, random_mask, select_dense
 
 
@@ -73,10 +74,11 @@ def sparsify(
     if not masked:
         raise ArgumentError(_nothing_to_mask(model, kept_dense))
     _attach_masks(masked, density, distribution, generator)
-    if not trace:
-        return sparse
-    _warn_opaque(captures)
-    return _as_graph_module(sparse, captures, held_back)
+    if trace:
+        _warn_opaque(captures)
+        sparse = _as_graph_module(sparse, captures, held_back)
+    leave_masks_out(sparse, mask_names(sparse))
+    return sparse
 
 
 def _check(model: nn.Module, density: float) -> None:
@@ -84,6 +86,7 @@ def _check(model: nn.Module, density: float) -> None:
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(density, numbers.Real) or not 0 < density <= 1:
         raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.05 keeps 5% of the weights")
+    check_undivided(model, "sparsify")
     if any(has_masks(module) for module in model.modules()):
         raise ArgumentError("model is masked already; sparsify the dense model it came from")
 

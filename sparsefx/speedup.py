@@ -13,11 +13,11 @@ from torch.nn.modules.conv import _ConvNd
 from sparsefx.costs import arrivals, layer_flops, layer_seconds, maskable_layers
 from sparsefx.errors import ArgumentError
 from sparsefx.report import LayerReport, describe
-from sparsefx.table import format_table
+from sparsefx.table import Table, Tabular
 
 
 @dataclass(frozen=True)
-class SpeedupEstimate:
+class SpeedupEstimate(Tabular):
     """Estimated speed-ups over the dense convolutions (Dettmers & Zettlemoyer 2019, section 4.1).
 
     Attributes:
@@ -34,13 +34,13 @@ class SpeedupEstimate:
     dense_by_flops: float
     seconds: dict[str, float]
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         sparse, dense = (self.sparse_by_time, self.sparse_by_flops), (self.dense_by_time, self.dense_by_flops)
         rows = [
             ["sparse convolution", *(f"{ratio:.2f}x" for ratio in sparse)],
             ["dense convolution, empty channels skipped", *(f"{ratio:.2f}x" for ratio in dense)],
         ]
-        return format_table(["estimate", "by run time", "by FLOPs"], rows)
+        return Table(["estimate", "by run time", "by FLOPs"], rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The estimates as plain data, ready for JSON."""

@@ -21,8 +21,8 @@ class WrappedOptimizer(Optimizer):
 
     _optimizer: Optimizer
 
-    # Under which a state dict keeps what is the wrapper's own.
-    _key: str
+    key: str
+    """Under which a state dict keeps what is the wrapper's own."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Optimizer.__init__ would make parameter groups of its own; restoring, as unpickling does,
@@ -102,7 +102,7 @@ class WrappedOptimizer(Optimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        state_dict = {**self._optimizer.state_dict(), self._key: self._own_state()}
+        state_dict = {**self._optimizer.state_dict(), self.key: self._own_state()}
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
@@ -119,7 +119,7 @@ class WrappedOptimizer(Optimizer):
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        apply = self._read_own_state(state_dict.pop(self._key, None))
+        apply = self._read_own_state(state_dict.pop(self.key, None))
         self._load_wrapped(state_dict)
         apply()
         for after in self._optimizer_load_state_dict_post_hooks.values():

@@ -641,3 +641,13 @@ def test_a_prune_rate_that_is_none(rate):
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ArgumentError, match="prune_rate="):
         SparseMomentum(sgd, model, cycles=3, prune_rate=rate)
+
+
+def test_a_cycle_at_rate_0_asks_parts_that_look_at_all_layers():
+    net = mlp()
+    optimizer = wrap(net, cycles=2, prune="global_magnitude", grow="global_momentum")
+    for _ in range(2):
+        train(net, optimizer, 1)
+        record = optimizer.cycle()
+    assert record.prune_rate == 0
+    assert not any(layer.pruned for layer in record.layers)

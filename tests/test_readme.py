@@ -9,7 +9,8 @@ from sparsefx.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/frameworks.md"]
+GUIDES = ["docs/frameworks.md", "docs/methods.md", "docs/plots.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *GUIDES]
 
 
 def code_blocks(language: str) -> list[str]:
@@ -50,7 +51,7 @@ def test_commands_of_the_readme_are_understood() -> None:
 @pytest.mark.filterwarnings("ignore:The '.*' does not have many workers:UserWarning")
 # Memory is pinned by default, where there is a device or not.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
-@pytest.mark.parametrize("page", ["docs/methods.md", "docs/frameworks.md"])
+@pytest.mark.parametrize("page", GUIDES)
 def test_code_of_the_guides_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (ROOT / page).read_text(encoding="utf-8")

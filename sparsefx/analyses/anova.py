@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError
-from sparsefx.table import format_table
+from sparsefx.table import Table, Tabular
 
 _TERMS = 300  # of the continued fraction; it has converged long before
 
@@ -33,7 +33,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Anova:
+class Anova(Tabular):
     """A two-way analysis of variance; ``print`` shows the usual table.
 
     Attributes:
@@ -50,14 +50,14 @@ class Anova:
     residual: float
     residual_degrees: int
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         effects = {"first": self.first, "second": self.second, "interaction": self.interaction}
         rows = [
             [name, f"{effect.sum_of_squares:.6g}", str(effect.degrees), f"{effect.f:.4g}", f"{effect.p:.3g}"]
             for name, effect in effects.items()
         ]
         rows.append(["residual", f"{self.residual:.6g}", str(self.residual_degrees), "", ""])
-        return format_table(["effect", "sum of squares", "df", "F", "p"], rows)
+        return Table(["effect", "sum of squares", "df", "F", "p"], rows)
 
 
 def two_way_anova(groups: Mapping[tuple[str, str], Sequence[float] | Tensor]) -> Anova:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsefx.analyses.anova import Anova, two_way_anova
 from sparsefx.analyses.specialisation import Specialisation
 from sparsefx.errors import ArgumentError
-from sparsefx.table import format_table
+from sparsefx.table import Table, Tabular
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LayerComparison:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Both networks, layer by layer; ``print`` shows a table.
 
     Attributes:
@@ -43,13 +43,18 @@ class Comparison:
     layers: tuple[LayerComparison, ...]
     anova: Anova | None
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         rows = [
             [layer.name, f"{layer.mean:.4f}", f"{layer.other:.4f}", f"{layer.distance:.3f}"]
             for layer in self.layers
         ]
-        table = format_table(["layer", "mean", "other's mean", "distance"], rows)
-        return f"{table}\n\n{self.anova}" if self.anova else table
+        return Table(["layer", "mean", "other's mean", "distance"], rows)
+
+    def __str__(self) -> str:
+        return "\n\n".join([super().__str__(), *([str(self.anova)] if self.anova else [])])
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + (self.anova._repr_html_() if self.anova else "")
 
 
 def compare(one: Specialisation, other: Specialisation) -> Comparison:

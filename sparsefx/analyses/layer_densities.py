@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsefx.analyses.history import by_layer
 from sparsefx.cycle import CycleRecord
-from sparsefx.errors import ArgumentError
-from sparsefx.table import format_table
+from sparsefx.table import Table, Tabular
 
 
 @dataclass(frozen=True, eq=False)
-class LayerDensities:
+class LayerDensities(Tabular):
     """Densities over time; ``print`` shows them as a table.
 
     Attributes:
@@ -45,12 +45,12 @@ class LayerDensities:
             "densities": self.densities.tolist(),
         }
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         rows = [
             [str(step), *(f"{density:.4f}" for density in row)]
             for step, row in zip(self.steps, self.densities.tolist(), strict=True)
         ]
-        return format_table(["step", *self.names], rows)
+        return Table(["step", *self.names], rows)
 
 
 def layer_densities(history: Sequence[CycleRecord]) -> LayerDensities:
@@ -60,7 +60,7 @@ def layer_densities(history: Sequence[CycleRecord]) -> LayerDensities:
         history: records of one model's cycles, in order.
 
     Raises:
-        ArgumentError: there is no record, or the records are not all of the same layers.
+        ArgumentError: there is no record, or the records are not all of the same layers, or are none.
 
     Example:
         >>> from sparsefx.cycle import CycleRecord, LayerRecord
@@ -70,19 +70,10 @@ def layer_densities(history: Sequence[CycleRecord]) -> LayerDensities:
         ----  ------
         540   0.2500
     """
-    if not history:
-        raise ArgumentError("history is empty; run at least one cycle")
-    layers = [(layer.name, layer.numel) for layer in history[0].layers]
-    for record in history:
-        if [(layer.name, layer.numel) for layer in record.layers] != layers:
-            raise ArgumentError(
-                f"history has other layers at cycle {record.cycle} than at cycle {history[0].cycle}; "
-                "pass the records of one model"
-            )
-    rows = [[layer.density for layer in record.layers] for record in history]
+    densities = by_layer(history, lambda layer: layer.density)
     return LayerDensities(
-        tuple(name for name, _ in layers),
-        tuple(numel for _, numel in layers),
+        tuple(layer.name for layer in history[0].layers),
+        tuple(layer.numel for layer in history[0].layers),
         tuple(record.step for record in history),
-        torch.tensor(rows, dtype=torch.float64),
+        densities,
     )

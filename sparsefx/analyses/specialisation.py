@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsefx.analyses.activations import Where, listening
 from sparsefx.errors import ArgumentError
-from sparsefx.table import format_table
+from sparsefx.table import Table, Tabular
 
 _BINS = 20
 
@@ -41,7 +41,7 @@ class LayerSpecialisation:
 
 
 @dataclass(frozen=True, eq=False)
-class Specialisation:
+class Specialisation(Tabular):
     """The class specialisation of a model's channels; ``print`` shows the layers' means.
 
     Attributes:
@@ -84,12 +84,12 @@ class Specialisation:
             "layers": layers,
         }
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         rows = [
             [layer.name, str(layer.channels), str(len(layer.kept)), f"{layer.mean:.4f}"]
             for layer in self.layers
         ]
-        return format_table(["layer", "channels", "kept", "mean specialisation"], rows)
+        return Table(["layer", "channels", "kept", "mean specialisation"], rows)
 
 
 def class_specialisation(

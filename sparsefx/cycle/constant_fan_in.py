@@ -105,6 +105,7 @@ def _update(layer: LayerState, budget: int, rate: float, salient: float | None) 
 
 def _rows(layer: LayerState) -> tuple[Tensor, Tensor, Tensor]:
     """Magnitudes of weights and gradients, and the mask, each (neurons, inputs)."""
+    layer.must_be_whole("constant fan-in")
     if layer.gradient is None:
         raise CycleError(
             f"constant fan-in found no gradient for {layer.name!r}; call cycle() after step() and "

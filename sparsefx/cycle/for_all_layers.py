@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsefx.cycle.block import Block
 from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import select_largest
+from sparsefx.cycle.select_across import select_largest_across
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,40 @@ class ForAllLayers:
         return self.choose(layers, counts, moment)
 
 
-def largest_of_all(scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Choose exactly ``count`` candidates of all tensors with the largest scores.
+def largest_of_all(
+    layers: Sequence[LayerState], scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """Choose exactly ``count`` candidates of all layers with the largest scores.
 
     Args:
-        scores: real, no NaN, of any shapes.
-        candidates: bool, of the scores' shapes, with at least ``count`` True positions in all.
+        layers: whose positions they are.
+        scores: real, no NaN, of the masks' shapes.
+        candidates: bool, of the same shapes, with at least ``count`` True positions in all.
         count: how many positions to choose.
 
     Returns:
-        Bool tensors of the scores' shapes; of equal scores the first tensor's lowest flat index is chosen.
+        Bool tensors of the masks' shapes; of equal scores the first layer's lowest flat index is chosen.
     """
-    if not scores:
+    if not layers:
         return []
+    if any(layer.block is not None for layer in layers):
+        blocks = [layer.block or Block.whole(layer.mask) for layer in layers]
+        return select_largest_across(scores, candidates, count, blocks)
     device = scores[0].device
     flat = torch.cat([score.flatten().to(device, torch.float64) for score in scores])
     allowed = torch.cat([candidate.flatten().to(device) for candidate in candidates])
     parts = select_largest(flat, allowed, count).split([score.numel() for score in scores])
     return [part.view(score.shape).to(score.device) for part, score in zip(parts, scores, strict=True)]
+
+
+def best_of_each(
+    layers: Sequence[LayerState], scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """Choose of each layer the ``count`` candidates with the largest scores, or all where there are fewer.
+
+    Arguments and result as of :func:`largest_of_all`, but that ``count`` is of each layer.
+    """
+    return [
+        layer.select_largest(score, some, min(count, layer.count(some)))
+        for layer, score, some in zip(layers, scores, candidates, strict=True)
+    ]

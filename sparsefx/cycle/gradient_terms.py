@@ -36,6 +36,7 @@ class RandomWalk:
         Raises:
             CycleError: the layer has no signs, or inactive weights walk and it has no gradient.
         """
+        layer.must_be_whole("a random walk")
         if not self.dormant:
             term = torch.zeros_like(layer.weight)
             pull = sign_of(layer)[layer.mask] * self.l1  # as many random numbers as there are active weights

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.allocate import allocate
+from sparsefx.cycle.draw import draw
 from sparsefx.cycle.for_all_layers import ForAllLayers, largest_of_all
 from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
-from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.cycle.select import magnitudes
 from sparsefx.errors import CycleError
 
 Grow = Callable[[LayerState, int, "torch.Generator | None"], Tensor]
@@ -36,7 +37,7 @@ def momentum(layer: LayerState, count: int, generator: torch.Generator | None = 
     Raises:
         CycleError: the layer has no momentum.
     """
-    return select_largest(magnitudes(_momentum_of(layer)), ~layer.mask, count)
+    return layer.select_largest(magnitudes(_momentum_of(layer)), ~layer.mask, count)
 
 
 def gradient(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -58,7 +59,7 @@ def gradient(layer: LayerState, count: int, generator: torch.Generator | None = 
             f"grow='gradient' found no gradient for {layer.name!r}; call cycle() after step() and "
             "before zero_grad()"
         )
-    return select_largest(magnitudes(layer.gradient), ~layer.mask, count)
+    return layer.select_largest(magnitudes(layer.gradient), ~layer.mask, count)
 
 
 def random(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -72,7 +73,7 @@ def random(layer: LayerState, count: int, generator: torch.Generator | None = No
     Returns:
         Bool tensor of shape ``S``.
     """
-    return _draw(~layer.mask, count, generator)
+    return draw(layer, ~layer.mask, count, generator)
 
 
 def random_fresh(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -81,7 +82,7 @@ def random_fresh(layer: LayerState, count: int, generator: torch.Generator | Non
     Where there is not enough room without, it is used too. Arguments and result as of :func:`random`.
     """
     removed = torch.zeros_like(layer.mask) if layer.removed is None else layer.removed
-    return _draw_first(~layer.mask & ~removed, ~layer.mask, count, generator)
+    return _draw_first(layer, ~layer.mask & ~removed, count, generator)
 
 
 def random_unexplored(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -94,41 +95,16 @@ def random_unexplored(layer: LayerState, count: int, generator: torch.Generator 
     """
     if layer.explored is None:
         raise CycleError(f"nobody keeps count of what was active in {layer.name!r}; use explores=True")
-    return _draw_first(~layer.mask & ~layer.explored, ~layer.mask, count, generator)
+    return _draw_first(layer, ~layer.mask & ~layer.explored, count, generator)
 
 
-def _draw(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """``count`` of the candidates, uniformly without replacement."""
-    flat = candidates.flatten()
-    available = int(flat.sum())
-    if 4 * count <= available and 4 * available >= flat.numel():
-        return _draw_few(flat, count, generator).view(candidates.shape)
-    drawn = torch.randperm(available, generator=generator)[:count].to(flat.device)
-    chosen = torch.zeros_like(flat)
-    chosen[flat.nonzero().squeeze(1)[drawn]] = True
-    return chosen.view(candidates.shape)
-
-
-def _draw_few(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """The same of a vector, for few of many: draw positions until enough are candidates, each taken once.
-
-    As many are drawn at a time as are missing, so none that was drawn is ever left out and no set of
-    positions is likelier than another.
-    """
-    chosen = torch.zeros_like(candidates)
-    missing = count
-    while missing:
-        drawn = torch.randint(len(candidates), (missing,), generator=generator).to(candidates.device)
-        chosen[drawn[candidates[drawn]]] = True
-        missing = count - int(chosen.sum())
-    return chosen
-
-
-def _draw_first(preferred: Tensor, others: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """``count`` of the preferred candidates, and of the others what is missing."""
-    first = _draw(preferred, min(count, int(preferred.sum())), generator)
-    missing = count - int(first.sum())
-    return first | _draw(others & ~first, missing, generator) if missing else first
+def _draw_first(
+    layer: LayerState, preferred: Tensor, count: int, generator: torch.Generator | None
+) -> Tensor:
+    """``count`` of the preferred positions; where there are too few, all of them and other inactive ones."""
+    first = draw(layer, preferred, min(count, layer.count(preferred)), generator)
+    missing = count - layer.count(first)
+    return first | draw(layer, ~layer.mask & ~first, missing, generator) if missing else first
 
 
 def momentum_neuron(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -149,6 +125,7 @@ def momentum_neuron(layer: LayerState, count: int, generator: torch.Generator | 
     Raises:
         CycleError: the layer has no momentum.
     """
+    layer.must_be_whole("grow='momentum_neuron'")
     scores = magnitudes(_momentum_of(layer)).flatten(1)
     inactive = ~layer.mask.flatten(1)
     quotas = _neuron_quotas(scores, inactive, count).unsqueeze(1)
@@ -193,7 +170,7 @@ def global_momentum(
         CycleError: a layer has no momentum.
     """
     scores = [magnitudes(_momentum_of(layer)) for layer in layers]
-    return largest_of_all(scores, [~layer.mask for layer in layers], sum(counts))
+    return largest_of_all(layers, scores, [~layer.mask for layer in layers], sum(counts))
 
 
 GROW: dict[str, Any] = {

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.allocate import allocate
-from sparsefx.cycle.for_all_layers import ForAllLayers, largest_of_all
+from sparsefx.cycle.for_all_layers import ForAllLayers, best_of_each, largest_of_all
 from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
-from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.cycle.select import magnitudes
 from sparsefx.errors import CycleError
 
 Prune = Callable[[LayerState, int, "torch.Generator | None"], Tensor]
@@ -33,7 +33,7 @@ def magnitude(layer: LayerState, count: int, generator: torch.Generator | None =
     Returns:
         Bool tensor of shape ``S``, True at exactly ``count`` positions, all of them active.
     """
-    return select_largest(-magnitudes(layer.weight), layer.mask, count)
+    return layer.select_largest(-magnitudes(layer.weight), layer.mask, count)
 
 
 def magnitude_by_sign(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -44,10 +44,10 @@ def magnitude_by_sign(layer: LayerState, count: int, generator: torch.Generator 
     """
     negative = layer.mask & (layer.weight < 0)
     sides = [layer.mask & ~negative, negative]
-    sizes = [int(side.sum()) for side in sides]
+    sizes = [layer.count(side) for side in sides]
     counts = allocate(count, sizes, sizes)
     scores = -magnitudes(layer.weight)
-    chosen = [select_largest(scores, side, part) for side, part in zip(sides, counts, strict=True)]
+    chosen = [layer.select_largest(scores, side, part) for side, part in zip(sides, counts, strict=True)]
     return chosen[0] | chosen[1]
 
 
@@ -73,7 +73,7 @@ class MagnitudeAndGradient:
                 "before zero_grad()"
             )
         scores = magnitudes(layer.weight) + self.factor * magnitudes(layer.gradient)
-        return select_largest(-scores, layer.mask, count)
+        return layer.select_largest(-scores, layer.mask, count)
 
 
 def global_magnitude(
@@ -89,15 +89,15 @@ def global_magnitude(
     Returns:
         A bool tensor of shape ``S`` for each layer.
     """
-    scores = [-magnitudes(layer.weight) for layer in layers]
-    spared = [_largest_one(layer) for layer in layers]
-    candidates = [layer.mask & ~one for layer, one in zip(layers, spared, strict=True)]
-    count = min(sum(counts), sum(int(candidate.sum()) for candidate in candidates))
-    return largest_of_all(scores, candidates, count)
+    sizes = [magnitudes(layer.weight) for layer in layers]
+    candidates = [layer.mask & ~one for layer, one in zip(layers, _largest_ones(layers, sizes), strict=True)]
+    left = sum(layer.count(some) for layer, some in zip(layers, candidates, strict=True))
+    return largest_of_all(layers, [-size for size in sizes], candidates, min(sum(counts), left))
 
 
-def _largest_one(layer: LayerState) -> Tensor:
-    return select_largest(magnitudes(layer.weight), layer.mask, min(1, layer.active))
+def _largest_ones(layers: Sequence[LayerState], sizes: Sequence[Tensor]) -> list[Tensor]:
+    """The largest active weight of each layer, which always stays."""
+    return best_of_each(layers, sizes, [layer.mask for layer in layers], 1)
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,12 @@ class AdaptiveThreshold:
     def __call__(self, layers: Sequence[LayerState], counts: Sequence[int], moment: Moment) -> list[Tensor]:
         """Arguments and result as of :func:`global_magnitude`; ``moment.notes`` keeps the threshold."""
         threshold = float(moment.notes.setdefault("threshold", self.start))
+        sizes = [magnitudes(layer.weight) for layer in layers]
         chosen = [
-            layer.mask & (magnitudes(layer.weight) < threshold) & ~_largest_one(layer) for layer in layers
+            layer.mask & (size < threshold) & ~one
+            for layer, size, one in zip(layers, sizes, _largest_ones(layers, sizes), strict=True)
         ]
-        removed = sum(int(positions.sum()) for positions in chosen)
+        removed = sum(layer.count(positions) for layer, positions in zip(layers, chosen, strict=True))
         wanted = self.wanted if self.wanted >= 1 else self.wanted * sum(layer.active for layer in layers)
         if removed > 1.1 * wanted:
             moment.notes["threshold"] = threshold / 2

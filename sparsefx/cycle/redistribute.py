@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparsefx.cycle.layer_state import LayerState
@@ -41,12 +40,12 @@ def momentum(layers: Sequence[LayerState]) -> list[float]:
     Raises:
         CycleError: a layer has no momentum.
     """
-    return [_mean_magnitude(_momentum_of(layer), layer.mask) for layer in layers]
+    return [_mean_magnitude(layer, _momentum_of(layer)) for layer in layers]
 
 
 def magnitude(layers: Sequence[LayerState]) -> list[float]:
     """Mean magnitude of the active weights."""
-    return [_mean_magnitude(layer.weight, layer.mask) for layer in layers]
+    return [_mean_magnitude(layer, layer.weight) for layer in layers]
 
 
 def nonzeros(layers: Sequence[LayerState]) -> list[float]:
@@ -67,10 +66,8 @@ def _momentum_of(layer: LayerState) -> Tensor:
     return layer.momentum
 
 
-def _mean_magnitude(values: Tensor, mask: Tensor) -> float:
-    # The sum is taken in float64: in float32 a large layer's mean would depend on the thread count.
-    selected = magnitudes(values[mask])
-    return float(selected.mean(dtype=torch.float64)) if selected.numel() else 0.0
+def _mean_magnitude(layer: LayerState, values: Tensor) -> float:
+    return layer.mean(magnitudes(values), layer.mask)
 
 
 REDISTRIBUTE: dict[str, Redistribute | OfSurvivors] = {

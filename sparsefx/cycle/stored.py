@@ -47,6 +47,7 @@ class Hysteresis:
         return [self._decide(layer, levels[layer.name]) for layer in layers]
 
     def _level(self, layer: LayerState, index: int) -> float:
+        layer.must_be_whole("a threshold between two levels")
         sizes = magnitudes(stored_of(layer))
         if self.deviations is None:
             kept = keep_largest([layer], self.density)[0].mask

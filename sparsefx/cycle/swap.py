@@ -73,7 +73,7 @@ class Swap:
         idle = moment.rate == 0 and not isinstance(self.prune, ForAllLayers)
         shares = None if late or idle else self._shares(layers)
         pruned = _choose("prune", self.prune, layers, self._losses(layers, moment.rate, shares), moment)
-        losses = [int(chosen.sum()) for chosen in pruned]
+        losses = _counts(layers, pruned)
         rest = [layer.without(chosen) for layer, chosen in zip(layers, pruned, strict=True)]
         if late and any(losses):
             shares = self._shares(rest)
@@ -156,10 +156,10 @@ def _choose(
         wanted = counts
     kind = "active" if role == "prune" else "inactive"
     for layer, positions, allowed, count in zip(layers, chosen, candidates, wanted, strict=True):
-        problem = _problem(positions, count, allowed, kind)
+        problem = _problem(layer, positions, count, allowed, kind)
         if problem:
             raise CycleError(f"{role} {_name(choose)!r} on layer {layer.name!r} {problem}")
-    if role == "grow" and (total := sum(int(positions.sum()) for positions in chosen)) != sum(counts):
+    if role == "grow" and (total := sum(_counts(layers, chosen))) != sum(counts):
         raise CycleError(f"grow {_name(choose)!r} chose {total} positions in all instead of {sum(counts)}")
     return chosen
 
@@ -173,15 +173,19 @@ def _choose_of_layer(
     return chosen
 
 
-def _problem(chosen: Any, count: int | None, candidates: Tensor, kind: str) -> str:
+def _counts(layers: Sequence[LayerState], chosen: Sequence[Tensor]) -> list[int]:
+    return [layer.count(positions) for layer, positions in zip(layers, chosen, strict=True)]
+
+
+def _problem(layer: LayerState, chosen: Any, count: int | None, candidates: Tensor, kind: str) -> str:
     """What is wrong with a choice, empty if nothing."""
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != candidates.shape:
         got = f"{chosen.dtype} {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
         return f"must return a bool tensor of shape {tuple(candidates.shape)}, not {got}"
-    if bool((chosen & ~candidates).any()):
+    if layer.count(chosen & ~candidates):
         return f"chose positions that are not {kind}"
-    if count is not None and int(chosen.sum()) != count:
-        return f"chose {int(chosen.sum())} positions instead of {count}"
+    if count is not None and (number := layer.count(chosen)) != count:
+        return f"chose {number} positions instead of {count}"
     return ""
 
 

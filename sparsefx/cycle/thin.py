@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from sparsefx.cycle.densities import Densities
-from sparsefx.cycle.for_all_layers import largest_of_all
+from sparsefx.cycle.for_all_layers import best_of_each, largest_of_all
 from sparsefx.cycle.layer_state import LayerState
 from sparsefx.cycle.moment import Moment
-from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx.cycle.select import magnitudes
 from sparsefx.cycle.update import LayerOutcome
 from sparsefx.distributions import Distribution, active_counts
 
@@ -62,22 +62,27 @@ def keep_largest(
     scores = [magnitudes(layer.weight if layer.stored is None else layer.stored) for layer in layers]
     candidates = [layer.mask if layer.stored is None else layer.mask | True for layer in layers]
     if scope == "layer":
-        counts = active_counts([layer.mask.shape for layer in layers], density, distribution)
-        rows = zip(scores, candidates, counts, strict=True)
-        masks = [select_largest(score, some, min(count, int(some.sum()))) for score, some, count in rows]
+        counts = active_counts([layer.shape for layer in layers], density, distribution)
+        rows = zip(layers, scores, candidates, counts, strict=True)
+        masks = [
+            layer.select_largest(score, some, min(count, layer.count(some)))
+            for layer, score, some, count in rows
+        ]
     else:
-        masks = _largest_of_all(scores, candidates, round(density * sum(layer.numel for layer in layers)))
+        count = round(density * sum(layer.numel for layer in layers))
+        masks = _largest_of_all(layers, scores, candidates, count)
     return [LayerOutcome.of(layer, mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
-def _largest_of_all(scores: list[Tensor], candidates: list[Tensor], count: int) -> list[Tensor]:
+def _largest_of_all(
+    layers: Sequence[LayerState], scores: list[Tensor], candidates: list[Tensor], count: int
+) -> list[Tensor]:
     """The largest of all, but at least one of each."""
-    ones = [
-        select_largest(score, some, min(1, int(some.sum())))
-        for score, some in zip(scores, candidates, strict=True)
-    ]
+    ones = best_of_each(layers, scores, candidates, 1)
     others = [some & ~one for some, one in zip(candidates, ones, strict=True)]
-    room = sum(int(other.sum()) for other in others)
-    missing = max(0, min(room, count - sum(int(one.sum()) for one in ones)))
-    chosen = largest_of_all(scores, others, missing)
+    room, taken = (
+        sum(layer.count(some) for layer, some in zip(layers, positions, strict=True))
+        for positions in (others, ones)
+    )
+    chosen = largest_of_all(layers, scores, others, max(0, min(room, count - taken)))
     return [one | more for one, more in zip(ones, chosen, strict=True)]

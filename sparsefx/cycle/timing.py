@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from sparsefx.errors import ArgumentError
+from sparsefx.values import is_count, is_number
 
 Chance = Callable[[int], float]
 
@@ -39,8 +40,7 @@ class Timing:
     chance: Chance | None = None
 
     def __post_init__(self) -> None:
-        numbers = isinstance(self.first, (int, float)) and isinstance(self.last, (int, float))
-        if not numbers or not 0 <= self.first <= self.last <= 1:
+        if not (is_number(self.first) and is_number(self.last)) or not 0 <= self.first <= self.last <= 1:
             raise ArgumentError(
                 f"first={self.first!r} and last={self.last!r} are not 0 <= first <= last <= 1"
             )
@@ -54,7 +54,7 @@ class Timing:
         else:
             periods = [] if self.every == "epoch" else [self.every]
         for period in (*periods, self.epochs):
-            if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+            if not is_count(period):
                 raise ArgumentError(
                     f"every={self.every!r}, epochs={self.epochs!r}: {period!r} is neither 'epoch' nor a "
                     "whole number of at least 1"

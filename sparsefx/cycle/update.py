@@ -34,7 +34,7 @@ class LayerOutcome:
     def of(cls, layer: LayerState, mask: Tensor, grown: Tensor | None = None) -> LayerOutcome:
         """The outcome of a layer's new mask; what was inactive before has grown, unless more is named."""
         grown = mask & ~layer.mask if grown is None else grown
-        active, gain = int(mask.sum()), int(grown.sum())
+        active, gain = layer.count(mask), layer.count(grown)
         loss = layer.active + gain - active
         density = active / max(1, layer.numel)
         return cls(mask, grown, LayerRecord(layer.name, loss, gain, 0.0, density, active, layer.numel))
@@ -58,12 +58,17 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
     Raises:
         CycleError: an update returned something else than one mask of its shape a layer.
     """
-    outcomes = [LayerOutcome.of(layer, layer.mask) for layer in layers]
-    for update in updates:
+    first, *rest = updates or (_unchanged,)
+    outcomes = _checked(first, layers, first(layers, moment))
+    for update in rest:
         between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
         after = _checked(update, between, update(between, moment))
         outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)]
     return outcomes
+
+
+def _unchanged(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+    return [LayerOutcome.of(layer, layer.mask) for layer in layers]
 
 
 def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:

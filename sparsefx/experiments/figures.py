@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsefx.errors import MissingPackageError
 from sparsefx.experiments.cells import Cell, Group, groups, label, measure, usual_recipes
 from sparsefx.experiments.record import Run
 from sparsefx.experiments.tables import NOT_RUN, Table
+from sparsefx.plot.figures import new_figure
 
 _LOWEST = 6  # points of accuracy below the best that a line figure shows
 
@@ -123,14 +123,8 @@ def _shares(group: Group) -> Iterator[tuple[list[float], list[float]]]:
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "figures need matplotlib, which is not installed; pip install matplotlib, or write the tables "
-            "alone with figures=False"
-        ) from error
-    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    remedy = "pip install matplotlib, or write the tables alone with figures=False"
+    figure = new_figure(5 * count, 4, remedy=remedy)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

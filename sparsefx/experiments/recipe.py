@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from sparsefx.cycle.decay import DECAY
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.experiments.data import DATA, batch_count
 from sparsefx.experiments.data.normalise import Normalisation
+from sparsefx.values import is_count, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,30 +129,22 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _is_ascending(values: Any) -> bool:
     return (
         isinstance(values, tuple)
-        and all(_is_number(value) and value > 0 for value in values)
+        and all(is_number(value) and value > 0 for value in values)
         and list(values) == sorted(set(values))
     )
 
 
-_POSITIVE = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_NOT_NEGATIVE = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
-_BELOW_ONE = (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
+_POSITIVE = (lambda value: is_number(value) and value > 0, "a number above 0")
+_NOT_NEGATIVE = (lambda value: is_number(value) and value >= 0, "a number of at least 0")
+_BELOW_ONE = (lambda value: is_number(value) and 0 <= value < 1, "a number in [0, 1)")
 _FLAG = (lambda value: isinstance(value, bool), "True or False")
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "data": (lambda value: value in DATA, f"one of {', '.join(DATA)}"),
-    "epochs": (_is_count(1), "a whole number of at least 1"),
-    "batch_size": (_is_count(1), "a whole number of at least 1"),
+    "epochs": (is_count, "a whole number of at least 1"),
+    "batch_size": (is_count, "a whole number of at least 1"),
     "normalisation": (lambda value: isinstance(value, Normalisation), "a Normalisation(mean, std)"),
     "optimizer": (lambda value: value in ("sgd", "adam"), "'sgd' or 'adam'"),
     "lr": _POSITIVE,
@@ -165,10 +157,10 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": _NOT_NEGATIVE,
     "decay_norms": _FLAG,
     "label_smoothing": _BELOW_ONE,
-    "prune_rate": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
+    "prune_rate": (lambda value: is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
     "prune_decay": (lambda value: value in DECAY, f"one of {', '.join(DECAY)}"),
-    "cycle_every": (lambda value: value is None or _is_count(1)(value), "None or a number of steps"),
+    "cycle_every": (lambda value: value is None or is_count(value), "None or a number of steps"),
     "augment": _FLAG,
-    "validation": (_is_count(0), "a whole number of at least 0"),
+    "validation": (lambda value: is_count(value, 0), "a whole number of at least 0"),
     "drop_last": _FLAG,
 }

@@ -15,6 +15,7 @@ from sparsefx.experiments.recipe import Recipe, shortened
 from sparsefx.experiments.recipes import recipe as recipe_named
 from sparsefx.experiments.tuning import TUNING
 from sparsefx.methods import Method, method
+from sparsefx.values import check_count
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Settings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ArgumentError(f"seed={self.seed!r} is not a whole number of at least 0")
+        check_count("seed", self.seed, 0)
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise ArgumentError(f"precision={self.precision!r} is not float32, bfloat16 or float16")
         try:

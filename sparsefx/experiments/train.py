@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint, se
 from sparsefx.experiments.data import Data, Split, epoch_generator, load_data
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.logs import Log
-from sparsefx.experiments.recipe import learning_rate, shortened
+from sparsefx.experiments.recipe import Recipe, learning_rate, shortened
 from sparsefx.experiments.record import EpochRow, Run
 from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
@@ -27,6 +28,7 @@ from sparsefx.export import export as export_model
 from sparsefx.masks import masked_weights
 
 _EVALUATION_BATCH = 1000
+_shortened = lru_cache(maxsize=1)(shortened)  # it is asked for at every step
 
 
 class Experiment:
@@ -211,11 +213,16 @@ class Experiment:
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
+        done = self.training.first_step + self.step
+        return self.training.learning_rate * learning_rate(self._round_recipe, done, self.epoch_steps)
+
+    @property
+    def _round_recipe(self) -> Recipe:
+        """The recipe over this round's epochs; a rewound round goes on by that of the first."""
         training, recipe = self.training, self.settings.recipe
-        if training.round and training.method.rounds and training.method.rounds.rewind is None:
-            recipe = shortened(recipe, max(1, round(training.steps / self.epoch_steps)))
-        done = training.first_step + self.step
-        return training.learning_rate * learning_rate(recipe, done, self.epoch_steps)
+        if not training.round or training.method.rounds is None or training.method.rounds.rewind is not None:
+            return recipe
+        return _shortened(recipe, max(1, round(training.steps / self.epoch_steps)))
 
     def _end_epoch(self, log: Log) -> None:
         history = self.training.optimizer.history

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from torch import Tensor
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import MaskedWeight, masked_weights
 from sparsefx.report import empty_channels
+from sparsefx.sharding import is_divided
 from sparsefx.sparse_optimizer import SparseOptimizer
 
 Write = Callable[[Mapping[str, float], int], object]
@@ -18,6 +21,8 @@ Write = Callable[[Mapping[str, float], int], object]
 
 def cycle_metrics(optimizer: Optimizer, *, layers: bool = True) -> dict[str, float]:
     """The last cycle and the model as it is now, under names that stay the same from cycle to cycle.
+
+    Of a model that is divided among processes every process must ask.
 
     Args:
         optimizer: a :class:`SparseOptimizer`, also inside the wrapper of Accelerate or Lightning.
@@ -48,20 +53,20 @@ def cycle_metrics(optimizer: Optimizer, *, layers: bool = True) -> dict[str, flo
     masked = {layer.name: layer for layer in masked_weights(optimizer.model)}
     last = optimizer.history[-1] if optimizer.history else None
     records = {} if last is None else {record.name: record for record in last.layers}
-    empty = {name: _empty_channels(layer) for name, layer in masked.items()}
+    looks = {name: _look(layer) for name, layer in masked.items()}
+    sizes = {name: layer.mask.numel() for name, layer in masked.items()}
     each: dict[str, dict[str, float]] = {
-        "density": {name: layer.density for name, layer in masked.items()},
+        "density": {name: active / sizes[name] for name, (active, _, _) in looks.items()},
         "pruned": {name: records[name].pruned if name in records else 0 for name in masked},
         "grown": {name: records[name].grown if name in records else 0 for name in masked},
-        "empty_inputs": {name: inputs for name, (inputs, _) in empty.items()},
-        "empty_outputs": {name: outputs for name, (_, outputs) in empty.items()},
+        "empty_inputs": {name: inputs for name, (_, inputs, _) in looks.items()},
+        "empty_outputs": {name: outputs for name, (_, _, outputs) in looks.items()},
     }
-    active = sum(int(layer.mask.sum()) for layer in masked.values())
     metrics: dict[str, float] = {
         "sparse/cycle": 0 if last is None else last.cycle,
         "sparse/prune_rate": 0.0 if last is None else last.prune_rate,
         **{f"sparse/{what}": sum(values.values()) for what, values in each.items()},
-        "sparse/density": active / sum(layer.mask.numel() for layer in masked.values()),
+        "sparse/density": sum(active for active, _, _ in looks.values()) / sum(sizes.values()),
     }
     if layers:
         metrics |= {
@@ -115,9 +120,11 @@ def sparse_inside(optimizer: object) -> SparseOptimizer:
     return inside
 
 
-def _empty_channels(masked: MaskedWeight) -> tuple[int, int]:
-    """Input and output channels without an active weight; one that has just grown is active and still 0."""
+def _look(masked: MaskedWeight) -> tuple[int, int, int]:
+    """Active weights, and input and output channels without one; a weight that just grew is active and 0."""
     layer, _, _ = masked.holders[0]
-    mask = masked.mask if masked.mask.dim() > 1 else masked.mask[None]  # F.linear takes a vector too
+    mask: Any = masked.mask
+    whole: Tensor = mask.full_tensor() if is_divided(mask) else mask
+    matrix = whole if whole.dim() > 1 else whole[None]  # F.linear takes a vector too
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    return empty_channels(mask, isinstance(layer, _ConvTransposeNd), groups)
+    return int(whole.sum()), *empty_channels(matrix, isinstance(layer, _ConvTransposeNd), groups)

@@ -15,6 +15,7 @@ from sparsefx.errors import ArgumentError
 from sparsefx.methods import Method
 from sparsefx.methods import method as named
 from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.values import check_count
 
 _NEVER = Timing(first=1.0)
 _FEWEST = 10  # epochs from which on cycles go by epochs
@@ -162,9 +163,8 @@ def sparse_optimizer(
         >>> [record.step for record in optimizer.history]
         [2, 4, 6, 8, 10, 12, 14, 16, 18]
     """
-    for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name}={value!r} is not a whole number of at least 1")
+    check_count("steps", steps)
+    check_count("epoch_steps", epoch_steps)
     plan = Plan.of(method, changes)
     return plan.optimizer(optimizer, model, plan.clock(steps, epoch_steps))
 

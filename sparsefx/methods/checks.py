@@ -11,6 +11,7 @@ from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.rounds import Rounds
 from sparsefx.regularisers import REGULARISERS
 from sparsefx.scores import SCORES
+from sparsefx.values import is_count, is_number
 
 if TYPE_CHECKING:
     from sparsefx.methods.row import Method
@@ -139,23 +140,15 @@ def _thins(method: Method) -> bool:
     return method.densities is not None or method.update is not None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "density": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
-    "start": (lambda value: value is None or (_is_number(value) and 0 < value <= 1), "in (0, 1]"),
-    "thin_until": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
-    "prune_rate": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
-    "backward": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
-    "score_rounds": (_is_count, "a whole number of at least 1"),
+    "density": (lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "start": (lambda value: value is None or (is_number(value) and 0 < value <= 1), "in (0, 1]"),
+    "thin_until": (lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "prune_rate": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),
+    "backward": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),
+    "score_rounds": (is_count, "a whole number of at least 1"),
     "score_batches": (
-        lambda value: value == "balanced" or _is_count(value),
+        lambda value: value == "balanced" or is_count(value),
         "'balanced' or a whole number of at least 1",
     ),
 }

@@ -7,16 +7,16 @@ from typing import Literal
 
 from sparsefx.cycle.densities import geometric
 from sparsefx.errors import ArgumentError
+from sparsefx.values import check_count, is_number
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """A network is trained, pruned and trained again.
+    """A network is trained dense, pruned and trained again.
 
     Attributes:
         prunings: how many times it is pruned, by a score, between two rounds; 0 where the second round is
             trained by the method's own rules instead.
-        trained_first: whether the first round is ordinary dense training.
         score: by which to prune, a name in :data:`sparsefx.scores.SCORES`.
         scope: whether a pruning compares the weights of a ``"layer"`` or of all: ``"global"``.
         compensate: move the remaining weights so that each layer's output changes least.
@@ -27,7 +27,6 @@ class Rounds:
     """
 
     prunings: int = 1
-    trained_first: bool = True
     score: str = "magnitude"
     scope: Literal["layer", "global"] = "layer"
     compensate: bool = False
@@ -36,17 +35,14 @@ class Rounds:
     learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.prunings, bool) or not isinstance(self.prunings, int) or self.prunings < 0:
-            raise ArgumentError(f"prunings={self.prunings!r} is not a whole number of at least 0")
+        check_count("prunings", self.prunings, 0)
         for name in ("retraining", "learning_rate"):
-            if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
+            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ArgumentError(f"{name}={getattr(self, name)!r} is not above 0")
-        if self.rewind is not None and not (_is_number(self.rewind) and 0 <= self.rewind < self.retraining):
+        if self.rewind is not None and not (is_number(self.rewind) and 0 <= self.rewind < self.retraining):
             raise ArgumentError(
                 f"rewind={self.rewind!r} is neither None nor in [0, {self.retraining}), a round's length"
             )
-        if not self.prunings and not self.trained_first:
-            raise ArgumentError("prunings=0 with trained_first=False is one round: leave rounds out")
 
     @property
     def count(self) -> int:
@@ -56,7 +52,3 @@ class Rounds:
     def density(self, round_: int, final: float) -> float:
         """The density in a round, from 0; every pruning removes the same fraction of what is left."""
         return geometric(1.0, final, round_ / self.prunings) if self.prunings else 1.0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

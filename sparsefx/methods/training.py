@@ -17,13 +17,13 @@ from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.methods.beginning import first_model, thin_to_the_end
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
-from sparsefx.parts import resolve
 from sparsefx.pruning import prune
 from sparsefx.regularisers import REGULARISERS, Regulariser
 from sparsefx.rules import Rules
 from sparsefx.scores.task import Batch, Loss
 from sparsefx.selection import Selector
 from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.values import check_count
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -97,8 +97,7 @@ class Training:
         generator: torch.Generator | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"{name}={value!r} is not a whole number of at least 1")
+            check_count(name, value)
         _check(method, make_optimizer, generator)
         self.method = method
         self.round = 0
@@ -291,7 +290,7 @@ class Training:
     def _begin_round(self) -> SparseOptimizer:
         """The optimizer of this round, and the regulariser, if the method has its say in it."""
         rounds = self.method.rounds
-        is_dense = rounds is not None and rounds.trained_first and self.round == 0
+        is_dense = rounds is not None and self.round == 0
         rules = Rules() if is_dense or (rounds and rounds.prunings) else self.method.rules()
         timing = self.method.timing if rules.updates else None
         optimizer = self._make_optimizer(self.model.parameters())
@@ -318,7 +317,7 @@ class Training:
         name = self.method.regulariser
         if name is None:
             return None
-        kind = resolve("regulariser", name, REGULARISERS)
+        kind = REGULARISERS[name]
         options = dict(self.method.options(self.method))
         if "samples" in signature(kind).parameters:
             if self._samples is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsefx.cycle.select import magnitudes, select_largest
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.regularisers.base import Decision, Regulariser, check_positive
+from sparsefx.values import check_count
 
 CStep = Callable[[Tensor, float, float], Tensor]
 """From values (N,), the level and mu to the compressed copy (N,) nearest to the values."""
@@ -161,7 +162,6 @@ def _check(c_step: str, level: float, c_steps: int, growth: float) -> None:
     check_positive("level", level)
     if c_step == "l0_constraint" and level > 1:
         raise ArgumentError(f"level={level!r} is a density for l0_constraint and must be in (0, 1]")
-    if not isinstance(c_steps, int) or c_steps < 1:
-        raise ArgumentError(f"c_steps={c_steps!r} is not a whole number of at least 1")
+    check_count("c_steps", c_steps)
     if not growth >= 1:
         raise ArgumentError(f"growth={growth!r} is below 1; mu must not fall")

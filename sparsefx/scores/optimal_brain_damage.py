@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparsefx.errors import unknown_name
 from sparsefx.masks import masked_weights
+from sparsefx.parts import resolve
 from sparsefx.scores.curvature import CURVATURES, Curvature
 from sparsefx.scores.task import Task
 
@@ -29,12 +29,9 @@ def optimal_brain_damage(task: Task, *, curvature: str | Curvature = "gauss-newt
     Raises:
         ArgumentError: there are no batches, nobody registered that curvature, or it cannot read a layer.
     """
-    if isinstance(curvature, str):
-        if curvature not in CURVATURES:
-            raise unknown_name("curvature", curvature, CURVATURES)
-        curvature = CURVATURES[curvature]
+    diagonal_of = resolve("curvature", curvature, CURVATURES)
     with task.scratch(training=False) as model:
-        diagonal = curvature(task, model)
+        diagonal = diagonal_of(task, model)
         return {
             layer.name: 0.5 * diagonal[layer.name].clamp(min=0) * layer.weight.detach().square()
             for layer in masked_weights(model)

@@ -1,0 +1,100 @@
+"""Checkpoints that go on with another number of ranks, and after a rank was killed."""
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import sparsefx
+from distributed import made
+from distributed.launch import launch
+from sparsefx.errors import ArgumentError, CheckpointError
+
+
+def plain_sgd(net):
+    return torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+OPTIMIZERS = {"sgd": made.sgd, "adam": made.adam, "averages": plain_sgd}
+
+
+def begin(name, world=1, **options):
+    """The model, divided where there are several ranks, its optimizer, and both as DCP takes them."""
+    net = made.model()
+    if world > 1:
+        net = fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
+    optimizer = sparsefx.SparseMomentum(OPTIMIZERS[name](net), net, cycles=4, **options)
+    return net, optimizer, {"training": sparsefx.TrainingState(net, optimizer)}
+
+
+def test_resumes_on_another_number_of_ranks(tmp_path):
+    launch(2, _save, 2, tmp_path)
+    launch(4, _resume, 4, tmp_path)
+    launch(1, _resume, 1, tmp_path)
+    launch(1, _save, 1, tmp_path / "alone")
+    launch(2, _resume, 2, tmp_path / "alone")
+
+
+def _save(rank, world, folder):
+    for name in OPTIMIZERS:
+        net, optimizer, state = begin(name, world, grow="random")
+        made.train(net, optimizer, 4, rank, world)
+        dcp.save(state, checkpoint_id=folder / name)
+
+
+def _resume(rank, world, folder):
+    for name in OPTIMIZERS:
+        alone, plain, _ = begin(name, grow="random")
+        expected = made.train(alone, plain, 8)[2:]
+        net, optimizer, state = begin(name, world, grow="random")
+        dcp.load(state, checkpoint_id=folder / name)
+        assert optimizer.steps_done == 4
+        made.assert_same_masks(made.train(net, optimizer, 4, rank, world, first=4), expected)
+        assert len(optimizer.history) == 4
+        for layer, weight in made.weights(net).items():
+            torch.testing.assert_close(weight, made.weights(alone)[layer], rtol=1e-9, atol=1e-12)
+
+
+def test_a_killed_rank_and_a_restart_end_bit_for_bit(tmp_path):
+    launch(2, _train_and_save, tmp_path / "whole", 8)
+    with pytest.raises(Exception, match="terminated with signal SIGKILL"):
+        launch(2, _train_and_save, tmp_path / "killed", 8, 5)
+    launch(2, _train_and_save, tmp_path / "killed", 8)
+    one, other = (torch.load(tmp_path / run / "end.pt") for run in ("whole", "killed"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _train_and_save(rank, folder, steps, killed_at=None):
+    """Save after every second step; one rank dies in the middle of a cycle."""
+    net, optimizer, state = begin("adam", 2, every=2)
+    done = [int(path.name) for path in folder.glob("[0-9]*") if (path / ".metadata").exists()]
+    if done:
+        dcp.load(state, checkpoint_id=folder / str(max(done)))
+    for step in range(optimizer.steps_done, steps):
+        if step == killed_at and rank == 1:
+            sparsefx.masks.MaskedWeight.set_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        made.train(net, optimizer, 1, rank, 2, first=step, every=100)
+        if (step + 1) % 2 == 0:
+            dcp.save(state, checkpoint_id=folder / str(step + 1))
+    end = made.masks(net) | {f"{name}.weight": weight for name, weight in made.weights(net).items()}
+    if rank == 0:
+        torch.save(end, folder / "end.pt")
+
+
+def test_bad_states(tmp_path):
+    net, optimizer, state = begin("sgd")
+    with pytest.raises(ArgumentError, match="optimizer must be a SparseMomentum"):
+        sparsefx.TrainingState(net, optimizer.wrapped)
+    with pytest.raises(ArgumentError, match=r"model must be a torch\.nn\.Module, not int"):
+        sparsefx.TrainingState(3, optimizer)
+    saved = state["training"].state_dict()
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        state["training"].load_state_dict({**saved, "plain": saved["plain"][:100]})
+    del saved["model"]
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        state["training"].load_state_dict(saved)

@@ -1,0 +1,23 @@
+"""Pictures are well-formed whatever they say."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sparsefx.plot.svg import add, finished, picture
+from sparsefx.table import printable
+
+
+@given(st.text())
+@example("]]><script>&\0\ud800\ufffe\n\"'")
+def test_any_text_is_only_text(text: str) -> None:
+    root = picture(text, 10, 20.25)
+    add(root, "text", text, text_anchor=text, x=1 / 3)
+    parsed = ElementTree.fromstring(finished(root).text.encode())
+    assert [child.tag.split("}")[1] for child in parsed] == ["title", "rect", "text"]
+    assert (parsed[0].text or "") == (parsed[2].text or "") == printable(text)
+    assert parsed[2].attrib == {"text-anchor": printable(text), "x": "0.3"}
+    assert parsed.attrib["height"] == "20.2"
