@@ -59,7 +59,7 @@ def main() -> None:
             simulate(name, depth, shapes)
         return
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_worker, (folder, options), nprocs=options.world, start_method="spawn")
+        mp.spawn(_worker, (folder, options), nprocs=options.world)
 
 
 def _worker(rank: int, folder: str, options: argparse.Namespace) -> None:
@@ -105,7 +105,8 @@ def _replicate(model: nn.Module) -> nn.Module:
 
 def _shard(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return fully_shard(model, mesh=mesh)  # type: ignore[no-any-return]
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _milliseconds(optimizer: sparsefx.SparseMomentum) -> float:

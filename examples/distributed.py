@@ -54,7 +54,10 @@ def sparse_network() -> nn.Module:
 def train(options: argparse.Namespace, device: torch.device) -> nn.Module:
     """Train on every process; the model as it was wrapped."""
     model = sparse_network().to(device)
-    model = fully_shard(model) if options.shard else DistributedDataParallel(model)
+    if options.shard:
+        fully_shard(model)  # in place
+    else:
+        model = DistributedDataParallel(model)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer = sparsefx.SparseMomentum(sgd, model, cycles=options.epochs)
     state = {"training": sparsefx.TrainingState(model, optimizer)}

@@ -123,6 +123,11 @@ class SparseOptimizer(WrappedOptimizer):
         return self._optimizer
 
     @property
+    def model(self) -> nn.Module:
+        """The model that it trains."""
+        return self._model
+
+    @property
     def rules(self) -> Rules:
         """What happens at steps and updates."""
         return self._rules
@@ -159,6 +164,8 @@ class SparseOptimizer(WrappedOptimizer):
             CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
                 train the same model have come to differ in their masks.
         """
+        if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
+            return self._optimizer.cycle()
         self._refresh()
         moment = self._moment()
         slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]

@@ -73,3 +73,19 @@ def sized_layer(numel: int, active: int, statistic: float, name: str) -> LayerSt
     mask = torch.arange(numel) < active
     weight = torch.arange(1.0, numel + 1) * mask
     return LayerState(name, weight, mask, torch.full((numel,), statistic, dtype=torch.float64))
+
+
+def assert_same(one: object, other: object) -> None:
+    """Equal all the way down, tensors bit for bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "quickstart.py"
 EPOCHS = 2
@@ -93,22 +94,6 @@ def kill_once_there_is(path: Path, seconds: float) -> None:
             time.sleep(0.01)
         time.sleep(seconds)
         process.kill()
-
-
-def assert_same(one: object, other: object) -> None:
-    """Equal all the way down, tensors bit for bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_same(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def test_checkpoint_of_other_settings_is_refused(folder: Path) -> None:

@@ -9,7 +9,7 @@ from sparsefx.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = ["docs/methods.md", "docs/plots.md", "docs/distributed.md"]
+GUIDES = ["docs/distributed.md", "docs/frameworks.md", "docs/methods.md", "docs/plots.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *GUIDES]
 
 
@@ -45,7 +45,14 @@ def test_commands_of_the_readme_are_understood() -> None:
         assert callable(command_line().parse_args(arguments).command)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")  # of checkpoints in one
+# Checkpoints for many processes are written by one.
+@pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")
+# Lightning reads pytrees by a name that newer torch calls deprecated.
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+# Data of a few rows needs no processes of its own to load it.
+@pytest.mark.filterwarnings("ignore:The '.*' does not have many workers:UserWarning")
+# Memory is pinned by default, where there is a device or not.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 @pytest.mark.parametrize("page", GUIDES)
 def test_code_of_the_guides_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

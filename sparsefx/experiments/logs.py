@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparsefx.errors import MissingPackageError
 from sparsefx.experiments.record import EpochRow
+from sparsefx.integrations import CsvWriter, TensorBoardWriter, cycle_metrics
 
 if TYPE_CHECKING:
     from sparsefx.experiments.train import Experiment
@@ -65,18 +64,16 @@ class CsvLog(Log):
 
     def __init__(self, folder: Path, rows: Sequence[EpochRow] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "epochs.csv"
-        with self._path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([_COLUMNS, *map(self._cells, rows)])
+        path = folder / "epochs.csv"
+        path.unlink(missing_ok=True)
+        self._writer = CsvWriter(path, _COLUMNS)
+        for row in rows:
+            self.epoch(row)
 
     def epoch(self, row: EpochRow) -> None:
         """Append the row."""
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(self._cells(row))
-
-    def _cells(self, row: EpochRow) -> list[Any]:
         densities = " ".join(f"{density:.6g}" for density in row.densities)
-        return [densities if name == "densities" else getattr(row, name) for name in _COLUMNS]
+        self._writer.row({**vars(row), "densities": densities})
 
 
 class JsonLog(Log):
@@ -144,32 +141,36 @@ class Lines(Log):
 
 
 class TensorBoard(Log):
-    """Scalars for TensorBoard.
+    """Scalars for TensorBoard: the rows of epochs, and with each the metrics of the last cycle.
+
+    Args:
+        folder: where they go.
+        epochs: how many epochs were told before, when a run goes on.
 
     Raises:
         MissingPackageError: tensorboard is not installed.
     """
 
-    _SCALARS = ("train_loss", "validation_error", "test_error", "learning_rate", "prune_rate")
+    _SCALARS = ("train_loss", "validation_error", "test_error", "learning_rate")
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingPackageError("--tensorboard needs a package: pip install tensorboard") from error
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, epochs: int = 0) -> None:
+        self._write = TensorBoardWriter(folder)
+        self._epochs = epochs
+
+    def step(self, experiment: Experiment) -> None:
+        """Write the metrics of the last cycle, if this step ended an epoch."""
+        if experiment.epoch > self._epochs:
+            self._epochs = experiment.epoch
+            self._write(cycle_metrics(experiment.training.optimizer), self._epochs)
 
     def epoch(self, row: EpochRow) -> None:
         """Write what there is of the row."""
-        for name in self._SCALARS:
-            if getattr(row, name) is not None:
-                self._writer.add_scalar(name, getattr(row, name), row.epoch)
-        for index, density in enumerate(row.densities):
-            self._writer.add_scalar(f"density/{index}", density, row.epoch)
+        found = {name: getattr(row, name) for name in self._SCALARS}
+        self._write({name: value for name, value in found.items() if value is not None}, row.epoch)
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        self._write.close()
 
 
 def logs_for(folder: Path, rows: Sequence[EpochRow] = (), *, tensorboard: bool = False) -> Logs:
@@ -182,7 +183,7 @@ def logs_for(folder: Path, rows: Sequence[EpochRow] = (), *, tensorboard: bool =
     """
     found: list[Log] = [CsvLog(folder, rows), JsonLog(folder, rows)]
     if tensorboard:
-        found.append(TensorBoard(folder))
+        found.append(TensorBoard(folder, len(rows)))
     return Logs([*found, _screen()])
 
 

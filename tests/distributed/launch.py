@@ -3,6 +3,7 @@
 import os
 import tempfile
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,11 @@ def _one(rank, world, folder, function, args):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=(Path(folder) / "store").as_uri(), rank=rank, world_size=world
+        "gloo",
+        init_method=(Path(folder) / "store").as_uri(),
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=180),
     )
     try:
         function(rank, *args)

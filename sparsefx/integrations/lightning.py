@@ -1,0 +1,120 @@
+"""Sparse training by a Lightning Trainer: one callback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sparsefx.errors import ArgumentError, MissingPackageError
+from sparsefx.integrations.metrics import CycleLog
+from sparsefx.integrations.plan import Plan, TrainerClock
+from sparsefx.masks import masked_weights
+from sparsefx.methods import Method
+from sparsefx.sparse_optimizer import SparseOptimizer
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise MissingPackageError(
+        "sparsefx.integrations.lightning needs a package: pip install lightning"
+    ) from error
+
+
+class SparseCallback(Callback):
+    """Keeps the sparsified layers of a LightningModule sparse and moves their weights about.
+
+    When training begins it wraps the module's optimizer, which ``configure_optimizers`` returns as before,
+    so that cycles happen within its steps. Checkpoints, schedulers, clipping, accumulation and precision
+    are Lightning's, unchanged. After each cycle the metrics of :func:`cycle_metrics` go to all of the
+    trainer's loggers. Averaged weights (Lightning's ``WeightAveraging``) are masked when training ends.
+
+    A module that wants several optimizers, or cycles of its own, wraps them itself in
+    ``configure_optimizers``; the callback then only logs.
+
+    Args:
+        method: the name of a method, or a row of one's own; see :func:`sparse_optimizer`, also for when
+            there are cycles by default.
+        layers: whether to log each masked layer, too.
+        **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100``, ``prune_rate=0.3``.
+
+    Raises:
+        ArgumentError: an argument cannot be used, or the method needs more than an optimizer. When training
+            begins: its length is not known, it has no cycle, or the optimizer cannot be wrapped.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[SparseCallback(every=100)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self, method: str | Method = "sparse-momentum", *, layers: bool = True, **changes: Any
+    ) -> None:
+        self._plan = Plan.of(method, changes)
+        self._layers = layers
+        self._clock: TrainerClock | None = None
+        self._logs: list[CycleLog] = []
+        self._masks: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wrap the optimizer: it is made by now, and its checkpoint is not loaded yet."""
+        if any(isinstance(optimizer, SparseOptimizer) for optimizer in trainer.optimizers):
+            self._clock = None
+            return
+        if len(trainer.optimizers) != 1:
+            raise ArgumentError(
+                f"configure_optimizers returned {len(trainer.optimizers)} optimizers, and SparseCallback "
+                "wraps a single one; wrap those that hold masked weights there, by sparsefx.SparseMomentum("
+                "optimizer, its_part_of_the_model, cycles=..., every=...)"
+            )
+        self._clock = TrainerClock(self._plan)
+        trainer.optimizers = [self._plan.optimizer(trainer.optimizers[0], pl_module, self._clock)]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the cycles and log from here on: a checkpoint is loaded by now, and the data's length known.
+
+        Asked for it earlier, Lightning would begin with the data before the checkpoint says where.
+        """
+        if self._clock is not None:
+            self._clock.begin(*_length(trainer))
+
+        def write(metrics: Mapping[str, float], step: int) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step)
+
+        sparse = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, SparseOptimizer)]
+        self._logs = [CycleLog(optimizer, write, layers=self._layers) for optimizer in sparse]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log the cycle, if there was one."""
+        for log in self._logs:
+            log.update()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Log a cycle that came after the last batch."""
+        self.on_train_batch_end()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the masks: weight averaging puts its own weights and buffers into the module in the end."""
+        if self._clock is not None:  # else a cycle may come after this
+            self._masks = [masked.mask.clone() for masked in masked_weights(pl_module)]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mask what the module holds in the end, which may be averages over several masks."""
+        for masked, mask in zip(masked_weights(pl_module), self._masks, strict=bool(self._masks)):
+            masked.set_mask(mask.to(masked.mask.device))
+        self._masks = []
+
+
+def _length(trainer: Trainer) -> tuple[int, int]:
+    """Optimizer steps of the training, and of an epoch."""
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < math.inf:
+        raise ArgumentError(
+            f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}: SparseCallback must know how "
+            "long training will be; give the Trainer one of them"
+        )
+    batches = trainer.num_training_batches  # infinite where the length of the data is not known
+    epoch_steps = steps if batches == math.inf else math.ceil(batches / trainer.accumulate_grad_batches)
+    return int(steps), int(epoch_steps)

@@ -1,0 +1,187 @@
+"""When a trainer's steps have cycles, and by which rules: so that a user need not count steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sparsefx.cycle import Clock, Timing
+from sparsefx.errors import ArgumentError
+from sparsefx.methods import Method
+from sparsefx.methods import method as named
+from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.values import check_count
+
+_NEVER = Timing(first=1.0)
+_FEWEST = 10  # epochs from which on cycles go by epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method whose length of training is not known yet.
+
+    Attributes:
+        method: what happens at steps and cycles.
+        spreads: whether a training of few epochs has cycles within its epochs.
+    """
+
+    method: Method
+    spreads: bool
+
+    @classmethod
+    def of(cls, method: str | Method, changes: dict[str, Any]) -> Plan:
+        """The plan for a method by name, or of one's own, with some fields changed.
+
+        Raises:
+            ArgumentError: the method needs more than an optimizer, or a field cannot be used.
+        """
+        if isinstance(method, Method):
+            row, spreads = method.with_(**changes), False
+        else:
+            row, spreads = named(method, **changes), "every" not in changes
+        needs = _needs(row)
+        if needs:
+            raise ArgumentError(
+                f"method={row.name!r} {needs}, and that takes more than plain steps; "
+                "run it by sparsefx.Training"
+            )
+        return cls(row, spreads)
+
+    def clock(self, steps: int, epoch_steps: int) -> Clock:
+        """When there are cycles in a training of so many optimizer steps, so many of them an epoch.
+
+        Raises:
+            ArgumentError: there would be none.
+        """
+        timing = self.method.timing
+        if timing is None:
+            return Clock(_NEVER, steps, epoch_steps)
+        if self.spreads and timing.every == "epoch" and steps < _FEWEST * epoch_steps:
+            epoch_steps = math.ceil(steps / _FEWEST)
+        clock = Clock(timing, steps, epoch_steps)
+        if not clock.is_ever_due:
+            raise ArgumentError(
+                f"every={timing.every!r}: method {self.method.name!r} has no cycle in {steps} optimizer "
+                f"steps, {epoch_steps} of them an epoch; train longer, or set every= to fewer steps"
+            )
+        return clock
+
+    def optimizer(self, optimizer: Optimizer, model: nn.Module, clock: Any) -> SparseOptimizer:
+        """The optimizer that follows it.
+
+        Args:
+            optimizer: holds the masked weights of ``model``.
+            model: a sparsified model.
+            clock: when there are cycles.
+
+        Raises:
+            ArgumentError: the model has no masked weights, or the optimizer lacks some.
+        """
+        return SparseOptimizer(optimizer, model, self.method.rules(), clock)
+
+
+class TrainerClock:
+    """The clock of a training whose length its trainer tells when it begins.
+
+    Args:
+        plan: what it goes by then.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._clock: Clock | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._clock)
+
+    def begin(self, steps: int, epoch_steps: int) -> None:
+        """Training begins, or goes on, and will have so many optimizer steps in all.
+
+        Raises:
+            ArgumentError: there would be no cycle in it.
+        """
+        self._clock = self._plan.clock(steps, epoch_steps)
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after this many steps."""
+        return self._begun.is_due(step, generator)
+
+    def progress(self, step: int, cycle: int = 0) -> float:
+        """Fraction of the time with updates that is over, in [0, 1]."""
+        return self._begun.progress(step, cycle)
+
+    @property
+    def _begun(self) -> Clock:
+        if self._clock is None:
+            raise ArgumentError(
+                "callbacks: the SparseCallback that made this optimizer was not told that training began; "
+                "leave it among the trainer's callbacks"
+            )
+        return self._clock
+
+
+def sparse_optimizer(
+    optimizer: Optimizer,
+    model: nn.Module,
+    method: str | Method = "sparse-momentum",
+    *,
+    steps: int,
+    epoch_steps: int,
+    **changes: Any,
+) -> SparseOptimizer:
+    """Wrap an optimizer so that it trains by a method, with cycles in its own steps.
+
+    There is nothing to call but ``step()``. By default a cycle comes at the end of every epoch but the
+    last; in a training of fewer than ten epochs, after every tenth of it.
+
+    Args:
+        optimizer: holds every trainable masked weight of ``model``.
+        model: a sparsified model.
+        method: the name of a method, or a row of one's own; one that keeps the density.
+        steps: optimizer steps of the whole training (``epochs * epoch_steps``).
+        epoch_steps: optimizer steps of an epoch: batches over the batches that gradients are accumulated for.
+        **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100`` for a cycle every
+            100 steps, ``prune_rate=0.3``.
+
+    Raises:
+        ArgumentError: an argument cannot be used, or the method needs more than an optimizer.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), density=0.25)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = sparse_optimizer(sgd, model, steps=20, epoch_steps=10)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(1, 8)).sum().backward()
+        ...     optimizer.step()
+        >>> [record.step for record in optimizer.history]
+        [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    """
+    check_count("steps", steps)
+    check_count("epoch_steps", epoch_steps)
+    plan = Plan.of(method, changes)
+    return plan.optimizer(optimizer, model, plan.clock(steps, epoch_steps))
+
+
+def _needs(method: Method) -> str:
+    """What a method needs beside plain steps of an optimizer; nothing for most that keep the density."""
+    changes_density = method.start is not None and method.start != method.density
+    for needed, what in (
+        (not method.masks, "masks no weights"),
+        (method.rounds is not None, "trains in rounds"),
+        (method.regulariser is not None, "adds to the loss"),
+        (method.score is not None, "scores the dense network first"),
+        (method.constant_fan_in, "has first masks of its own"),
+        (method.memory is not None, "stores inactive weights"),
+        (changes_density or method.densities is not None, "begins at another density than it ends"),
+        (method.timing is not None and method.timing.at_start, "updates its masks before the first step"),
+    ):
+        if needed:
+            return what
+    return ""

@@ -1,0 +1,28 @@
+"""The metrics of a model that FSDP divides are those of the whole one, on every process."""
+
+import pytest
+import torch
+from distributed import made
+from distributed.launch import launch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import sparsefx
+from sparsefx.integrations import cycle_metrics
+
+
+def test_metrics_of_a_divided_model():
+    launch(2, _compare)
+
+
+def _compare(rank):
+    alone = made.model(density=0.05)
+    plain = sparsefx.SparseMomentum(made.sgd(alone), alone, cycles=3)
+    net = made.model(density=0.05)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    divided = sparsefx.SparseMomentum(made.sgd(net), net, cycles=3)
+    made.train(alone, plain, 4)
+    made.train(net, divided, 4, rank, 2)
+    assert torch.distributed.get_world_size() == 2
+    assert cycle_metrics(divided) == pytest.approx(cycle_metrics(plain))
+    assert cycle_metrics(plain)["sparse/empty_inputs"] > 0
