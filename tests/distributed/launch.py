@@ -12,15 +12,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
+# A process that is forked from one that has imported everything starts at once.
+_IMPORTED = ["distributed.made", "torch._dynamo", "torch.distributed.checkpoint.state_dict"]
+_METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+if _METHOD == "forkserver":
+    mp.set_forkserver_preload(_IMPORTED)
 divides_on_cpus = pytest.mark.skipif(OLD, reason="FSDP2 of torch 2.6 needs a GPU")
 
 
 def launch(world, function, *args):
     """Call ``function(rank, *args)`` on every rank; what a rank raises fails the test with its traceback."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _one, (world, folder, function, args), nprocs=world, join=True, start_method="spawn"
-        )
+        mp.start_processes(_one, (world, folder, function, args), nprocs=world, start_method=_METHOD)
 
 
 def _one(rank, world, folder, function, args):
