@@ -69,7 +69,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operator's name without its overload: ``convolution``; not ATen's own: ``library::name``."""
+        """The operator's name without its overload, ``convolution``; if not ATen's own, ``library::name``."""
         name = str(self.op.overloadpacket.__name__)
         return name if self.op.namespace == "aten" else f"{self.op.namespace}::{name}"
 

@@ -29,7 +29,7 @@ class MaskedLayer(nn.Module):
     """What the masked layers add to the layer they replace: the mask, and its density when printed.
 
     Constructed directly, a masked layer takes the plain layer's arguments and starts with a mask
-    that is True everywhere; :func:`mask_layer` converts an existing layer.
+    that is True everywhere; :func:`sparsefx.sparsify` converts existing layers.
     """
 
     mask: Tensor

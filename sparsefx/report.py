@@ -141,7 +141,7 @@ class ExportReport(Tabular):
 
     @property
     def captured(self) -> str:
-        """How the model was captured: ``"whole"``, ``"parts"`` of it, or ``"not"`` at all."""
+        """How the model was captured, ``"whole"``, ``"parts"`` of it, or ``"not"`` at all."""
         return "whole" if "" in self.graphs else "parts" if self.graphs else "not"
 
     @property

@@ -49,7 +49,7 @@ class ConvolutionCall:
 
     @property
     def spreads_evenly(self) -> bool:
-        """Whether a constant channel stays constant at every position: nothing zero is mixed in."""
+        """Whether a constant channel stays constant at every position, as no zeros are mixed in."""
         return not self.transposed and not any(self.padding)
 
 

@@ -130,7 +130,7 @@ class Training:
 
     @property
     def first_step(self) -> int:
-        """The step at which this round begins: where the learning rate's schedule takes up."""
+        """The step at which this round begins, where the learning rate's schedule takes up."""
         return self._rewound_to if self.round else 0
 
     @property

@@ -2,7 +2,7 @@
 
 A score takes a :class:`Task` and returns, for each masked weight's name, a tensor of its shape, real
 and finite; higher is more worth keeping. It leaves the model as it found it. Scores know nothing of
-how many weights stay, nor of layers' shares: that is :func:`sparsefx.pruning.prune`.
+how many weights stay, nor of layers' shares: that is :func:`sparsefx.prune`.
 """
 
 from collections.abc import Callable
