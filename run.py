@@ -1,7 +1,10 @@
-"""Run the quickstart or the checks from a fresh clone; needs nothing but Python 3.10 or newer.
+"""Run the quickstart or the checks, or build the documentation, from a fresh clone.
+
+This needs nothing but Python 3.10 or newer:
 
     python run.py quickstart [options of examples/quickstart.py]
     python run.py test [options of pytest]
+    python run.py docs [options of sphinx-build]
 
 The first run makes a virtual environment in .venv and installs sparsefx there, editable, with the
 extra that the command needs; later runs find it and start at once.
@@ -20,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
-EXTRAS = {"quickstart": "examples", "test": "dev"}
+EXTRAS = {"quickstart": "examples", "test": "dev", "docs": "docs"}
 STEPS = {
     "quickstart": [["examples/quickstart.py"]],
     "test": [
@@ -29,6 +32,7 @@ STEPS = {
         ["-m", "mypy"],
         ["-m", "pytest"],
     ],
+    "docs": [["-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", "build/docs"]],
 }
 
 
