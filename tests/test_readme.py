@@ -9,7 +9,13 @@ from sparsefx.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = ["docs/distributed.md", "docs/frameworks.md", "docs/methods.md", "docs/plots.md"]
+GUIDES = [
+    "docs/distributed.md",
+    "docs/frameworks.md",
+    "docs/methods.md",
+    "docs/optimizers.md",
+    "docs/plots.md",
+]
 PAGES = ["README.md", "CONTRIBUTING.md", *GUIDES]
 
 
