@@ -18,30 +18,53 @@ REPORT_IT = "please report this with the model's code"
 
 
 @dataclass(frozen=True)
+class KeptChannels:
+    """Empty channels of a layer that are still there.
+
+    Attributes:
+        layer: the layer's name.
+        side: ``"input"`` or ``"output"`` channels.
+        count: how many.
+        reason: what keeps them.
+    """
+
+    layer: str
+    side: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a pass did.
 
     Attributes:
         modified: whether it changed anything; run again at once, it changes nothing.
         detail: one line for the report.
+        kept: the empty channels that it found to stay.
     """
 
     modified: bool
     detail: str = ""
+    kept: tuple[KeptChannels, ...] = ()
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """One row of a pipeline's report: a pass, what it did, and the seconds it took."""
+    """One row of a pipeline's report: a pass, what it did, the seconds it took, and what it found to stay."""
 
     name: str
     modified: bool
     seconds: float
     detail: str
+    kept: tuple[KeptChannels, ...] = ()
 
     def inside(self, part: str) -> PassReport:
         """The same, of a part of the model."""
-        return replace(self, name=f"{part}: {self.name}") if part else self
+        if not part:
+            return self
+        kept = tuple(replace(one, layer=f"{part}.{one.layer}") for one in self.kept)
+        return replace(self, name=f"{part}: {self.name}", kept=kept)
 
 
 class Refused(Exception):
@@ -120,7 +143,8 @@ class _Pipeline:
         if outcome.modified:
             self.memory.numbers_changed()
             self.unchecked = step.name
-        return PassReport(step.name, outcome.modified, time.perf_counter() - start, outcome.detail)
+        seconds = time.perf_counter() - start
+        return PassReport(step.name, outcome.modified, seconds, outcome.detail, outcome.kept)
 
     def verify(self, result: Any = None) -> None:
         """Check what was done since the last check, by a result seen meanwhile or a new one."""

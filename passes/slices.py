@@ -15,6 +15,9 @@ from torch import Tensor
 
 from sparsefx.passes.program import Call, Program, Value
 
+READ = "read"
+"""The cause of what is kept for its own sake: some output depends on it."""
+
 
 class Kept:
     """The kept indices of every dimension of every value; indices are only ever added.
@@ -27,7 +30,10 @@ class Kept:
 
     def __init__(self, values: Iterable[Value], round_groups: bool = False) -> None:
         self._round_groups = round_groups
+        values = list(values)
         self._kept = {value: [torch.zeros(n, dtype=torch.bool) for n in value.shape] for value in values}
+        self._causes = {value: [torch.zeros(n, dtype=torch.int32) for n in value.shape] for value in values}
+        self._because: list[object] = [READ]
         self._changed: dict[Value, None] = {}
         self._by_row: dict[Value, Tensor] = {}
 
@@ -41,8 +47,17 @@ class Kept:
         old = self._kept[value][dim]
         new = old | indices
         if not torch.equal(old, new):
+            self._causes[value][dim][new & ~old] = len(self._because) - 1
             self._kept[value][dim] = new
             self._changed[value] = None
+
+    def because(self, cause: object) -> None:
+        """What is kept from now on is kept for this reason: a call whose tie asks for it, or words."""
+        self._because.append(cause)
+
+    def cause(self, value: Value, dim: int, index: int) -> object:
+        """Why an index was kept first; :data:`READ` if something needs its elements."""
+        return self._because[int(self._causes[value][dim][index])]
 
     def select_by_row(self, value: Value, columns: Tensor) -> None:
         """Keep other columns in each row of a matrix, equally many: bool, (rows, columns)."""
@@ -133,8 +148,10 @@ def find_kept(
             others = [d for d in range(len(value.shape)) if d != dim]
             kept.keep(value, dim, elements.any(others) if others else elements)
         kept.keep_all(value, value.varying)
+    kept.because("the model takes or returns them")
     for value in (*program.inputs, *program.outputs):
         kept.keep_all(value)
+    kept.because("a size that cannot be rewritten counts them")
     for value, pinned_dim in pinned:
         kept.keep_all(value, None if pinned_dim is None else [pinned_dim])
     ties = _Ties(program, kept)
@@ -167,6 +184,7 @@ class _Ties:
                 return
             call = next(iter(waiting))
             del waiting[call]
+            self._kept.because(call)
             operation_of(call).tie(call, self._kept)
 
 
@@ -175,6 +193,7 @@ def _keep_one_of_each(program: Program, kept: Kept, ties: _Ties) -> None:
     for value in program.values():
         for dim, size in enumerate(value.shape):
             if size and not bool(kept.of(value, dim).any()):
+                kept.because("no tensor may lose its last channel")
                 kept.keep(value, dim, torch.arange(size) == 0)
                 ties.hold()
 
@@ -189,6 +208,7 @@ def _align(program: Program, kept: Kept, ties: _Ties, align: int) -> None:
             indices = kept.of(value, dim)
             wanted = min(len(indices), -(-int(indices.sum()) // align) * align) - int(indices.sum())
             if wanted:
+                kept.because("align= rounds the width up")
                 removed = (~indices).nonzero().flatten()[:wanted]
                 kept.keep(value, dim, torch.zeros_like(indices).index_fill(0, removed, True))
                 ties.hold()

@@ -20,6 +20,7 @@ from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.compare import gives, interpret, run
 from sparsefx.passes.examples import Inputs, at_other_sizes
+from sparsefx.passes.explain import Explain
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather
@@ -119,7 +120,7 @@ def _export(
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
     steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather)]
+    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather), Explain()]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])

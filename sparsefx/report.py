@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.costs import layer_flops, maskable_layers
-from sparsefx.errors import ArgumentError
+from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.masks import check_undivided, masked_weights
 from sparsefx.passes.parts import Compiled
-from sparsefx.passes.pipeline import PassReport
+from sparsefx.passes.pipeline import KeptChannels, PassReport
 from sparsefx.table import Table, Tabular, format_count
 
 
@@ -153,6 +153,40 @@ class ExportReport(Tabular):
     def channels_after(self) -> int:
         """Output channels of all layers after."""
         return sum(change.after.out_channels for change in self.layers if change.after)
+
+    @property
+    def kept(self) -> tuple[KeptChannels, ...]:
+        """The empty channels that are still there, with the reason; not those of modules that stay Python."""
+        return tuple(one for step in self.passes for one in step.kept)
+
+    def why(self, layer: str) -> str:
+        """Why a layer still has channels that are empty, in words.
+
+        Args:
+            layer: the layer's name.
+
+        Raises:
+            ArgumentError: there is no such layer.
+
+        Example:
+            >>> import torch, sparsefx
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> _ = net[2].weight.data[0].zero_()
+            >>> print(sparsefx.export(net, (torch.randn(1, 4),)).report.why("2"))
+            2 has 1 of 2 output channels empty: the model takes or returns them
+        """
+        change = next((change for change in self.layers if change.name == layer), None)
+        if change is None:
+            raise unknown_name("layer", layer, [change.name for change in self.layers])
+        if change.after is None:
+            return f"{layer} was removed"
+        sizes = {"input": change.after.in_channels, "output": change.after.out_channels}
+        lines = [
+            f"{layer} has {one.count} of {sizes[one.side]} {one.side} channels empty: {one.reason}"
+            for one in self.kept
+            if one.layer == layer
+        ]
+        return "\n".join(lines) or f"{layer} has no empty channels that a graph could have lost"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

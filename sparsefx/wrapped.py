@@ -125,13 +125,27 @@ class WrappedOptimizer(Optimizer):
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
+    def train(self) -> None:
+        """Switch a schedule-free optimizer to the weights that it trains; nothing for any other."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Switch a schedule-free optimizer to its averaged weights, masked; nothing for any other."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        change = getattr(self._optimizer, mode, None)
+        if change is not None:
+            change()
+            self._refresh()
+
     @abstractmethod
     def _step_once(self, closure: Callable[[], float] | None) -> float | None:
         """One step, between the hooks."""
 
     @abstractmethod
     def _refresh(self) -> None:
-        """Look the model up again: parameters or groups may have been replaced."""
+        """Look the model up again: parameters or groups may have been replaced, or weights changed."""
 
     @abstractmethod
     def _own_state(self) -> dict[str, Any]:

@@ -651,3 +651,50 @@ def test_a_cycle_at_rate_0_asks_parts_that_look_at_all_layers():
         record = optimizer.cycle()
     assert record.prune_rate == 0
     assert not any(layer.pruned for layer in record.layers)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """The switch of schedule-free optimizers (Defazio et al. 2024): averages in evaluation."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+        self.averaged = False
+
+    def step(self, closure=None):
+        assert not self.averaged
+        for weight in self.param_groups[0]["params"]:
+            z = self.state[weight].setdefault("z", weight.detach().clone())
+            z.sub_(weight.grad, alpha=0.1)
+            weight.detach().lerp_(z, 0.1)
+
+    def eval(self):
+        self._lerp(1 - 1 / 0.9)
+
+    def train(self):
+        self._lerp(1 - 0.9)
+
+    def _lerp(self, share):
+        self.averaged = not self.averaged
+        for weight in self.param_groups[0]["params"]:
+            weight.detach().lerp_(self.state[weight]["z"], share)
+
+
+def test_schedule_free_optimizers_switch_between_masked_weights():
+    net = mlp()
+    optimizer = wrap(net, ScheduleFree)
+    for _ in range(3):
+        train(net, optimizer, 2)
+        optimizer.cycle()
+        for switch, averaged in ((optimizer.eval, True), (optimizer.train, False)):
+            switch()
+            assert optimizer.wrapped.averaged == averaged
+            check_invariant(net)
+
+
+def test_other_optimizers_have_nothing_to_switch():
+    net = mlp()
+    optimizer = wrap(net)
+    before = copy.deepcopy(net.state_dict())
+    optimizer.eval()
+    optimizer.train()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

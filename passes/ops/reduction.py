@@ -31,7 +31,7 @@ class Mix:
     keeps_constant: Callable[[Call], bool] = lambda call: False
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
-        known, mixed = facts[call.inputs[0]], self._mixed(call)
+        known, mixed = facts[call.inputs[0]], self.mixed(call)
         varies, value, fixed = any_over(known.varies, mixed), known.value, known.fixed
         if not self.keeps_constant(call):
             varies = torch.ones_like(varies)
@@ -51,15 +51,15 @@ class Mix:
         for other in wanted[1:]:  # indices of maxima, a mean beside the deviation
             read = read | (other if other.dim() == read.dim() else other.any())
         if len(call.outputs[0].shape) < len(source.shape):
-            for dim in self._mixed(call):
+            for dim in self.mixed(call):
                 read = read.unsqueeze(dim)
         else:
-            read = any_over(read, self._mixed(call))
+            read = any_over(read, self.mixed(call))
         parameters = [torch.ones((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs[1:]]
         return [read, *parameters]
 
     def tie(self, call: Call, kept: Kept) -> None:
-        source, mixed = call.inputs[0], self._mixed(call)
+        source, mixed = call.inputs[0], self.mixed(call)
         kept.keep_all(source, mixed)
         for parameter in call.inputs[1:]:
             kept.keep_all(parameter)
@@ -76,7 +76,8 @@ class Mix:
             for dim, result in pairs:
                 kept.tie((source, dim), (output, result))
 
-    def _mixed(self, call: Call) -> list[int]:
+    def mixed(self, call: Call) -> list[int]:
+        """The dimensions that it mixes, from the front."""
         rank = len(call.inputs[0].shape)
         return sorted({dim % rank for dim in self.dims(call)})
 
@@ -86,7 +87,7 @@ class Softmax(Mix):
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         (known,) = super().forward(call, facts)
-        return [replace(known, averages=self._mixed(call) == [len(call.outputs[0].shape) - 1])]
+        return [replace(known, averages=self.mixed(call) == [len(call.outputs[0].shape) - 1])]
 
 
 def last_dims(count: int) -> Callable[[Call], list[int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -72,7 +73,7 @@ class Plan:
         return clock
 
     def optimizer(self, optimizer: Optimizer, model: nn.Module, clock: Any) -> SparseOptimizer:
-        """The optimizer that follows it.
+        """The optimizer that follows it; where there are several ranks, all of them train the same masks.
 
         Args:
             optimizer: holds the masked weights of ``model``.
@@ -82,7 +83,8 @@ class Plan:
         Raises:
             ArgumentError: the model has no masked weights, or the optimizer lacks some.
         """
-        return SparseOptimizer(optimizer, model, self.method.rules(), clock)
+        ranks = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        return SparseOptimizer(optimizer, model, self.method.rules(), clock, group=ranks)
 
 
 class TrainerClock:
