@@ -56,7 +56,7 @@ class Kept:
         self._because.append(cause)
 
     def cause(self, value: Value, dim: int, index: int) -> object:
-        """Why an index was kept first; :data:`READ` if something needs its elements."""
+        """Why an index was kept first; ``READ`` if something needs its elements."""
         return self._because[int(self._causes[value][dim][index])]
 
     def select_by_row(self, value: Value, columns: Tensor) -> None:
