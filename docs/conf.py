@@ -25,10 +25,11 @@ html_theme = "furo"
 html_title = "sparsefx"
 html_copy_source = False
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False  # types are in the signature
 napoleon_use_ivar = True
 
 nitpicky = True  # a name in a docstring that leads nowhere is a warning
@@ -57,7 +58,7 @@ def resolve_short_name(
     if node.get("refdomain") != "py":
         return None
     target = str(node["reftarget"]).removeprefix("sparsefx.")
-    domain = env.domains.python_domain
+    domain: Any = env.get_domain("py")
     for ending in (target, target.rpartition(".")[2]):
         found = [name for name in domain.objects if name.endswith(f".{ending}")]
         if found and ("." not in target or ending[0].isupper() or ending == target):
