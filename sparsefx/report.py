@@ -173,7 +173,7 @@ class ExportReport(Tabular):
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> _ = net[2].weight.data[0].zero_()
             >>> print(sparsefx.export(net, (torch.randn(1, 4),)).report.why("2"))
-            2 has 1 of 2 output channels empty: the model takes or returns them
+            2 has 1 of 2 output channels empty: the model returns them
         """
         change = next((change for change in self.layers if change.name == layer), None)
         if change is None:
