@@ -143,7 +143,7 @@ def _addmm_as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Linear | 
 def _empty_layer(target: Any, weight: nn.Parameter, arguments: dict[str, Any]) -> Any:
     """A layer of the right kind and sizes, without storage: its parameters are replaced."""
     if target is F.layer_norm:
-        return nn.LayerNorm(**arguments, elementwise_affine=False)
+        return nn.LayerNorm(**arguments, device="meta")
     if target is F.linear:
         return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     kind, _ = _CONVOLUTIONS[target]

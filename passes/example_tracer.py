@@ -261,7 +261,11 @@ def require_default(value: Any, default: Any, name: str) -> None:
     if _is_traced_again(require_default, value, default, name) or value is default:
         return
     if type(value) is not type(default) or value != default:
-        raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {value!r}")
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(
+            f"argument {name!r} was traced as {default!r} and cannot change; got {got}. Give it such a value "
+            "among the example inputs"
+        )
 
 
 def _is_traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:

@@ -186,7 +186,15 @@ class ExportReport(Tabular):
             for one in self.kept
             if one.layer == layer
         ]
-        return "\n".join(lines) or f"{layer} has no empty channels that a graph could have lost"
+        if lines:
+            return "\n".join(lines)
+        if change.after.empty_inputs or change.after.empty_outputs:
+            return (
+                f"{layer} has {change.after.empty_inputs} input and {change.after.empty_outputs} output "
+                "channels empty: it is not cut, because it has a hook or a forward of its own, shares its "
+                "weight, or belongs to what stays Python"
+            )
+        return f"{layer} has no empty channels"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

@@ -95,7 +95,10 @@ def _nothing_to_mask(model: nn.Module, kept_dense: set[str]) -> str:
     if kept_dense:
         return f"dense= keeps every maskable layer of {type(model).__name__} dense; leave some to mask"
     kinds = ", ".join(kind.__name__ for kind in MASKABLE)
-    return f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
+    looked = f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
+    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        looked += "; sparsefx.integrations.transformers.conv1d_to_linear makes its Conv1D linear layers"
+    return looked
 
 
 def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[bool, list[str]]]:
@@ -135,6 +138,7 @@ def _warn_opaque(captures: dict[bool, Capture]) -> None:
     opaque = {path: reason for captured in captures.values() for path, reason in captured.opaque.items()}
     if opaque:
         reasons = "; ".join(f"{path or 'the model itself'} ({reason})" for path, reason in opaque.items())
+        reasons += ". trace=False keeps all of it Python, and says nothing" if "" in opaque else ""
         warnings.warn(
             f"sparsify: not traced, kept as Python modules (their layers are masked all the same): {reasons}",
             stacklevel=3,

@@ -145,6 +145,27 @@ def test_functional_layers_tied_weights_and_optional_arguments(tmp_path: Path) -
     assert sum("weight" in name and ("twice" in name or "tied" in name) for name in tensors) == 1
 
 
+class FunctionalNorm(nn.Module):
+    """A layer norm of its own parameters, as timm's are."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.rand(8))
+        self.shift = nn.Parameter(torch.rand(8)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.layer_norm(self.first(x), (8,), self.scale, self.shift, 1e-6))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_that_were_functions(bias: bool, tmp_path: Path) -> None:
+    loaded = round_trip(FunctionalNorm(bias).double(), tmp_path, torch.rand(4, 6, dtype=torch.float64))
+    norm = loaded.get_submodule("layer_norm_layer")
+    assert (norm.bias is not None) == bias
+    assert norm.eps == 1e-6
+
+
 def test_the_loaded_model_is_an_ordinary_one(tmp_path: Path) -> None:
     """It can be copied, pickled, trained, exported and saved once more."""
     loaded = round_trip(odd(), tmp_path, *ODD_INPUTS)

@@ -41,7 +41,7 @@ def test_a_residual_stream_and_an_output():
         ("last", "output"): (1, "the model returns them"),
     }
     assert report.why("second") == "second has 3 of 6 output channels empty: add at add reads them"
-    assert report.why("first") == "first has no empty channels that a graph could have lost"
+    assert report.why("first") == "first has no empty channels"
     assert "explain: 4 empty channels are left" in str(report)
     with pytest.raises(ArgumentError, match="thrid"):
         report.why("thrid")
@@ -89,3 +89,10 @@ def test_the_last_channel_and_parts_of_what_stays_python():
         "hidden.0 has 1 of 1 output channels empty: a layer has at least one channel",
         "hidden.0 has 3 of 3 input channels empty: the model takes or returns them",
     ]
+
+
+def test_a_layer_that_is_not_cut():
+    net = nn.Sequential(emptied(nn.Linear(4, 6), rows=[0, 1]), nn.ReLU(), nn.Linear(6, 2))
+    net[0].register_forward_hook(lambda *_: None)
+    report = sparsefx.export(net, (torch.randn(2, 4),)).report
+    assert report.why("0").startswith("0 has 0 input and 2 output channels empty: it is not cut")
