@@ -28,6 +28,12 @@ def local(tensor: Any) -> Any:
     return tensor.to_local() if is_divided(tensor) else tensor
 
 
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor; of a divided one every process must ask."""
+    full: Tensor = tensor.full_tensor() if is_divided(tensor) else tensor
+    return full
+
+
 def block_of(weight: Tensor) -> Block | None:
     """Which block of a weight this process holds; None for all of it.
 
@@ -59,10 +65,8 @@ def local_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """This process's part of a tensor of a weight's shape, which may be divided otherwise or not at all."""
     if placed_alike(tensor, weight):
         return local(tensor)  # type: ignore[no-any-return]
-    given: Any = tensor
-    whole: Tensor = given.full_tensor() if is_divided(tensor) else tensor
     block = block_of(weight)
-    return whole if block is None else block.part_of(whole)
+    return whole(tensor) if block is None else block.part_of(whole(tensor))
 
 
 def divide_like(tensor: Tensor, weight: Tensor) -> Tensor:

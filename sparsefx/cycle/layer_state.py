@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -117,3 +118,8 @@ class LayerState:
     def without(self, removed: Tensor) -> LayerState:
         """The same layer after some active positions were removed."""
         return replace(self, mask=self.mask & ~removed, removed=removed)
+
+
+def counts_of(layers: Sequence[LayerState], positions: Sequence[Tensor]) -> list[int]:
+    """How many positions are True in each whole layer, of bool tensors of the layers' shapes."""
+    return [layer.count(some) for layer, some in zip(layers, positions, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsefx.cycle.allocate import allocate
 from sparsefx.cycle.for_all_layers import ForAllLayers, best_of_each, largest_of_all
-from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.layer_state import LayerState, counts_of
 from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import magnitudes
 from sparsefx.errors import CycleError
@@ -91,7 +91,7 @@ def global_magnitude(
     """
     sizes = [magnitudes(layer.weight) for layer in layers]
     candidates = [layer.mask & ~one for layer, one in zip(layers, _largest_ones(layers, sizes), strict=True)]
-    left = sum(layer.count(some) for layer, some in zip(layers, candidates, strict=True))
+    left = sum(counts_of(layers, candidates))
     return largest_of_all(layers, [-size for size in sizes], candidates, min(sum(counts), left))
 
 
@@ -123,7 +123,7 @@ class AdaptiveThreshold:
             layer.mask & (size < threshold) & ~one
             for layer, size, one in zip(layers, sizes, _largest_ones(layers, sizes), strict=True)
         ]
-        removed = sum(layer.count(positions) for layer, positions in zip(layers, chosen, strict=True))
+        removed = sum(counts_of(layers, chosen))
         wanted = self.wanted if self.wanted >= 1 else self.wanted * sum(layer.active for layer in layers)
         if removed > 1.1 * wanted:
             moment.notes["threshold"] = threshold / 2

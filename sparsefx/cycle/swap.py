@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsefx.cycle.allocate import allocate
 from sparsefx.cycle.for_all_layers import ForAllLayers
 from sparsefx.cycle.grow import GROW, Grow
-from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.layer_state import LayerState, counts_of
 from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.prune import PRUNE, Prune
 from sparsefx.cycle.redistribute import REDISTRIBUTE, OfSurvivors, Redistribute
@@ -73,7 +73,7 @@ class Swap:
         idle = moment.rate == 0 and not isinstance(self.prune, ForAllLayers)
         shares = None if late or idle else self._shares(layers)
         pruned = _choose("prune", self.prune, layers, self._losses(layers, moment.rate, shares), moment)
-        losses = _counts(layers, pruned)
+        losses = counts_of(layers, pruned)
         rest = [layer.without(chosen) for layer, chosen in zip(layers, pruned, strict=True)]
         if late and any(losses):
             shares = self._shares(rest)
@@ -159,7 +159,7 @@ def _choose(
         problem = _problem(layer, positions, count, allowed, kind)
         if problem:
             raise CycleError(f"{role} {_name(choose)!r} on layer {layer.name!r} {problem}")
-    if role == "grow" and (total := sum(_counts(layers, chosen))) != sum(counts):
+    if role == "grow" and (total := sum(counts_of(layers, chosen))) != sum(counts):
         raise CycleError(f"grow {_name(choose)!r} chose {total} positions in all instead of {sum(counts)}")
     return chosen
 
@@ -171,10 +171,6 @@ def _choose_of_layer(
         return torch.zeros_like(layer.mask)
     chosen: Tensor = choose(layer, count, generator)
     return chosen
-
-
-def _counts(layers: Sequence[LayerState], chosen: Sequence[Tensor]) -> list[int]:
-    return [layer.count(positions) for layer, positions in zip(layers, chosen, strict=True)]
 
 
 def _problem(layer: LayerState, chosen: Any, count: int | None, candidates: Tensor, kind: str) -> str:

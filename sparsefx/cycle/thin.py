@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsefx.cycle.densities import Densities
 from sparsefx.cycle.for_all_layers import best_of_each, largest_of_all
-from sparsefx.cycle.layer_state import LayerState
+from sparsefx.cycle.layer_state import LayerState, counts_of
 from sparsefx.cycle.moment import Moment
 from sparsefx.cycle.select import magnitudes
 from sparsefx.cycle.update import LayerOutcome
@@ -80,9 +80,6 @@ def _largest_of_all(
     """The largest of all, but at least one of each."""
     ones = best_of_each(layers, scores, candidates, 1)
     others = [some & ~one for some, one in zip(candidates, ones, strict=True)]
-    room, taken = (
-        sum(layer.count(some) for layer, some in zip(layers, positions, strict=True))
-        for positions in (others, ones)
-    )
+    room, taken = sum(counts_of(layers, others)), sum(counts_of(layers, ones))
     chosen = largest_of_all(layers, scores, others, max(0, min(room, count - taken)))
     return [one | more for one, more in zip(ones, chosen, strict=True)]

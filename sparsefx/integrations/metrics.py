@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from torch import Tensor
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import MaskedWeight, masked_weights
 from sparsefx.report import empty_channels
-from sparsefx.sharding import is_divided
+from sparsefx.sharding import whole
 from sparsefx.sparse_optimizer import SparseOptimizer
 
 Write = Callable[[Mapping[str, float], int], object]
@@ -123,8 +121,7 @@ def sparse_inside(optimizer: object) -> SparseOptimizer:
 def _look(masked: MaskedWeight) -> tuple[int, int, int]:
     """Active weights, and input and output channels without one; a weight that just grew is active and 0."""
     layer, _, _ = masked.holders[0]
-    mask: Any = masked.mask
-    whole: Tensor = mask.full_tensor() if is_divided(mask) else mask
-    matrix = whole if whole.dim() > 1 else whole[None]  # F.linear takes a vector too
+    mask = whole(masked.mask)
+    matrix = mask if mask.dim() > 1 else mask[None]  # F.linear takes a vector too
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    return int(whole.sum()), *empty_channels(matrix, isinstance(layer, _ConvTransposeNd), groups)
+    return int(mask.sum()), *empty_channels(matrix, isinstance(layer, _ConvTransposeNd), groups)

@@ -32,6 +32,10 @@ def sgd(net):
     return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
+def plain_sgd(net):
+    return torch.optim.SGD(net.parameters(), lr=0.1)
+
+
 def adam(net):
     return torch.optim.AdamW(net.parameters(), lr=0.01)
 

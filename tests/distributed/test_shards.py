@@ -53,14 +53,10 @@ def _train_as_one(rank, world):
         _compare(rank, world, at_the_root, mesh, {}, made.sgd, parts, name)
     _compare(rank, world, by_layers, mesh, {"trace": False}, made.sgd, {}, "layers")
     _compare(rank, world, at_the_root, mesh, {}, made.adam, {}, "adam")
-    _compare(rank, world, at_the_root, mesh, {}, plain_sgd, {}, "averages")
+    _compare(rank, world, at_the_root, mesh, {}, made.plain_sgd, {}, "averages")
     if world == 4:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         _compare(rank, world, at_the_root, mesh, {}, made.sgd, {}, "replicated shards")
-
-
-def plain_sgd(net):
-    return torch.optim.SGD(net.parameters(), lr=0.1)
 
 
 def _compare(rank, world, divide, mesh, options, make_optimizer, parts, name):

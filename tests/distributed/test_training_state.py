@@ -14,12 +14,7 @@ from distributed import made
 from distributed.launch import divides_on_cpus, launch
 from sparsefx.errors import ArgumentError, CheckpointError
 
-
-def plain_sgd(net):
-    return torch.optim.SGD(net.parameters(), lr=0.1)
-
-
-OPTIMIZERS = {"sgd": made.sgd, "adam": made.adam, "averages": plain_sgd}
+OPTIMIZERS = {"sgd": made.sgd, "adam": made.adam, "averages": made.plain_sgd}
 
 
 def begin(name, world=1, **options):
