@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from sparsefx.averages import GradientAverages
@@ -150,6 +151,7 @@ class SparseOptimizer(WrappedOptimizer):
         parts = ", ".join(map(described, (self._clock, self._rules)))
         return f"{type(self).__name__}({done}, {parts})\n{self._optimizer!r}"
 
+    @_disable_dynamo  # as step() is
     @torch.no_grad()
     def cycle(self) -> CycleRecord:
         """Update the masks, once. Call it after ``step()`` and before ``zero_grad()``.

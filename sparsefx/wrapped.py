@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from sparsefx.errors import CheckpointError
@@ -64,10 +65,14 @@ class WrappedOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self._optimizer.defaults = defaults
 
+    # Cycles count, draw and branch by values, which a trace of them gets wrong. torch's own optimizers are
+    # marked in this way; torch.compiler.disable would import the compiler with sparsefx.
+    @_disable_dynamo
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step the wrapped optimizer, and do what the wrapper is for.
 
-        A step that ``GradScaler`` skips never gets here, so it changes nothing.
+        A step that ``GradScaler`` skips never gets here, so it changes nothing. Where ``torch.compile``
+        traces the caller, a step runs as it is; a compiled step of the wrapped optimizer stays compiled.
 
         Args:
             closure: re-evaluates the model and returns the loss; it always sees masked weights.

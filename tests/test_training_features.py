@@ -99,6 +99,24 @@ def test_a_compiled_optimizer_step(make):
     assert_same(model, plain)
 
 
+@pytest.mark.parametrize("what", ["step", "training step"])
+def test_compiling_around_the_wrapper_changes_nothing(what):
+    """A trace of a cycle would be wrong; what is compiled around it leaves the wrapper's step as it is."""
+    torch._dynamo.reset()
+    model, plain = masked_conv_net(), masked_conv_net()
+    for net in (plain, model):
+        optimizer = sparsefx.SparseMomentum(sgd(net), net, cycles=4, every=2)
+        one_step, compiled = train_step, torch.compile(backend="eager")
+        if net is model and what == "step":
+            optimizer.step = compiled(optimizer.step)
+        elif net is model:
+            one_step = compiled(train_step)
+        for step in range(6):
+            one_step(net, optimizer, step)
+        assert [record.step for record in optimizer.history] == [2, 4, 6]
+    assert_same(model, plain)
+
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
