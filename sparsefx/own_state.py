@@ -24,8 +24,9 @@ def check_own_state(own: Any, key: str, wrapper: str, shapes: Mapping[str, list[
     """
     if not isinstance(own, Mapping):
         raise CheckpointError(
-            f"state_dict has no {key!r} entry; it must come from {wrapper}.state_dict(). To start from the "
-            "plain optimizer's state, load it into that optimizer before wrapping it"
+            f"state_dict has no {key!r} entry; it must come from {wrapper}.state_dict(), or by "
+            "torch.distributed.checkpoint from a sparsefx.TrainingState. To start from the plain optimizer's "
+            "state, load it into that optimizer before wrapping it"
         )
     missing = _ENTRIES - own.keys()
     if missing:

@@ -77,7 +77,7 @@ class SparseCallback(Callback):
         Asked for it earlier, Lightning would begin with the data before the checkpoint says where.
         """
         if self._clock is not None:
-            self._clock.begin(*_length(trainer))
+            self._clock.begin(*_length(trainer), rehearsal=bool(trainer.fast_dev_run))
 
         def write(metrics: Mapping[str, float], step: int) -> None:
             for logger in trainer.loggers:

@@ -101,13 +101,21 @@ class TrainerClock:
     def __repr__(self) -> str:
         return repr(self._clock)
 
-    def begin(self, steps: int, epoch_steps: int) -> None:
+    def begin(self, steps: int, epoch_steps: int, *, rehearsal: bool = False) -> None:
         """Training begins, or goes on, and will have so many optimizer steps in all.
+
+        Args:
+            steps: optimizer steps in all.
+            epoch_steps: optimizer steps of an epoch.
+            rehearsal: a few steps to see that the code runs; a cycle after each, if the method has any.
 
         Raises:
             ArgumentError: there would be no cycle in it.
         """
-        self._clock = self._plan.clock(steps, epoch_steps)
+        if rehearsal and self._plan.method.timing is not None:
+            self._clock = Clock(Timing(every=1), steps + 1, epoch_steps)
+        else:
+            self._clock = self._plan.clock(steps, epoch_steps)
 
     def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
         """Whether there is an update after this many steps."""
@@ -122,7 +130,8 @@ class TrainerClock:
         if self._clock is None:
             raise ArgumentError(
                 "callbacks: the SparseCallback that made this optimizer was not told that training began; "
-                "leave it among the trainer's callbacks"
+                "leave it among the trainer's callbacks. Loading a checkpoint of a model that is divided "
+                "among processes steps the optimizer, too: resume by a sparsefx.TrainingState instead"
             )
         return self._clock
 

@@ -204,6 +204,16 @@ def test_averaged_weights_are_as_sparse(tmp_path, use_buffers, sparse_first):
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"every": 100}, {"method": "static"}])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fast_dev_run_rehearses_cycles(tmp_path, changes, steps):
+    module, run = Module(), trainer(tmp_path, SparseCallback(**changes), fast_dev_run=steps)
+    run.fit(module, loader())
+    assert steps_of(run.optimizers[0]) == ([] if "method" in changes else [*range(1, steps + 1)])
+    assert not module.broken
+    assert all(m.is_enforced() for m in sparsefx.masked_weights(module))
+
+
 def test_early_stopping_stops(tmp_path):
     stop = EarlyStopping("validation", stopping_threshold=10.0)
     module, run = Validated(), trainer(tmp_path, SparseCallback(), stop)
