@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError, InvariantError
-from sparsefx.sharding import count_true, divide_like, is_divided, local, local_like, placed_alike
+from sparsefx.sharding import (
+    count_true,
+    divide_like,
+    gather_back,
+    is_divided,
+    local,
+    local_like,
+    placed_alike,
+)
 
 _RECORD = "_masked_parameters"
 _HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
@@ -53,7 +61,7 @@ class MaskedWeight:
 
     @property
     def density(self) -> float:
-        """Fraction of positions that are active, in [0, 1]."""
+        """Fraction of positions that are active, in [0, 1]. Of a divided weight every process must ask."""
         return count_true(self.mask) / self.mask.numel()
 
     @torch.no_grad()
@@ -208,6 +216,7 @@ def check_undivided(model: nn.Module, verb: str) -> None:
     Raises:
         ArgumentError: they are.
     """
+    gather_back(bare(model))  # an evaluation may have left them whole, but not for long
     divided = [name for name, parameter in bare(model).named_parameters() if is_divided(parameter)]
     if divided:
         raise ArgumentError(

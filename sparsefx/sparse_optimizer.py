@@ -144,7 +144,8 @@ class SparseOptimizer(WrappedOptimizer):
     def explored(self) -> float | None:
         """Fraction of all maskable positions that were ever active, if the rules keep count of it.
 
-        "In-time over-parametrisation" of Liu et al. 2021, section 3.
+        "In-time over-parametrisation" of Liu et al. 2021, section 3. Of a divided model every process must
+        ask.
         """
         return self._companions.explored()
 

@@ -17,6 +17,7 @@ from sparsefx.cycle.draw import draw
 from sparsefx.cycle.for_all_layers import largest_of_all
 from sparsefx.cycle.select import select_largest
 from sparsefx.errors import ArgumentError, CycleError
+from sparsefx.regularisers import HardConcrete
 from sparsefx.sharding import block_of, count_true, local
 
 METHODS = {
@@ -177,6 +178,10 @@ def _refuse(rank):
         sparsefx.report(net)
     with pytest.raises(ArgumentError, match="sparsify needs whole weights"):
         sparsefx.sparsify(fully_shard(nn.Linear(4, 4), mesh=mesh))
+    with pytest.raises(ArgumentError, match="a regulariser needs whole weights"):
+        HardConcrete(at_the_root(made.model(density=1.0), mesh), samples=8)
+    with pytest.raises(ArgumentError, match=r"plot\.masks needs whole weights"):
+        sparsefx.plot.masks(net)
     optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2, grow="momentum_neuron")
     before = made.masks(net)
     with pytest.raises(CycleError, match="momentum_neuron' needs all of layer 'stem'"):
@@ -186,7 +191,11 @@ def _refuse(rank):
     sgd = made.sgd(net)
     with torch.no_grad():
         net(made.batch(0)[0])
-    optimizer = sparsefx.SparseMomentum(sgd, net, cycles=2)  # evaluation left weights gathered
+    with pytest.raises(ArgumentError, match="report needs whole weights"):
+        sparsefx.report(net)  # evaluation left weights gathered
+    with torch.no_grad():
+        net(made.batch(0)[0])
+    optimizer = sparsefx.SparseMomentum(sgd, net, cycles=2)
     sparsefx.apply_masks(net)
     made.train(net, optimizer, 2, rank, 2)
     assert all(
