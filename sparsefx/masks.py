@@ -11,7 +11,7 @@ handled alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError, InvariantError
-from sparsefx.sharding import count_true, divide_like, is_divided, local, local_like, placed_alike
+from sparsefx.sharding import (
+    count_true,
+    divide_like,
+    gather_back,
+    is_divided,
+    local,
+    local_like,
+    placed_alike,
+)
 
 _RECORD = "_masked_parameters"
+_HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -52,14 +61,17 @@ class MaskedWeight:
 
     @property
     def density(self) -> float:
-        """Fraction of positions that are active, in [0, 1]."""
+        """Fraction of positions that are active, in [0, 1]. Of a divided weight every process must ask."""
         return count_true(self.mask) / self.mask.numel()
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
         """Write a new mask (bool, shape ``S`` or that of this process's block) and zero what it excludes."""
+        if mask.shape == self.weight.shape:
+            mask = local_like(mask, self.weight)
         for module, _, name in self.holders:
-            local(module.get_buffer(name)).copy_(local(mask))
+            local(module.get_buffer(name)).copy_(mask)
+            _has_values(module, name)
         self.enforce()
 
     @torch.no_grad()
@@ -120,6 +132,8 @@ def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
     """
     buffer = "mask" if parameter == "weight" and not hasattr(module, "mask") else f"{parameter}_mask"
     module.register_buffer(buffer, mask)
+    if mask.is_meta:
+        module.__dict__.setdefault(_HOLLOW, set()).add(buffer)
     record = module.__dict__.setdefault(_RECORD, {})
     if not record:
         module.register_load_state_dict_pre_hook(_mask_incoming)
@@ -132,6 +146,7 @@ def detach_masks(module: nn.Module) -> None:
     """Remove the masks of one module (not of its children); its weights stay as they are."""
     for buffer in module.__dict__.pop(_RECORD, {}).values():
         delattr(module, buffer)
+        _has_values(module, buffer)
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
         del hooks[key]
@@ -176,12 +191,32 @@ def check_invariant(model: nn.Module) -> None:
         )
 
 
+def check_values(layers: Iterable[MaskedWeight]) -> None:
+    """Refuse masks that were made on the meta device and have no values.
+
+    Raises:
+        ArgumentError: some are; it names the layers.
+    """
+    hollow = [
+        layer.name
+        for layer in layers
+        if all(name in module.__dict__.get(_HOLLOW, ()) for module, _, name in layer.holders)
+    ]
+    if hollow:
+        raise ArgumentError(
+            f"the masks of {', '.join(hollow)} were made on the meta device and were given no values; load "
+            "the state dict of a model that was sparsified elsewhere, or call set_mask() of each of "
+            "sparsefx.masked_weights(model)"
+        )
+
+
 def check_undivided(model: nn.Module, verb: str) -> None:
     """Refuse a model whose weights are divided among processes, on behalf of what needs them whole.
 
     Raises:
         ArgumentError: they are.
     """
+    gather_back(bare(model))  # an evaluation may have left them whole, but not for long
     divided = [name for name, parameter in bare(model).named_parameters() if is_divided(parameter)]
     if divided:
         raise ArgumentError(
@@ -230,6 +265,8 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
     """
     for parameter, buffer in _records(module):
         present = module.get_buffer(buffer)
+        if prefix + buffer in state_dict:
+            _has_values(module, buffer)
         mask = state_dict.setdefault(prefix + buffer, present)
         if not isinstance(mask, Tensor) or mask.shape != present.shape:
             mask = present  # torch refuses the other one
@@ -242,6 +279,11 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             with torch.no_grad():
                 held = module.get_parameter(parameter)
                 zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
+
+
+def _has_values(module: nn.Module, buffer: str) -> None:
+    """Note that a mask was given values, or is gone."""
+    module.__dict__.get(_HOLLOW, set()).discard(buffer)
 
 
 def _records(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ def check_own_state(own: Any, key: str, wrapper: str, shapes: Mapping[str, list[
         shapes: of the model's masked weights, by layer.
 
     Raises:
-        CheckpointError: it is missing, lacks an entry, or is of other layers.
+        CheckpointError: it is missing, damaged, lacks an entry, or is of other layers.
     """
     if not isinstance(own, Mapping):
         raise CheckpointError(
@@ -31,6 +31,11 @@ def check_own_state(own: Any, key: str, wrapper: str, shapes: Mapping[str, list[
     missing = _ENTRIES - own.keys()
     if missing:
         raise CheckpointError(f"state_dict[{key!r}] lacks {', '.join(sorted(missing))}; save it again")
+    for entry in ("averages", "notes", "companions", "layers"):
+        if not isinstance(own[entry], Mapping):
+            raise CheckpointError(
+                f"state_dict[{key!r}][{entry!r}] is damaged: it is {own[entry]!r}; save it again"
+            )
     saved = dict(own["layers"])
     strange = sorted(set(own["averages"]) - set(saved))
     if strange:

@@ -6,6 +6,7 @@ local tensors and asks :class:`sparsefx.cycle.block.Block` for what concerns the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,8 +58,16 @@ def block_of(weight: Tensor) -> Block | None:
         for dimension, placement in enumerate(divided.placements)
         if not placement.is_replicate()  # FSDP over tensor parallel has shards of which is_shard() says no
     )
-    device = part.device if part.device.type == mesh.device_type else _device_of(mesh)
-    return Block(weight.shape, part.shape, tuple(offset), groups, device)
+    return Block(weight.shape, part.shape, tuple(offset), groups, _device_for(mesh, part))
+
+
+def whole_or_block(weight: Tensor) -> Block:
+    """The block of a weight that this process holds, which may be all of it, where its mesh can add up."""
+    block = block_of(weight)
+    if block is not None or not is_divided(weight):
+        return block or Block.whole(weight)
+    divided: Any = weight
+    return replace(Block.whole(local(weight)), device=_device_for(divided.device_mesh, local(weight)))
 
 
 def local_like(tensor: Tensor, weight: Tensor) -> Tensor:
@@ -106,6 +115,19 @@ def gather_back(model: nn.Module) -> None:
             reshard()
 
 
+def check_not_flattened(model: nn.Module) -> None:
+    """Refuse a model that torch's first FSDP has wrapped, whose weights have lost their shapes.
+
+    Raises:
+        ArgumentError: it has.
+    """
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+        raise ArgumentError(
+            "model is wrapped by FullyShardedDataParallel, which flattens weights so that masks do not fit "
+            "them; use torch.distributed.fsdp.fully_shard instead"
+        )
+
+
 def placed_alike(one: Any, other: Any) -> bool:
     """Whether two tensors of one shape are divided in the same way, or both not at all."""
     if not is_divided(one) or not is_divided(other):
@@ -113,7 +135,9 @@ def placed_alike(one: Any, other: Any) -> bool:
     return (one.device_mesh, one.placements) == (other.device_mesh, other.placements)
 
 
-def _device_of(mesh: Any) -> torch.device:
+def _device_for(mesh: Any, part: Tensor) -> torch.device:
     """Where this process's tensors for the mesh's processes are; weights offloaded to the CPU are not."""
+    if part.device.type == mesh.device_type:
+        return part.device
     kind = torch.get_device_module(mesh.device_type)
     return torch.device(mesh.device_type, kind.current_device())

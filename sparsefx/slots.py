@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsefx.cycle.block import Block
 from sparsefx.masks import MaskedWeight, zero_outside
-from sparsefx.sharding import block_of, count_true, local
+from sparsefx.sharding import block_of, count_true, is_divided, local
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class Slot:
         """What this process holds of the mask."""
         mask: Tensor = local(self.buffers[self.mask_name])
         return mask
+
+    @property
+    def was_moved(self) -> bool:
+        """Whether the weight is divided among processes and the mask is not, or the other way round."""
+        return is_divided(self.weight) != is_divided(self.buffers[self.mask_name])
 
     @classmethod
     def of(cls, masked: MaskedWeight) -> Slot:

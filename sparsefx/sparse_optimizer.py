@@ -15,13 +15,13 @@ from sparsefx.carry_over import carry_over
 from sparsefx.companions import Companions
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masks import bare, masked_weights
+from sparsefx.masks import bare, check_values, masked_weights
 from sparsefx.momentum import finite
 from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
-from sparsefx.replicas import check_equal, replicating_group
+from sparsefx.replicas import check_equal, check_group, replicating_group
 from sparsefx.rules import Rules
-from sparsefx.sharding import gather_back, local
+from sparsefx.sharding import check_not_flattened, gather_back, local
 from sparsefx.slots import Slot
 from sparsefx.wrapped import WrappedOptimizer
 
@@ -62,7 +62,8 @@ class SparseOptimizer(WrappedOptimizer):
 
     Raises:
         ArgumentError: an argument cannot be used, the model has no masked weights, or a trainable one
-            is missing from the optimizer.
+            is missing from the optimizer; or torch's first FSDP has flattened its weights.
+        CycleError: ranks that train the same model differ in their masks or generators.
     """
 
     history: list[CycleRecord]
@@ -98,6 +99,8 @@ class SparseOptimizer(WrappedOptimizer):
         _check_optimizer(optimizer)
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        check_group(group)
+        check_not_flattened(model)
         fields = {
             "_optimizer": optimizer,
             "_model": model,
@@ -116,7 +119,7 @@ class SparseOptimizer(WrappedOptimizer):
             "history": [],
         }
         self.__setstate__(fields)
-        self._check_ranks(self._slots)
+        self._check_ranks()
 
     @property
     def wrapped(self) -> Optimizer:
@@ -142,7 +145,8 @@ class SparseOptimizer(WrappedOptimizer):
     def explored(self) -> float | None:
         """Fraction of all maskable positions that were ever active, if the rules keep count of it.
 
-        "In-time over-parametrisation" of Liu et al. 2021, section 3.
+        "In-time over-parametrisation" of Liu et al. 2021, section 3. Of a divided model every process must
+        ask.
         """
         return self._companions.explored()
 
@@ -164,14 +168,16 @@ class SparseOptimizer(WrappedOptimizer):
 
         Raises:
             CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
-                train the same model have come to differ in their masks.
+                train the same model have come to differ in their masks or generators.
+            ArgumentError: masks were made on the meta device and were given no values since.
         """
         if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
         self._refresh()
+        check_values([slot.masked for slot in self._slots])
         moment = self._moment()
         slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
-        self._check_ranks(slots)
+        self._check_ranks()
         outcomes = in_turn(self._rules.updates, self._layer_states(slots), moment)
         for slot, outcome in zip(slots, outcomes, strict=True):
             self._companions.renew(slot, outcome, self._generator)
@@ -227,6 +233,10 @@ class SparseOptimizer(WrappedOptimizer):
     def _step_once(self, closure: Callable[[], float] | None) -> float | None:
         if self._retired:
             raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
+        if any(slot.was_moved for slot in self._slots):
+            self._refresh()  # an evaluation left weights gathered, or they were divided after all
+        if self._step == 0:
+            check_values([slot.masked for slot in self._slots])
         due = self._clock.is_due(self._step + 1, self._generator)
         if due and self._rules.replaces_step:
             loss = None if closure is None else self._on_masked_weights(closure)()
@@ -277,7 +287,8 @@ class SparseOptimizer(WrappedOptimizer):
         if missing:
             raise ArgumentError(
                 f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
-                "sparsified model's parameters(), or freeze these layers with requires_grad_(False)"
+                "sparsified model's parameters(), after fully_shard if that divides them, or freeze these "
+                "layers with requires_grad_(False)"
             )
         for masked in found:
             masked.divide()
@@ -285,9 +296,9 @@ class SparseOptimizer(WrappedOptimizer):
         self._zero_inactive()
         self._companions.begin(self._slots, self._generator)
 
-    def _check_ranks(self, slots: Sequence[Slot]) -> None:
+    def _check_ranks(self) -> None:
         group = replicating_group(self._model) if self._group is None else self._group
-        check_equal([slot.masked for slot in slots], group)
+        check_equal([slot.masked for slot in self._slots], group, self._generator)
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:

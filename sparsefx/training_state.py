@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masks import masked_weights
 from sparsefx.momentum import keeps_momentum
+from sparsefx.optimizer_state import begin_state
 from sparsefx.sparse_optimizer import SparseOptimizer
+
+_DAMAGED = (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 class TrainingState:
@@ -51,9 +55,14 @@ class TrainingState:
         self._optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name, and the rest as bytes. An optimizer without state gets one, of zeros."""
+        """Tensors by name, and the rest as bytes. What the optimizer has no state of yet gets its first one.
+
+        Raises:
+            ArgumentError: the optimizer has no state yet and cannot step without a closure.
+        """
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
+        begin_state(self._optimizer.wrapped)
         model, wrapped = get_state_dict(self._model, self._optimizer.wrapped)
         own = dict(self._optimizer.state_dict()[self._optimizer.key])
         companions = own.pop("companions")
@@ -87,7 +96,7 @@ class TrainingState:
                 model_state_dict=state_dict["model"],
                 optim_state_dict=state_dict["optimizer"],
             )
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except _DAMAGED as error:
             raise CheckpointError(f"the saved training state cannot be used: {error!r}") from error
         optimizer.load_state_dict({**optimizer.wrapped.state_dict(), optimizer.key: own})
 

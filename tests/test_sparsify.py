@@ -650,6 +650,28 @@ def test_the_meta_device() -> None:
     assert torch.equal(model(x), sparse(x))
 
 
+def test_masks_that_the_meta_device_left_without_values() -> None:
+    def made() -> tuple[nn.Module, sparsefx.SparseMomentum]:
+        with torch.device("meta"):
+            model = sparsefx.sparsify(mlp(), density=0.5)
+        model.to_empty(device="cpu")
+        return model, sparsefx.SparseMomentum(torch.optim.SGD(model.parameters(), lr=0.1), model, cycles=2)
+
+    sparse = sparsefx.sparsify(mlp(), density=0.5)
+    dense = {name: value for name, value in sparse.state_dict().items() if not name.endswith("mask")}
+    model, optimizer = made()
+    model.load_state_dict(dense)  # brings no masks
+    for act in (optimizer.step, optimizer.cycle):
+        with pytest.raises(ArgumentError, match=r"masks of 0, 2 were made on the meta device .* state dict"):
+            act()
+    model.load_state_dict(sparse.state_dict())
+    optimizer.step()
+    model, optimizer = made()
+    for layer, other in zip(masked_weights(model), masked_weights(sparse), strict=True):
+        layer.set_mask(other.mask)
+    optimizer.step()
+
+
 # What does not trace
 
 

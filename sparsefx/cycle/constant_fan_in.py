@@ -43,8 +43,10 @@ class ConstantFanIn:
         """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps the budgets.
 
         Raises:
-            CycleError: a layer has no gradient.
+            CycleError: a layer has no gradient, or is divided among processes.
         """
+        for layer in layers:
+            layer.must_be_whole("constant fan-in")
         budgets = {**self._budgets(layers), **moment.notes.get("budgets", {})}
         moment.notes["budgets"] = budgets
         last = len(layers) - 1
@@ -105,7 +107,6 @@ def _update(layer: LayerState, budget: int, rate: float, salient: float | None) 
 
 def _rows(layer: LayerState) -> tuple[Tensor, Tensor, Tensor]:
     """Magnitudes of weights and gradients, and the mask, each (neurons, inputs)."""
-    layer.must_be_whole("constant fan-in")
     if layer.gradient is None:
         raise CycleError(
             f"constant fan-in found no gradient for {layer.name!r}; call cycle() after step() and "

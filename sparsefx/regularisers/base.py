@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsefx.cycle.select import select_largest
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masks import MaskedWeight, check_undivided, masked_weights
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ class Regulariser(nn.Module, ABC):
         progress: fraction of training done, as last told to :meth:`after_step`.
 
     Raises:
-        ArgumentError: the model has no masked weights, or masks that are not True everywhere.
+        ArgumentError: the model has no masked weights, masks that are not True everywhere, or weights that
+            are divided among processes.
     """
 
     progress: float
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        check_undivided(model, "a regulariser")
         self.progress = 0.0
         self._masked = masked_weights(model)
         self._handles: list[RemovableHandle] = []

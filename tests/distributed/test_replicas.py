@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsefx
 from distributed import made
 from distributed.launch import launch
-from sparsefx.errors import CycleError
+from sparsefx.errors import ArgumentError, CycleError
 
 METHODS = {
     "sparse momentum": {},
@@ -97,3 +97,11 @@ def _differ(rank):
         sparsefx.SparseMomentum(made.sgd(other), DistributedDataParallel(other), cycles=4)
     with pytest.raises(CycleError, match="masks differ"):
         sparsefx.SparseMomentum(made.sgd(other), other, cycles=4, group=dist.group.WORLD)
+    again, seeded = made.model(), torch.Generator().manual_seed(rank)
+    with pytest.raises(CycleError, match="generators differ between processes: that on rank 1"):
+        sparsefx.SparseMomentum(made.sgd(again), again, cycles=4, generator=seeded, group=dist.group.WORLD)
+    for group in ("gloo", 3, [0, 1]):
+        with pytest.raises(
+            ArgumentError, match=r"group=.* is no process group; pass torch\.distributed\.group"
+        ):
+            sparsefx.SparseMomentum(made.sgd(net), net, cycles=4, group=group)

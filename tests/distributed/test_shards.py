@@ -2,20 +2,22 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import sparsefx
 from distributed import made
 from distributed.launch import divides_on_cpus, launch
-from sparsefx.cycle import LayerState
+from sparsefx.cycle import Clock, LayerState
 from sparsefx.cycle.draw import draw
 from sparsefx.cycle.for_all_layers import largest_of_all
 from sparsefx.cycle.select import select_largest
 from sparsefx.errors import ArgumentError, CycleError
+from sparsefx.regularisers import HardConcrete
 from sparsefx.sharding import block_of, count_true, local
 
 METHODS = {
@@ -176,6 +178,10 @@ def _refuse(rank):
         sparsefx.report(net)
     with pytest.raises(ArgumentError, match="sparsify needs whole weights"):
         sparsefx.sparsify(fully_shard(nn.Linear(4, 4), mesh=mesh))
+    with pytest.raises(ArgumentError, match="a regulariser needs whole weights"):
+        HardConcrete(at_the_root(made.model(density=1.0), mesh), samples=8)
+    with pytest.raises(ArgumentError, match=r"plot\.masks needs whole weights"):
+        sparsefx.plot.masks(net)
     optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2, grow="momentum_neuron")
     before = made.masks(net)
     with pytest.raises(CycleError, match="momentum_neuron' needs all of layer 'stem'"):
@@ -185,7 +191,11 @@ def _refuse(rank):
     sgd = made.sgd(net)
     with torch.no_grad():
         net(made.batch(0)[0])
-    optimizer = sparsefx.SparseMomentum(sgd, net, cycles=2)  # evaluation left weights gathered
+    with pytest.raises(ArgumentError, match="report needs whole weights"):
+        sparsefx.report(net)  # evaluation left weights gathered
+    with torch.no_grad():
+        net(made.batch(0)[0])
+    optimizer = sparsefx.SparseMomentum(sgd, net, cycles=2)
     sparsefx.apply_masks(net)
     made.train(net, optimizer, 2, rank, 2)
     assert all(
@@ -194,3 +204,83 @@ def _refuse(rank):
             sparsefx.masks.masked_weights(net), made.masks(net).values(), strict=True
         )
     )
+
+
+@divides_on_cpus
+def test_replicas_of_shards_that_differ_are_found_out_by_all():
+    launch(4, _differ)
+
+
+def _differ(rank):
+    """What differs on one rank must not leave the others waiting for it."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    net = at_the_root(made.model(), mesh)
+    optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=4)
+    if rank == 3:
+        mask = local(net.get_submodule("body").mask)
+        mask[0] = ~mask[0]
+    with pytest.raises(CycleError, match=r"those of body on rank 2, 3 from rank 0's"):
+        optimizer.cycle()
+    net = at_the_root(made.model(), mesh)
+    seeded = torch.Generator().manual_seed(int(rank == 1))
+    with pytest.raises(CycleError, match=r"generators differ .*: that on rank 1 from rank 0's\. Seed"):
+        sparsefx.SparseMomentum(made.sgd(net), net, cycles=4, generator=seeded)
+    groups = [dist.new_group(ranks) for ranks in ([0, 2], [1, 3])]
+    other = made.model(generator=torch.Generator().manual_seed(rank))
+    ranks = "rank 2 from rank 0's" if rank in (0, 2) else "rank 3 from rank 1's"
+    with pytest.raises(CycleError, match=f"stem, body, head on {ranks}"):
+        sparsefx.SparseMomentum(made.sgd(other), other, cycles=4, group=groups[rank % 2])
+    sparsefx.SparseMomentum(made.sgd(other), other, cycles=4, group=groups[1 - rank % 2])  # not in it
+
+
+@divides_on_cpus
+def test_uses_out_of_the_usual_order():
+    launch(2, _use_oddly)
+
+
+def _use_oddly(rank):
+    _evaluate_before_the_step(rank)
+    _divide_otherwise(rank)
+
+
+def _evaluate_before_the_step(rank):
+    """An evaluation leaves weights gathered, also between the backward pass and the step."""
+    mesh = init_device_mesh("cpu", (2,))
+    alone, net = made.model(), at_the_root(made.model(), mesh)
+    plain = sparsefx.SparseMomentum(made.sgd(alone), alone, cycles=2)
+    optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2)
+    for step in range(2):
+        x, _ = made.batch(step)
+        for trained, wrapper, part in ((alone, plain, x), (net, optimizer, made.part(x, rank, 2))):
+            wrapper.zero_grad()
+            trained(part).square().mean().backward()
+            with torch.no_grad():
+                trained(part)
+            wrapper.step()
+            wrapper.cycle()
+    made.assert_same_masks([made.masks(net)], [made.masks(alone)])
+    for name, weight in made.weights(net).items():
+        torch.testing.assert_close(weight, made.weights(alone)[name], rtol=1e-9, atol=1e-12)
+    everywhere = {name: ~mask for name, mask in made.masks(net).items()}
+    for layer in sparsefx.masked_weights(net):
+        layer.set_mask(everywhere[layer.name])  # whole, where each rank holds a block
+    made.assert_same_masks([made.masks(net)], [everywhere])
+
+
+def _divide_otherwise(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    net = made.model()
+    optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2)
+    with pytest.raises(ArgumentError, match=r"hold the masked weights of stem.* after fully_shard"):
+        made.train(at_the_root(net, mesh), optimizer, 1, rank, 2)
+    flat = FullyShardedDataParallel(made.model(trace=False), device_id=torch.device("cpu"))
+    with pytest.raises(ArgumentError, match=r"wrapped by FullyShardedDataParallel.* use .*fully_shard"):
+        sparsefx.SparseMomentum(torch.optim.SGD(flat.parameters(), lr=0.1), flat, cycles=2)
+    torch.manual_seed(0)  # one row: the other process holds nothing of it
+    row = fully_shard(sparsefx.sparsify(nn.Linear(6, 1), density=0.5, trace=False), mesh=mesh)
+    method = sparsefx.method("srigl", density=0.5, distribution="erk")
+    clock = Clock(method.timing, 4, 4)
+    srigl = sparsefx.SparseOptimizer(made.sgd(row), row, method.rules(), clock)
+    row(torch.ones(1, 6)).sum().backward()
+    with pytest.raises(CycleError, match="constant fan-in needs all of layer"):
+        srigl.cycle()

@@ -1,11 +1,13 @@
 """Checkpoints that go on with another number of ranks, and after a rank was killed."""
 
+import io
 import os
 import signal
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -83,6 +85,68 @@ def _train_and_save(rank, folder, steps, killed_at=None):
         torch.save(end, folder / "end.pt")
 
 
+def packed(value):
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+class Unused(nn.Module):
+    """A layer that gets a gradient only later."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x, late):
+        return self.unused(self.used(x)) if late else self.used(x)
+
+
+def _unused(make_optimizer):
+    torch.manual_seed(0)
+    net = sparsefx.sparsify(Unused().double(), density=0.3, trace=False)
+    optimizer = sparsefx.SparseMomentum(make_optimizer(net), net, cycles=4)
+    return net, optimizer, {"training": sparsefx.TrainingState(net, optimizer)}
+
+
+def _go_on(net, optimizer, late):
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(int(late)), dtype=torch.float64)
+    optimizer.zero_grad()
+    net(x, late).square().mean().backward()
+    optimizer.step()
+    optimizer.cycle()
+
+
+def rprop(net):
+    return torch.optim.Rprop(net.parameters(), lr=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("make_optimizer", [*OPTIMIZERS.values(), rprop])
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_what_had_no_gradient_yet(tmp_path, make_optimizer, steps_before):
+    """It can be saved and loaded, and saving changes nothing."""
+    unsaved, saved = _unused(make_optimizer), _unused(make_optimizer)
+    for net, optimizer, _ in [unsaved, saved]:
+        for _ in range(steps_before):
+            _go_on(net, optimizer, late=False)
+    dcp.save(saved[2], checkpoint_id=tmp_path)
+    resumed = _unused(make_optimizer)
+    dcp.load(resumed[2], checkpoint_id=tmp_path)
+    for net, optimizer, _ in (unsaved, saved, resumed):
+        for _ in range(2):
+            _go_on(net, optimizer, late=True)
+    for net, _, _ in (saved, resumed):
+        made.assert_same_masks([made.masks(net)], [made.masks(unsaved[0])])
+        assert all(map(torch.equal, net.parameters(), unsaved[0].parameters()))
+
+
+def test_an_optimizer_that_needs_a_closure():
+    *_, state = _unused(lambda net: torch.optim.LBFGS(net.parameters()))
+    with pytest.raises(ArgumentError, match=r"LBFGS does not step without a closure .* by torch\.save"):
+        state["training"].state_dict()
+
+
 def test_bad_states(tmp_path):
     net, optimizer, state = begin("sgd")
     with pytest.raises(ArgumentError, match="optimizer must be a SparseMomentum"):
@@ -90,8 +154,13 @@ def test_bad_states(tmp_path):
     with pytest.raises(ArgumentError, match=r"model must be a torch\.nn\.Module, not int"):
         sparsefx.TrainingState(3, optimizer)
     saved = state["training"].state_dict()
-    with pytest.raises(CheckpointError, match="cannot be used"):
-        state["training"].load_state_dict({**saved, "plain": saved["plain"][:100]})
+    for damaged in (saved["plain"][:100], b"", b"not of torch", None, packed([1, 2]), packed(3)):
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            state["training"].load_state_dict({**saved, "plain": damaged})
+    own = torch.load(io.BytesIO(saved["plain"]), weights_only=True)
+    for entry in ("layers", "notes"):
+        with pytest.raises(CheckpointError, match=f"'{entry}'] is damaged: it is 3; save it again"):
+            state["training"].load_state_dict({**saved, "plain": packed({**own, entry: 3})})
     del saved["model"]
     with pytest.raises(CheckpointError, match="cannot be used"):
         state["training"].load_state_dict(saved)

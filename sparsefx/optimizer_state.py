@@ -1,0 +1,78 @@
+"""The state of an optimizer for parameters that it has not stepped yet, as their first step begins it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparsefx.errors import ArgumentError
+
+
+@torch.no_grad()
+def begin_state(optimizer: Optimizer) -> None:
+    """Give every trainable parameter that has no state the one that it begins with; no weight changes.
+
+    A checkpoint can only be loaded into what has the same entries, so it must not matter which parameters
+    had a gradient before it was saved. Only the optimizer knows how it begins, so it makes a step along
+    gradients of 0, without weight decay, which is not counted.
+
+    Raises:
+        ArgumentError: it cannot step without a closure.
+    """
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    new = [one for one in held if one.requires_grad and not optimizer.state.get(one)]
+    if not new:
+        return
+    with _gradients_of_zero(held, new), _as_they_were(optimizer.param_groups, new):
+        for group in optimizer.param_groups:
+            if "weight_decay" in group:
+                group["weight_decay"] = 0.0
+        _step(optimizer)
+    for one in new:
+        state = optimizer.state.get(one, {})
+        if "step" in state:
+            state["step"] = state["step"] * 0
+
+
+def _step(optimizer: Optimizer) -> None:
+    try:
+        type(optimizer).step(optimizer)
+    except TypeError as error:
+        raise ArgumentError(
+            f"optimizer {type(optimizer).__name__} does not step without a closure ({error}), so its state "
+            "cannot be saved by name; save the state_dict() of model and optimizer by torch.save"
+        ) from error
+
+
+@contextmanager
+def _gradients_of_zero(held: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for the new parameters alone."""
+    gradients = [one.grad for one in held]
+    try:
+        for one in held:
+            one.grad = None
+        for one in new:
+            one.grad = torch.zeros_like(one)
+        yield
+    finally:
+        for one, gradient in zip(held, gradients, strict=True):
+            one.grad = gradient
+
+
+@contextmanager
+def _as_they_were(groups: Sequence[dict[str, Any]], new: Sequence[Tensor]) -> Iterator[None]:
+    """Put the weights back, and what groups have beside them: options, and what some count there."""
+    weights = [one.clone() for one in new]
+    options = [dict(group) for group in groups]
+    try:
+        yield
+    finally:
+        for one, weight in zip(new, weights, strict=True):
+            one.copy_(weight)
+        for group, before in zip(groups, options, strict=True):
+            group.update(before)
