@@ -110,6 +110,11 @@ def _densities(shapes: Sequence[torch.Size], density: float, distribution: str |
         if distribution not in DISTRIBUTIONS:
             raise unknown_name("distribution", distribution, DISTRIBUTIONS)
         return DISTRIBUTIONS[distribution](shapes, density)
+    if not callable(distribution):
+        raise ArgumentError(
+            f"distribution={distribution!r} is neither a name nor a function; densities layer by layer come "
+            "from a function (shapes, density) -> densities"
+        )
     densities = list(distribution(shapes, density))
     if len(densities) != len(shapes) or not all(0 <= value <= 1 for value in densities):
         name = getattr(distribution, "__name__", repr(distribution))

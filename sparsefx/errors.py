@@ -50,6 +50,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ArgumentError:
         known: the names that exist.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    same = [one for one in names if one.lower() == str(name).lower()]  # a paper's capitals: SET, RigL
+    nearest = same or difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(map(repr, nearest))}?" if nearest else f"known: {', '.join(names)}"
     return ArgumentError(f"{what}={name!r} is not known; {hint}")

@@ -74,6 +74,7 @@ def sparsify(
     if not masked:
         raise ArgumentError(_nothing_to_mask(model, kept_dense))
     _attach_masks(masked, density, distribution, generator)
+    _warn_conv1d(sparse)
     if trace:
         _warn_opaque(captures)
         sparse = _as_graph_module(sparse, captures, held_back)
@@ -96,9 +97,31 @@ def _nothing_to_mask(model: nn.Module, kept_dense: set[str]) -> str:
         return f"dense= keeps every maskable layer of {type(model).__name__} dense; leave some to mask"
     kinds = ", ".join(kind.__name__ for kind in MASKABLE)
     looked = f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
-    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+    if _conv1d(model):
         looked += "; sparsefx.integrations.transformers.conv1d_to_linear makes its Conv1D linear layers"
     return looked
+
+
+def _conv1d(model: nn.Module) -> list[str]:
+    """Names of Transformers' transposed linear layers, which are most of a GPT-2 and no layers of torch's."""
+    named = [(name, module) for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    # Others call a wrapper of a convolution so, or a subclass, of which the weight is masked.
+    return [
+        name
+        for name, module in named
+        if "weight" in module._parameters and not isinstance(module, MASKABLE) and not has_masks(module)
+    ]
+
+
+def _warn_conv1d(model: nn.Module) -> None:
+    names = _conv1d(model)
+    if names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.warn(
+            f"sparsify: {len(names)} Conv1D layers stay dense ({some}); "
+            "sparsefx.integrations.transformers.conv1d_to_linear makes them linear layers, which are masked",
+            stacklevel=3,
+        )
 
 
 def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[bool, list[str]]]:

@@ -338,6 +338,12 @@ def test_the_file_is_plain_safetensors_and_always_the_same(tmp_path: Path) -> No
     assert plan["report"]["parameters_after"] == compact.report.parameters_after
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*missing'"):
+        sparsefx.save(compact, tmp_path / "missing" / "file")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
     sparsefx.save(compact, tmp_path / "file")

@@ -150,3 +150,8 @@ def test_density_out_of_range(density, name):
 def test_shape_without_fan_in(shape):
     with pytest.raises(ArgumentError, match=r"has no \(out, in\) dimensions"):
         erdos_renyi_kernel([torch.Size(shape)], 0.1)
+
+
+def test_what_is_neither_a_name_nor_a_function():
+    with pytest.raises(ArgumentError, match=r"distribution=\{'0': 0.5\} is neither a name nor a function"):
+        active_counts([torch.Size((3, 3))], 0.1, {"0": 0.5})  # type: ignore[arg-type]

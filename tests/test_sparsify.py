@@ -809,3 +809,27 @@ def test_a_training_step_under_autocast() -> None:
     assert out.dtype is torch.bfloat16
     (out.sum() + early.sum()).backward()
     assert model.get_parameter("stem.weight").grad is not None
+
+
+class Conv1D(nn.Module):
+    """What Transformers calls so: a linear layer with its weight the other way round."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_conv1d_that_stays_dense_beside_masked_layers_is_told() -> None:
+    net = nn.Sequential(Conv1D(4, 4), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match=r"1 Conv1D layers stay dense \(0\); .*conv1d_to_linear"):
+        sparse = sparsefx.sparsify(net, density=0.5)
+    assert [masked.name for masked in masked_weights(sparse)] == ["1"]
+
+
+def test_other_layers_of_that_name_are_not_told_of() -> None:
+    mine = type("Conv1D", (nn.Conv1d,), {})
+    wrapper = type("Conv1D", (nn.Sequential,), {})
+    sparsefx.sparsify(nn.Sequential(mine(4, 4, 1), wrapper(nn.Conv1d(4, 2, 1))), density=0.5, dense="0")

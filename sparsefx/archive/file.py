@@ -6,6 +6,7 @@ the file, taken with the 64 digits of the checksum itself as zeros.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,8 @@ def write(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     text = json.dumps({**stamp, **plan}, separators=(",", ":"), allow_nan=False)
     if len(text) > MAX_HEADER // 2 or _parts(text) > MAX_PARTS:
         raise DataError(f"its plan has {len(text)} bytes and {_parts(text)} parts, which is too large")
+    if not path.parent.is_dir():  # safetensors would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         save_file(dict(tensors), temporary, metadata={_KEY: text})

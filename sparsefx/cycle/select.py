@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsefx.errors import CycleError
+
 
 def magnitudes(values: Tensor) -> Tensor:
     """Absolute values to rank by, in float32 at least; NaN counts as infinitely large."""
@@ -26,7 +28,13 @@ def select_largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(candidates)
     # topk leaves the order of equal scores open, so it only supplies the threshold.
-    threshold = scores[candidates].topk(count, sorted=False).values.min()
+    among = scores[candidates]
+    if len(among) < count:
+        raise CycleError(
+            f"select_largest has {len(among)} candidates for {count} positions; what prunes chooses among "
+            "layer.mask, what grows among ~layer.mask"
+        )
+    threshold = among.topk(count, sorted=False).values.min()
     chosen = (candidates & (scores > threshold)).flatten()
     ties = (candidates & (scores == threshold)).flatten().nonzero().squeeze(1)
     chosen[ties[: count - int(chosen.sum())]] = True

@@ -88,12 +88,20 @@ class CycleLog:
     def __init__(self, optimizer: Optimizer, write: Write, *, layers: bool = True) -> None:
         self._optimizer, self._write, self._layers = sparse_inside(optimizer), write, layers
         self._told = self._cycle
+        # What a checkpoint brings was written by the run that saved it.
+        self._optimizer.register_load_state_dict_post_hook(self._skip_to_now)
 
     def update(self) -> None:
-        """Write, if there was a cycle since the last call or, at first, since this object was made."""
+        """Write, if there was a cycle since the last call, since this object was made or a checkpoint loaded.
+
+        Of a model that is divided among processes every process must call it.
+        """
         if self._cycle != self._told:
             self._told = self._cycle
             self._write(cycle_metrics(self._optimizer, layers=self._layers), self._optimizer.steps_done)
+
+    def _skip_to_now(self, _: Optimizer) -> None:
+        self._told = self._cycle
 
     @property
     def _cycle(self) -> int:

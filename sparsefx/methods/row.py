@@ -30,7 +30,7 @@ from sparsefx.distributions import Distribution
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.checks import check_together, check_values
 from sparsefx.methods.rounds import Rounds
-from sparsefx.parts import resolve
+from sparsefx.parts import described, resolve
 from sparsefx.regularisers import REGULARISERS
 from sparsefx.rules import GradientTerm, Rules
 
@@ -69,8 +69,9 @@ class Method:
         constant_fan_in: the first masks give every neuron of a layer the same number of inputs.
         score: prune once before training to ``density``, by this score in :data:`sparsefx.scores.SCORES`.
         score_rounds: in how many steps.
-        score_batches: how many batches of training data a score is given, also between rounds; or
-            ``"balanced"`` for one with ten samples of each class.
+        score_batches: how many batches of training data ``sparsefx train`` gives a score, also between
+            rounds; or ``"balanced"`` for one with ten samples of each class. :class:`Training` uses all
+            that it is given.
         prune: what an update removes, a name in :data:`sparsefx.cycle.PRUNE` or a callable; None if masks do
             not swap weights.
         redistribute: how many weights each layer regrows, likewise.
@@ -136,6 +137,13 @@ class Method:
     rounds: Rounds | None = None
     masks: bool = True
     width: bool = False
+
+    def __str__(self) -> str:
+        """A line for each field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["options"] = dict(self.options(self))
+        width = max(map(len, values))
+        return "\n".join(f"{name:{width}}  {described(value)}" for name, value in values.items())
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from sparsefx.errors import ArgumentError
 from sparsefx.table import printable
 
 
@@ -22,9 +23,16 @@ class Svg:
     text: str = field(repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture to a file and return its path."""
-        Path(path).write_text(self.text, encoding="utf-8", newline="\n")
-        return Path(path)
+        """Write the picture to a file and return its path.
+
+        Raises:
+            ArgumentError: the name ends like that of another format.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in ("", ".svg"):
+            raise ArgumentError(f"path={str(path)!r}: the picture is SVG; call it {target.stem}.svg")
+        target.write_text(self.text, encoding="utf-8", newline="\n")
+        return target
 
     def _repr_svg_(self) -> str:
         return self.text

@@ -182,6 +182,14 @@ def test_custom_choices_are_held_to_their_contract(role, returned, message):
         cycle([layer_state((6, 5), 12, 0, "fc")], **{role: mine})
 
 
+def test_too_few_candidates_are_told_with_the_remedy():
+    def among_the_inactive(layer, count, generator):
+        return layer.select_largest(layer.weight, ~layer.mask, count)
+
+    with pytest.raises(CycleError, match=r"2 candidates for 14 positions; what prunes .* layer\.mask"):
+        cycle([layer_state((6, 5), 28, 0, "fc")], prune=among_the_inactive)
+
+
 @pytest.mark.parametrize("returned", [[1.0], [1.0, -1.0]])
 def test_custom_statistics_are_held_to_their_contract(returned):
     def mine(layers):

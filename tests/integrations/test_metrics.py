@@ -108,6 +108,18 @@ def test_a_log_hears_of_each_cycle_once():
     assert heard == [(4, 2), (6, 3)]
 
 
+def test_a_log_made_before_a_checkpoint_is_loaded_does_not_repeat_its_cycles():
+    first, resumed, heard = training(), training(), []
+    step(first)
+    log = CycleLog(resumed, lambda metrics, done: heard.append((done, metrics["sparse/cycle"])), layers=False)
+    resumed.model.load_state_dict(first.model.state_dict())
+    resumed.load_state_dict(first.state_dict())
+    log.update()
+    step(resumed)
+    log.update()
+    assert heard == [(2, 2)]
+
+
 def test_optimizer_without_a_sparse_one_inside():
     with pytest.raises(ArgumentError, match="optimizer is a SGD without a SparseOptimizer inside"):
         cycle_metrics(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))

@@ -304,12 +304,16 @@ def test_a_method_prints_changes_and_refuses():
     assert (changed.density, changed.grow, changed.timing.every) == (0.05, "random", 7)
     assert METHODS["rigl"].timing.every == 100
     assert dataclasses.replace(changed, name="mine").name == "mine"
+    lines = [line.split(maxsplit=1) for line in str(changed).splitlines()]
+    assert [name for name, _ in lines] == [field.name for field in dataclasses.fields(changed)]
+    assert {("grow", "'random'"), ("timing", "Timing(every=7, last=0.75)")} <= set(map(tuple, lines))
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("rigel", {}, r"method='rigel' is not known; did you mean 'rigl'"),
+        ("SET", {}, r"method='SET' is not known; did you mean 'set'\?"),
         ("rigl", {"grwo": "random"}, r"method option='grwo' is not known; did you mean 'grow'"),
         ("rigl", {"grow": "sideways"}, r"grow='sideways' is not known"),
         ("rigl", {"density": 0}, r"density=0 is not in \(0, 1\]"),

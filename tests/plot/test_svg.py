@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sparsefx.errors import ArgumentError
 from sparsefx.plot.svg import add, finished, picture
 from sparsefx.table import printable
 
@@ -21,3 +24,10 @@ def test_any_text_is_only_text(text: str) -> None:
     assert (parsed[0].text or "") == (parsed[2].text or "") == printable(text)
     assert parsed[2].attrib == {"text-anchor": printable(text), "x": "0.3"}
     assert parsed.attrib["height"] == "20.2"
+
+
+@pytest.mark.parametrize("name", ["graph.png", "graph.PDF"])
+def test_no_svg_under_the_name_of_another_format(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"path=.* is SVG; call it graph\.svg"):
+        finished(picture("", 1, 1)).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
