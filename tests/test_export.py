@@ -85,7 +85,8 @@ def test_a_stream_dead_for_all_its_writers_is_removed() -> None:
     for layer in (model.stem, model.one, model.two):
         layer.weight.data[:3] = 0
     model.one.weight.data[:5] = 0  # rows 3 and 4 still flow through the stem
-    compact = sparsefx.export(model, (torch.randn(1, 3, 8, 8, dtype=torch.float64),))
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,), gather="never")  # a scatter that is timed faster keeps the carrier
     widths = [compact.get_submodule(name).out_channels for name in ("stem", "one", "two")]
     assert widths[0] == widths[1] == widths[2] <= 6  # five living channels and at most a carrier
     x = torch.randn(2, 3, 11, 7, dtype=torch.float64)
