@@ -1,0 +1,135 @@
+"""Whether a program and its weights fit together: kernels read and write where these say, without looking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsefx.kernels.code import TAP_BITS
+from sparsefx.kernels.code.names import FUNCTION_NAMES
+from sparsefx.kernels.packed import MOST_CHANNELS, MOST_TAPS
+from sparsefx.kernels.program import (
+    Concatenate,
+    Convolution,
+    Instruction,
+    Pointwise,
+    Pool,
+    Program,
+    read_program,
+)
+
+_LARGEST = 2**20
+
+
+def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
+    """Refuse what would read or write outside of its memory.
+
+    Args:
+        text: a program.
+        tensors: its weights.
+        layers: the layers that it stands for: name, shape and groups.
+
+    Raises:
+        ValueError: something does not fit; it is named.
+    """
+    program = _read(text)
+    _need(_is_index(program.dims, 4), "it has images of no dimension")
+    _need(_is_index(program.inputs, _LARGEST) and program.inputs > 0, "it has no inputs")
+    for index, item in enumerate(program.instructions):
+        _check_instruction(item, program.inputs + index, tensors)
+    values = program.inputs + len(program.instructions)
+    _need(type(program.outputs) is tuple and bool(program.outputs), "its outputs are none")
+    _need(all(_is_index(one, values) for one in program.outputs), "its outputs are not there")
+    convolutions = [item for item in program.instructions if isinstance(item, Convolution)]
+    _need(len(layers) == len(convolutions), f"it has {len(convolutions)} layers, not {len(layers)}")
+    for layer, item in zip(layers, convolutions, strict=True):
+        _check_layer(layer, item)
+
+
+def _read(text: str) -> Program:
+    try:
+        return read_program(text)
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError(f"it is no program ({type(error).__name__}: {error})") from error
+
+
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _is_index(value: Any, size: int) -> bool:
+    return type(value) is int and 0 <= value < size
+
+
+def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]) -> None:
+    sources = item.sources if isinstance(item, Concatenate) else [item.source]
+    others = [getattr(item, name, None) for name in ("residual", "other")]
+    read = [*sources, *(other for other in others if other is not None)]
+    _need(
+        bool(sources) and all(_is_index(one, number) for one in read),
+        f"instruction {number} reads what is not there",
+    )
+    for name in ("kernel", "stride", "dilation", "padding"):
+        least = 0 if name == "padding" else 1
+        values = getattr(item, name, (1, 1, 1))
+        whole = type(values) is tuple and len(values) == 3 and all(type(one) is int for one in values)
+        _need(whole and all(least <= one < _LARGEST for one in values), f"instruction {number}: {name}")
+    if isinstance(item, Convolution | Pointwise):
+        pair = type(item.bounds) is tuple and len(item.bounds) == 2
+        _need(pair and all(type(one) is float for one in item.bounds), f"instruction {number}: bounds")
+    if isinstance(item, Convolution):
+        _check_convolution(item, number, _taken(item.weights, 4, tensors, number))
+    elif isinstance(item, Pointwise):
+        _check_pointwise(item, number, tensors)
+    elif isinstance(item, Pool):
+        _need(type(item.largest) is bool, f"instruction {number}: kind of pooling")
+
+
+def _taken(first: Any, count: int, tensors: Sequence[Tensor], number: int) -> Sequence[Tensor]:
+    _need(_is_index(first, len(tensors) - count + 1), f"instruction {number}: its weights are not there")
+    return tensors[first : first + count]
+
+
+def _check_pointwise(item: Pointwise, number: int, tensors: Sequence[Tensor]) -> None:
+    known = item.operation in ("", "add", "multiply") and item.function in FUNCTION_NAMES
+    _need(known and bool(item.operation) == (item.other is not None), f"instruction {number}: operation")
+    if item.weights is not None:
+        scale, shift = _taken(item.weights, 2, tensors, number)
+        same = scale.shape == shift.shape == (item.channels,) and scale.dtype == shift.dtype
+        _need(same and scale.is_floating_point(), f"instruction {number}: factors")
+
+
+def _check_convolution(item: Convolution, number: int, weights: Sequence[Tensor]) -> None:
+    rows, codes, values, bias = weights
+    what = f"instruction {number}: "
+    sizes = (item.in_channels, item.out_channels, item.blocks)
+    _need(all(type(size) is int and 0 < size <= MOST_CHANNELS for size in sizes), f"{what}sizes")
+    _need(all(tensor.dim() == 1 for tensor in weights), f"{what}dimensions of its weights")
+    _need(rows.dtype == codes.dtype == torch.int32, f"{what}type of its indices")
+    _need(values.is_floating_point() and values.dtype == bias.dtype, f"{what}type of its values")
+    _need(len(bias) == item.out_channels, f"{what}{len(bias)} biases")
+    _need(len(rows) == item.blocks * item.out_channels + 1, f"{what}{len(rows)} rows")
+    _need(len(codes) == len(values) == int(rows[-1]) and int(rows[0]) == 0, f"{what}number of nonzeros")
+    _need(bool((rows.diff() >= 0).all()), f"{what}rows do not ascend")
+    taps = item.kernel[0] * item.kernel[1] * item.kernel[2]
+    _need(taps <= MOST_TAPS, f"{what}window")
+    if len(codes):
+        channel, tap = codes >> TAP_BITS, codes & MOST_TAPS - 1
+        inside = int(codes.min()) >= 0 and int(channel.max()) < item.in_channels and int(tap.max()) < taps
+        _need(inside, f"{what}a nonzero is outside of the window")
+
+
+def _check_layer(layer: Any, item: Convolution) -> None:
+    _need(type(layer) is tuple and len(layer) == 3, "a layer is no name, shape and groups")
+    name, shape, groups = layer
+    _need(type(name) is str and type(shape) is tuple and len(shape) >= 2, "a layer has no name or shape")
+    whole = all(type(size) is int and size > 0 for size in (*shape, groups))
+    fits = whole and shape[0] == item.out_channels and shape[1] * groups == item.in_channels
+    taps = 1
+    for size in shape[2:]:
+        taps *= size
+    _need(fits and taps == item.kernel[0] * item.kernel[1] * item.kernel[2], f"layer {name[:80]!r}: shape")

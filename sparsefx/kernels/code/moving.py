@@ -1,0 +1,90 @@
+"""Moving values: into the layout of lanes, from one such layout to another, out of it; constants at borders.
+
+Each kernel goes over channels and, for each, over a table of places, which are byte offsets of vectors;
+``elements`` has for every lane of every place an offset in floats on the other side, or a negative one for
+none.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from sparsefx.kernels.code import LANES
+from sparsefx.kernels.code.builder import (
+    F32,
+    I1,
+    I32,
+    I64,
+    INDICES,
+    POINTER,
+    VECTOR,
+    Code,
+    Kernel,
+    Value,
+    number,
+)
+
+_POINTERS = ir.VectorType(POINTER, LANES)
+_MASK = ir.VectorType(I1, LANES)
+
+
+def gather() -> Kernel:
+    """Lanes from anywhere; ``fill`` (the bits of a float) where a lane has no source."""
+    code = Code(
+        (
+            *("*source", "*target", "*places", "*elements", "count", "channels"),
+            *("source_channel", "target_channel", "fill"),
+        )
+    )
+    fill = code.bits_as_float("fill")
+    signature = ir.FunctionType(VECTOR, [_POINTERS, I32, _MASK, VECTOR])
+    read = ir.Function(code.unit, signature, f"llvm.masked.gather.v{LANES}f32.v{LANES}p0")
+    with code.loop(*code.share(code["channels"])) as channel:
+        source = code.at(code["source"], code.mul(channel, code["source_channel"]))
+        target = code.at(code["target"], code.mul(channel, code["target_channel"]))
+        with code.loop(number(0), code["count"]) as index:
+            pointers, present = _addresses(code, source, index)
+            value = code.call(read, [pointers, I32(4), present, fill])
+            code.write_vector(value, target, code.read_index(code["places"], index))
+    return code.finish()
+
+
+def scatter() -> Kernel:
+    """Lanes to anywhere; a lane without a target is left out."""
+    code = Code(
+        (
+            *("*source", "*target", "*places", "*elements", "count", "channels"),
+            *("source_channel", "target_channel"),
+        )
+    )
+    signature = ir.FunctionType(ir.VoidType(), [VECTOR, _POINTERS, I32, _MASK])
+    write = ir.Function(code.unit, signature, f"llvm.masked.scatter.v{LANES}f32.v{LANES}p0")
+    with code.loop(*code.share(code["channels"])) as channel:
+        source = code.at(code["source"], code.mul(channel, code["source_channel"]))
+        target = code.at(code["target"], code.mul(channel, code["target_channel"]))
+        with code.loop(number(0), code["count"]) as index:
+            pointers, present = _addresses(code, target, index)
+            value = code.read_vector(source, code.read_index(code["places"], index))
+            code.call(write, [value, pointers, I32(4), present])
+    return code.finish()
+
+
+def fill() -> Kernel:
+    """One number (the bits of a float) in all lanes of every place."""
+    code = Code(("*target", "*places", "count", "channels", "target_channel", "fill"))
+    value = code.bits_as_float("fill")
+    with code.loop(*code.share(code["channels"])) as channel:
+        target = code.at(code["target"], code.mul(channel, code["target_channel"]))
+        with code.loop(number(0), code["count"]) as index:
+            code.write_vector(value, target, code.read_index(code["places"], index))
+    return code.finish()
+
+
+def _addresses(code: Code, base: Value, index: Value) -> tuple[Value, Value]:
+    """Where the lanes of a place are on the other side, and which of them are anywhere."""
+    table = code.element(code["elements"], code.mul(index, number(LANES)), I32)
+    offsets = code.load(table, typ=INDICES, align=4)
+    wide = code.sext(offsets, ir.VectorType(I64, LANES))
+    pointers = code.gep(base, [wide], source_etype=F32)
+    pointers.type = _POINTERS  # llvmlite takes a pointer moved by vectors for one pointer
+    return pointers, code.icmp_signed(">=", offsets, ir.Constant(INDICES, None))

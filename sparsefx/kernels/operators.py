@@ -1,0 +1,47 @@
+"""The custom operator ``sparsefx::region``: a whole region of a graph in lanes, between ordinary tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsefx.kernels import native
+from sparsefx.kernels.program import read_program
+from sparsefx.kernels.shapes import check_shapes, output_shapes
+
+
+@torch.library.custom_op(
+    "sparsefx::region",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor[] inputs, Tensor[] weights, str program) -> Tensor[]",  # torch 2.6 cannot infer it
+)
+def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+    """Run a program.
+
+    Args:
+        inputs: images ``[N, C, *size]``, or rows ``[..., C]``; of any floating type, computed in float32.
+        weights: four packed tensors for each convolution.
+        program: see :class:`sparsefx.kernels.program.Program`.
+
+    Returns:
+        The program's outputs, of the inputs' type.
+    """
+    read, shapes = read_program(program), [tuple(tensor.shape) for tensor in inputs]
+    check_shapes(read, shapes)
+    sources = [tensor.detach().float() for tensor in inputs]
+    shapes = output_shapes(read, shapes)
+    outputs = [torch.empty(shape) for shape in shapes]
+    if outputs[0].numel():
+        native.require()
+        from sparsefx.kernels.running import run
+
+        floats = [w.float() if w.is_floating_point() else w for w in weights]  # the model may be bfloat16
+        run(program, sources, outputs, [w.contiguous() for w in floats])
+    return [output.to(inputs[0].dtype) for output in outputs]
+
+
+@region.register_fake
+def _(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+    shapes = output_shapes(read_program(program), [tuple(tensor.shape) for tensor in inputs])
+    return [inputs[0].new_empty(shape) for shape in shapes]

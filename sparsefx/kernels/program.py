@@ -1,0 +1,148 @@
+"""A region's computation as data: what a custom operator can be handed, stored and rebuilt from.
+
+Values are numbered: first the inputs, then each instruction's result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+Three: TypeAlias = tuple[int, int, int]
+"""Something by depth, height and width."""
+
+NO_BOUNDS = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A sparse convolution, plus a residual, between bounds; a linear layer is one with a single tap.
+
+    Attributes:
+        source: the value that it reads.
+        weights: index of the first of its four tensors among the region's.
+        in_channels: channels of the source.
+        out_channels: channels of the result.
+        kernel: depth, height and width of the window.
+        stride: as of the convolution; these and the following by depth, height and width.
+        padding: zeros on both sides.
+        dilation: as of the convolution.
+        blocks: blocks of input channels that the weights are packed in.
+        bounds: the activation: ``(0, inf)`` for ReLU.
+        residual: a value of the result's shape to add before the activation.
+    """
+
+    source: int
+    weights: int
+    in_channels: int
+    out_channels: int
+    kernel: Three
+    stride: Three
+    padding: Three
+    dilation: Three
+    blocks: int
+    bounds: tuple[float, float] = NO_BOUNDS
+    residual: int | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The largest of each window, or its mean with zeros outside of the image counted."""
+
+    source: int
+    largest: bool
+    kernel: Three
+    stride: Three
+    padding: Three
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of each channel's image, one element large."""
+
+    source: int
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """Arithmetic element by element.
+
+    Attributes:
+        source: the value whose shape the result has.
+        other: a second value, of the same shape or with one element a channel; None for none.
+        operation: what is done with it: ``"add"`` or ``"multiply"``; empty for none.
+        weights: index of the factors and the summands by channel among the region's tensors; applied first.
+        channels: how many of them there are.
+        function: the activation's name; applied before the bounds.
+        bounds: the smallest and the largest result.
+    """
+
+    source: int
+    other: int | None = None
+    operation: str = ""
+    weights: int | None = None
+    channels: int | None = None
+    function: str = "identity"
+    bounds: tuple[float, float] = NO_BOUNDS
+
+
+@dataclass(frozen=True)
+class Concatenate:
+    """Several values' channels, one after the other."""
+
+    sources: tuple[int, ...]
+
+    @property
+    def source(self) -> int:
+        """The first."""
+        return self.sources[0]
+
+
+Instruction: TypeAlias = Convolution | Pool | Mean | Pointwise | Concatenate
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Convolution, Pool, Mean, Pointwise, Concatenate)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A region.
+
+    Attributes:
+        dims: dimensions of an image, 1 to 3; 0 where the inputs are rows ``[..., channels]``.
+        inputs: number of input values.
+        instructions: in the order of computation.
+        outputs: the values that the region returns.
+    """
+
+    dims: int
+    inputs: int
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        listed = [{"kind": type(item).__name__, **asdict(item)} for item in self.instructions]
+        content = {
+            "dims": self.dims,
+            "inputs": self.inputs,
+            "instructions": listed,
+            "outputs": self.outputs,
+        }
+        return json.dumps(content, separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def read_program(text: str) -> Program:
+    """A program from its text."""
+    content = json.loads(text)
+    instructions = tuple(_instruction(item) for item in content["instructions"])
+    return Program(content["dims"], content["inputs"], instructions, tuple(content["outputs"]))
+
+
+def _instruction(item: dict[str, Any]) -> Instruction:
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
+    made: Instruction = _KINDS[str(fields.pop("kind"))](**fields)
+    return made

@@ -1,0 +1,104 @@
+"""A region of a graph as one module, whose layers are sparse kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefx.kernels.operators import region
+from sparsefx.kernels.packed import Packed, unpack
+from sparsefx.kernels.program import Convolution, Program, read_program
+from sparsefx.kernels.shapes import infer
+
+
+@dataclass(frozen=True)
+class RegionLayer:
+    """A layer inside of a region.
+
+    Attributes:
+        name: its name in the model.
+        shape: its weight's shape.
+        groups: as of the convolution.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    groups: int
+
+
+class SparseRegion(nn.Module):
+    """Several layers, and what stands between them, by sparse kernels: on the CPU, computed in float32.
+
+    An ordinary module otherwise, but for gradients, which it does not give.
+
+    Args:
+        program: what to compute.
+        tensors: its weights.
+        layers: the layers that it replaces, in the program's order.
+    """
+
+    def __init__(self, program: Program, tensors: Sequence[Tensor], layers: Sequence[RegionLayer]) -> None:
+        super().__init__()
+        self.program = program.text
+        self.layers = tuple((layer.name, layer.shape, layer.groups) for layer in layers)
+        self.count = len(tensors)
+        for index, tensor in enumerate(tensors):
+            self.register_buffer(f"tensor_{index}", tensor)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The outputs: a tensor, or a tuple of several.
+
+        Args:
+            inputs: images ``[N, C, *size]`` of the convolutions, or rows ``[..., C]`` of linear layers.
+        """
+        outputs: list[Tensor] = region(list(inputs), list(self.tensors()), self.program)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The weights, in order."""
+        return (getattr(self, f"tensor_{index}") for index in range(self.count))
+
+    def weights(self) -> Iterator[tuple[RegionLayer, Tensor, Tensor]]:
+        """The layers that it replaces, each with its weight and bias."""
+        items = read_program(self.program).instructions
+        convolutions = (item for item in items if isinstance(item, Convolution))
+        tensors = list(self.tensors())
+        for (name, shape, groups), item in zip(self.layers, convolutions, strict=True):
+            packed = Packed(*tensors[item.weights : item.weights + 4])
+            yield RegionLayer(name, shape, groups), unpack(packed, shape, groups), packed.bias
+
+    def flops(self, inputs: Sequence[tuple[int, ...]]) -> Iterator[tuple[str, int]]:
+        """Each layer's name and dense floating point operations for one sample; a multiply-add counts as 2.
+
+        Args:
+            inputs: shapes of the inputs.
+        """
+        program = read_program(self.program)
+        values = infer(program, inputs)[program.inputs :]
+        sizes = [
+            values[index].size
+            for index, item in enumerate(program.instructions)
+            if isinstance(item, Convolution)
+        ]
+        rows = 1 if program.dims else math.prod(inputs[0][1:-1])
+        for (name, shape, _), size in zip(self.layers, sizes, strict=True):
+            yield name, 2 * math.prod(shape) * math.prod(size) * rows
+
+    def extra_repr(self) -> str:
+        """The layers that it replaces."""
+        return ", ".join(name for name, _, _ in self.layers)
+
+    @classmethod
+    def of_attributes(cls, values: Mapping[str, Any]) -> SparseRegion:
+        """A region without tensors, from its other attributes by name."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.program, made.layers, made.count = values["program"], values["layers"], int(values["count"])
+        for index in range(made.count):
+            made.register_buffer(f"tensor_{index}", torch.empty(0, device="meta"))
+        return made
