@@ -35,6 +35,23 @@ class KeptChannels:
 
 
 @dataclass(frozen=True)
+class RegionReport:
+    """Layers that a backend can compute together.
+
+    Attributes:
+        layers: their names.
+        dense: seconds of the graph's own nodes on the example inputs; None where it was not measured.
+        sparse: seconds of the backend, likewise.
+        taken: whether the backend computes them now.
+    """
+
+    layers: tuple[str, ...]
+    dense: float | None
+    sparse: float | None
+    taken: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a pass did.
 
@@ -42,29 +59,35 @@ class Outcome:
         modified: whether it changed anything; run again at once, it changes nothing.
         detail: one line for the report.
         kept: the empty channels that it found to stay.
+        regions: the parts of the graph that a backend can compute.
     """
 
     modified: bool
     detail: str = ""
     kept: tuple[KeptChannels, ...] = ()
+    regions: tuple[RegionReport, ...] = ()
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """One row of a pipeline's report: a pass, what it did, the seconds it took, and what it found to stay."""
+    """One row of a pipeline's report: a pass, the seconds it took, what it did and found."""
 
     name: str
     modified: bool
     seconds: float
     detail: str
     kept: tuple[KeptChannels, ...] = ()
+    regions: tuple[RegionReport, ...] = ()
 
     def inside(self, part: str) -> PassReport:
         """The same, of a part of the model."""
         if not part:
             return self
         kept = tuple(replace(one, layer=f"{part}.{one.layer}") for one in self.kept)
-        return replace(self, name=f"{part}: {self.name}", kept=kept)
+        regions = tuple(
+            replace(one, layers=tuple(f"{part}.{layer}" for layer in one.layers)) for one in self.regions
+        )
+        return replace(self, name=f"{part}: {self.name}", kept=kept, regions=regions)
 
 
 class Refused(Exception):
@@ -144,7 +167,7 @@ class _Pipeline:
             self.memory.numbers_changed()
             self.unchecked = step.name
         seconds = time.perf_counter() - start
-        return PassReport(step.name, outcome.modified, seconds, outcome.detail, outcome.kept)
+        return PassReport(step.name, outcome.modified, seconds, outcome.detail, outcome.kept, outcome.regions)
 
     def verify(self, result: Any = None) -> None:
         """Check what was done since the last check, by a result seen meanwhile or a new one."""

@@ -12,13 +12,21 @@ import torch
 When = Literal["auto", "never", "always"]
 """Whether to rewrite: ``"auto"`` where that is faster here."""
 
-_GAIN = 0.95  # a rewrite must take at most this part of the time of what it replaces
+GAIN = 0.95
+"""A rewrite must take at most this part of the time of what it replaces."""
+
 _REPETITIONS = 7
 
 
-@torch.no_grad()
 def is_faster(one: Callable[[], Any], other: Callable[[], Any]) -> bool:
-    """Whether the first function is clearly faster on this machine: medians of interleaved runs."""
+    """Whether the first function is clearly faster on this machine."""
+    first, second = medians(one, other)
+    return first < GAIN * second
+
+
+@torch.no_grad()
+def medians(one: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that two functions take: medians of interleaved runs, the first run of each left out."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPETITIONS + 1):
         for function, times in zip((one, other), seconds, strict=True):
@@ -28,4 +36,4 @@ def is_faster(one: Callable[[], Any], other: Callable[[], Any]) -> bool:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     first, second = (statistics.median(times[1:]) for times in seconds)
-    return first < _GAIN * second
+    return first, second

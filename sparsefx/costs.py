@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx.inputs import positional
+from sparsefx.kernels.region import SparseRegion
 from sparsefx.layers import MASKABLE
 from sparsefx.passes.attributes import kept_attributes
 from sparsefx.passes.recorder import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
+Call = tuple[str, nn.Module, tuple[Any, ...], Any]
 
 
 def maskable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -40,7 +42,23 @@ def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, in
         positions = (source if isinstance(layer, _ConvTransposeNd) else result).numel() // weight.shape[0]
         batched = source.dim() >= weight.dim()
         flops[name] += 2 * weight.numel() * positions // (max(1, source.shape[0]) if batched else 1)
+    for name, region, sources, _ in calls(model, example_inputs, regions(model)):
+        shapes = [tuple(source.shape) for source in sources]
+        for inner, count in cast(SparseRegion, region).flops(shapes):
+            path = layer_path(name, inner)
+            flops[path] = flops.get(path, 0) + count
     return flops
+
+
+def regions(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that sparse kernels compute, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseRegion)}
+
+
+def layer_path(region: str, layer: str) -> str:
+    """The name in the model of a layer in a region, which has it as its graph does."""
+    path = region.rpartition(".")[0]
+    return f"{path}.{layer}" if path else layer
 
 
 def layer_seconds(model: nn.Module, example_inputs: Sequence[Any], repeats: int) -> dict[str, float]:
@@ -71,14 +89,22 @@ def _finish(source: Tensor) -> None:
 
 
 def arrivals(model: nn.Module, example_inputs: Sequence[Any]) -> Iterator[Arrival]:
-    """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer.
+    """Run a model once; yields (layer name, layer, its input, its output) for each call of a layer."""
+    for name, layer, sources, result in calls(model, example_inputs, maskable_layers(model)):
+        yield name, layer, sources[0], result
+
+
+def calls(
+    model: nn.Module, example_inputs: Sequence[Any], modules: Mapping[str, nn.Module]
+) -> Iterator[Call]:
+    """Run a model once; yields (name, module, its arguments, its result) for each call of one of the modules.
 
     It runs in evaluation mode on copies of the inputs; buffers, attributes and modes stay as they were.
     """
-    seen: list[Arrival] = []
+    seen: list[Call] = []
     copies = untouched(model, positional(example_inputs))
     with (
-        _listening(model, seen),
+        _listening(modules, seen),
         _evaluating(model),
         kept_attributes(model),
         torch.no_grad(),
@@ -100,14 +126,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(model: nn.Module, seen: list[Arrival]) -> Iterator[None]:
+def _listening(modules: Mapping[str, nn.Module], seen: list[Call]) -> Iterator[None]:
     def listen(name: str, layer: nn.Module) -> Any:
         def note(layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            seen.append((name, layer, args[0] if args else kwargs["input"], result))
+            seen.append((name, layer, (*args, *kwargs.values()), result))
 
         return layer.register_forward_hook(note, with_kwargs=True)
 
-    handles = [listen(name, layer) for name, layer in maskable_layers(model).items()]
+    handles = [listen(name, layer) for name, layer in modules.items()]
     try:
         yield
     finally:

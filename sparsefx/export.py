@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.inputs import positional
+from sparsefx.kernels import native
+from sparsefx.kernels.backend import SparseKernels
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
@@ -33,10 +35,14 @@ from sparsefx.passes.origins import duplicate, mark, take_origins
 from sparsefx.passes.parts import Compiled, compile_model
 from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
 from sparsefx.passes.precompute import Precompute
+from sparsefx.passes.regions import Regions
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
 from sparsefx.report import compare
+
+Kernels = Literal["dense", "sparse", "auto"]
+"""What computes the layers of an export."""
 
 
 def export(
@@ -47,6 +53,7 @@ def export(
     gather: When = "auto",
     round_groups: When = "auto",
     fold_batchnorm: bool = True,
+    kernels: Kernels = "dense",
 ) -> nn.Module:
     """Remove the channels that do nothing, physically, without changing the function.
 
@@ -68,6 +75,9 @@ def export(
         fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
             be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
             learns as a whole, so that ``"auto"`` gathers and rounds nothing.
+        kernels: what computes the layers that are left: torch's ``"dense"`` kernels; ``"sparse"`` ones, which
+            take as long as there are nonzero weights, on the CPU, in float32 and without gradients; or with
+            ``"auto"``, for each part of the graph, the faster on this machine at the example's size.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
@@ -85,7 +95,9 @@ def export(
         InvariantError: a weight is not zero outside its mask.
         ArgumentError: the example inputs do not run, they or the model have no values or the model some that
             hold NaN, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
-            ``round_groups`` is none of the three.
+            ``round_groups`` is none of the three; ``kernels`` likewise, or it is not ``"dense"`` together
+            with ``fold_batchnorm=False``.
+        MissingPackageError: ``kernels="sparse"`` without llvmlite; with ``"auto"``, a warning says so.
 
     Example:
         >>> import torch, sparsefx
@@ -97,8 +109,9 @@ def export(
     """
     inputs = _check(model, example_inputs, align, fold_batchnorm, gather=gather, round_groups=round_groups)
     check_invariant(model)
+    last = _kernel_passes(kernels, fold_batchnorm)
     with _undisturbed():
-        return _export(model, inputs, align, gather, round_groups, fold_batchnorm)
+        return _export(model, inputs, align, gather, round_groups, fold_batchnorm, last)
 
 
 def _export(
@@ -108,6 +121,7 @@ def _export(
     gather: When,
     round_groups: When,
     fold_batchnorm: bool,
+    last: Sequence[Pass],
 ) -> nn.Module:
     original = _plain_copy(model)
     trains = not fold_batchnorm
@@ -121,6 +135,7 @@ def _export(
     steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
     steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather), Explain()]
+    steps += last
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
@@ -139,6 +154,24 @@ def _export(
     compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
     remember(compiled.model, original)
     return compiled.model
+
+
+def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
+    """The passes that choose kernels."""
+    if kernels not in get_args(Kernels):
+        raise ArgumentError(f"kernels={kernels!r} is none of {', '.join(map(repr, get_args(Kernels)))}")
+    if kernels == "dense":
+        return []
+    if not fold_batchnorm:
+        raise ArgumentError(
+            f"kernels={kernels!r} with fold_batchnorm=False: sparse kernels do not train; train the export "
+            "with dense ones, and export it again"
+        )
+    if kernels == "auto" and not native.available():
+        warnings.warn(f"kernels='auto' takes dense ones: {native.MISSING}", stacklevel=3)
+        return []
+    native.require()
+    return [Regions(SparseKernels(measured=kernels == "auto"))]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.costs import layer_flops, maskable_layers
+from sparsefx.costs import layer_flops, layer_path, maskable_layers, regions
 from sparsefx.errors import ArgumentError, unknown_name
+from sparsefx.kernels.region import SparseRegion
 from sparsefx.masks import check_undivided, masked_weights
 from sparsefx.passes.parts import Compiled
-from sparsefx.passes.pipeline import KeptChannels, PassReport
+from sparsefx.passes.pipeline import KeptChannels, PassReport, RegionReport
 from sparsefx.table import Table, Tabular, format_count
 
 
@@ -30,7 +31,7 @@ class LayerReport:
         out_channels: output channels (features).
         empty_inputs: input channels whose weights are all 0.
         empty_outputs: output channels whose weights are all 0.
-        parameters: elements of weight and bias.
+        parameters: elements of weight and bias; of a layer in sparse kernels, those that are stored.
         nonzeros: elements of the weight that are not 0.
         flops_dense: operations for one sample, a multiply-add counted as 2; None without example inputs.
         flops_sparse: the same for the active weights alone.
@@ -155,6 +156,11 @@ class ExportReport(Tabular):
         return sum(change.after.out_channels for change in self.layers if change.after)
 
     @property
+    def regions(self) -> tuple[RegionReport, ...]:
+        """The parts that sparse kernels can compute, with the times measured; none of dense kernels."""
+        return tuple(one for step in self.passes for one in step.regions)
+
+    @property
     def kept(self) -> tuple[KeptChannels, ...]:
         """The empty channels that are still there, with the reason; not those of modules that stay Python."""
         return tuple(one for step in self.passes for one in step.kept)
@@ -209,6 +215,7 @@ class ExportReport(Tabular):
             f"channels {self.channels_before} -> {self.channels_after}"
         ]
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
+        lines += [_region_line(region) for region in self.regions]
         lines += [f"{part.name or 'the model'} stays Python: {part.reason}" for part in self.opaque]
         lines += [
             f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
@@ -256,6 +263,7 @@ def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> M
         for name, layer in modules.items()
     }
     functional = _functional_layers(model)
+    sparse = _layers_of_kernels(model, flops)
     by_weight = {  # a tied weight counts once; one computed by a parametrisation is no parameter
         id(layer.weight): described[name]
         for name, layer in modules.items()
@@ -263,12 +271,14 @@ def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> M
     }
     counted = [*by_weight.values(), *functional]
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters += sum(layer.parameters for layer in sparse)
     masked = [layer for key, layer in by_weight.items() if key in masks] + functional
     inactive = _weights(counted) - _active(counted)
+    weighed = masked or [*counted, *sparse]
     return ModelReport(
-        (*described.values(), *functional),
+        (*described.values(), *functional, *sparse),
         parameters,
-        _active(masked or counted) / max(1, _weights(masked or counted)),
+        _active(weighed) / max(1, _weights(weighed)),
         (parameters - inactive) / max(1, parameters),
     )
 
@@ -338,6 +348,17 @@ def _functional_layers(model: nn.Module) -> list[LayerReport]:
     ]
 
 
+def _layers_of_kernels(model: nn.Module, flops: Mapping[str, int]) -> list[LayerReport]:
+    """The layers that sparse kernels compute; their parameters are those that are stored."""
+    found = []
+    for path, region in regions(model).items():
+        for layer, weight, bias in cast(SparseRegion, region).weights():
+            name = layer_path(path, layer.name)
+            stored = int(weight.count_nonzero()) + bias.numel()
+            found.append(_describe_weight(name, weight, None, flops.get(name), False, layer.groups, stored))
+    return found
+
+
 def _describe_weight(
     name: str,
     weight: Tensor,
@@ -367,6 +388,16 @@ def _describe_weight(
         flops_dense=flops,
         flops_sparse=None if flops is None else round(flops * density),
     )
+
+
+def _region_line(region: RegionReport) -> str:
+    """What computes some layers, and why."""
+    names = region.layers[0] if len(region.layers) == 1 else f"{region.layers[0]} to {region.layers[-1]}"
+    kernels = "sparse" if region.taken else "dense"
+    if region.dense is None or region.sparse is None:
+        return f"{names}: {kernels} kernels"
+    times = f"dense {1e3 * region.dense:.2f} ms, sparse {1e3 * region.sparse:.2f} ms"
+    return f"{names}: {kernels} kernels ({times})"
 
 
 def _before_after(change: LayerChange) -> list[str]:

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.make import Maker, Mismatch
 from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
+from sparsefx.kernels.check import check
+from sparsefx.kernels.region import SparseRegion
 from sparsefx.passes.graph_data import decode_graph
 from sparsefx.passes.layer_sizes import promised_shapes
 from sparsefx.passes.plain_values import DataError
@@ -150,6 +152,8 @@ def _fill(plan: ModulePlan, module: nn.Module, tensors: Mapping[str, Tensor]) ->
                 transient.discard(name) if tensor_plan.flag else transient.add(name)
     if class_name(module).startswith("torch.nn.modules."):
         _check_sizes(plan, module)
+    if isinstance(module, SparseRegion):
+        _check_region(plan, module)
 
 
 def _constants(module: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +168,14 @@ def _check_sizes(plan: ModulePlan, layer: nn.Module) -> None:
             raise DataError(
                 f"{name!r} of {plan.path!r} is {tuple(tensor.shape)}, its layer's attributes say {shape}"
             )
+
+
+def _check_region(plan: ModulePlan, region: SparseRegion) -> None:
+    """Kernels go where the weights say without looking."""
+    try:
+        check(region.program, list(region.tensors()), region.layers)
+    except ValueError as error:
+        raise DataError(f"region {plan.path[:80]!r} is not valid: {error}") from error
 
 
 def _check_tree(plans: Sequence[ModulePlan], modules: Mapping[str, nn.Module]) -> None:

@@ -1,0 +1,160 @@
+"""Hand connected parts of a graph over to something that computes them faster."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+from torch.fx.passes.operator_support import OperatorSupportBase
+from torch.fx.passes.tools_common import legalize_graph
+from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule
+
+from sparsefx.passes.examples import Inputs
+from sparsefx.passes.interpreter import Interpreter
+from sparsefx.passes.pipeline import Outcome, RegionReport
+from sparsefx.passes.program import Program
+from sparsefx.passes.record import record
+from sparsefx.passes.recorder import untouched
+
+
+@dataclass(frozen=True)
+class Part:
+    """A connected part of a graph.
+
+    Attributes:
+        nodes: its nodes, in order.
+        inputs: the nodes outside that it reads.
+        outputs: its nodes that are read outside.
+        module: the part as a graph of its own.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    module: fx.GraphModule
+
+
+class Backend(Protocol):
+    """What computes parts of a graph."""
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Parts are made of nodes of one of these kinds, one kind after the other."""
+        ...
+
+    def supports(self, kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program) -> bool:
+        """Whether a node can belong to a part of this kind."""
+        ...
+
+    def build(
+        self, kind: str, graph_module: fx.GraphModule, part: Part, program: Program, values: Sequence[Any]
+    ) -> tuple[nn.Module | None, RegionReport] | None:
+        """The module that computes a part, given example values of its inputs, or None to leave it.
+
+        None, too, in the place of both where there is nothing for the backend in it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Replace parts of the graph by modules of a backend.
+
+    Attributes:
+        backend: what computes them.
+    """
+
+    backend: Backend
+    name = "regions"
+
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+        """Rewrite the graph in place. Runs last: what it makes, no other pass knows."""
+        reports: list[RegionReport] = []
+        for kind in self.backend.kinds:
+            program = record(graph_module, inputs[:1])
+            values = _values(graph_module, inputs[0])
+            found: list[tuple[Part, nn.Module]] = []
+            for nodes in _partitions(graph_module, self._supports(kind, graph_module, program)):
+                part = _part(graph_module, nodes)
+                examples = [values[node] for node in part.inputs]
+                module, report = self.backend.build(kind, graph_module, part, program, examples) or (
+                    None,
+                    None,
+                )
+                reports += [report] if report else []
+                found += [(part, module)] if module else []
+            _replace(graph_module, found)
+        taken = [report for report in reports if report.taken]
+        layers = sum(len(report.layers) for report in taken)
+        detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
+        return Outcome(bool(taken), detail, regions=tuple(reports))
+
+    def _supports(
+        self, kind: str, graph_module: fx.GraphModule, program: Program
+    ) -> Callable[[fx.Node], bool]:
+        return lambda node: self.backend.supports(kind, graph_module, node, program)
+
+
+class _Support(OperatorSupportBase):
+    def __init__(self, supports: Callable[[fx.Node], bool]) -> None:
+        self.supports = supports
+
+    def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+        return self.supports(node)
+
+
+def _partitions(
+    graph_module: fx.GraphModule, supports: Callable[[fx.Node], bool]
+) -> list[tuple[fx.Node, ...]]:
+    """The largest connected parts whose nodes are all supported, each with its nodes in the graph's order."""
+    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    partitioner = CapabilityBasedPartitioner(
+        graph_module, _Support(supports), allows_single_node_partition=True
+    )
+    proposed = [sorted(part.nodes, key=order.__getitem__) for part in partitioner.propose_partitions()]
+    return [tuple(nodes) for nodes in sorted(proposed, key=lambda nodes: order[nodes[0]])]
+
+
+def _part(graph_module: fx.GraphModule, nodes: tuple[fx.Node, ...]) -> Part:
+    module, inputs, outputs = fuse_as_graphmodule(graph_module, list(nodes), "part")
+    return Part(nodes, inputs, outputs, module)
+
+
+@torch.no_grad()
+def _values(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+    """What every node gives."""
+    with untouched(graph_module, inputs) as copies:
+        interpreter = Interpreter(graph_module, garbage_collect_values=False)
+        interpreter.run(*copies)
+    return interpreter.env
+
+
+def _replace(graph_module: fx.GraphModule, found: Sequence[tuple[Part, nn.Module]]) -> None:
+    """Put modules in the places of parts."""
+    graph = graph_module.graph
+    results: dict[fx.Node, fx.Node] = {}
+    for part, module in found:
+        name = _free_name(graph_module)
+        graph_module.add_submodule(name, module)
+        with graph.inserting_after(part.nodes[-1]):
+            call = graph.call_module(name, tuple(results.get(node, node) for node in part.inputs))
+        with graph.inserting_after(call):
+            for index, node in enumerate(part.outputs):
+                single = len(part.outputs) == 1
+                results[node] = call if single else graph.call_function(operator.getitem, (call, index))
+                node.replace_all_uses_with(results[node])
+        erase_nodes(graph_module, list(part.nodes))
+    if found:
+        legalize_graph(graph_module)  # what reads a part may have stood before its last node
+
+
+def _free_name(graph_module: fx.GraphModule) -> str:
+    number = 0
+    while hasattr(graph_module, f"region_{number}"):
+        number += 1
+    return f"region_{number}"

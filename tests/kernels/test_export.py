@@ -1,0 +1,209 @@
+"""``export(kernels=...)``: the same function, in a module like any other."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import sparsefx
+from sparsefx.errors import ArgumentError, MissingPackageError
+from sparsefx.kernels import native
+from sparsefx.kernels.region import SparseRegion
+
+
+class Everything(nn.Module):
+    """Every operation that has an instruction, and some that have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.left = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.down = nn.Conv2d(16, 12, 3, stride=2, padding=1)
+        self.gate = nn.Conv2d(12, 12, 1)
+        self.after = nn.BatchNorm2d(12)
+        self.head = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 5))
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = nn.functional.max_pool2d(x - 0.5, 3, 2, 1)
+        x = torch.cat([torch.relu(self.left(x)) + x, nn.functional.silu(self.right(x))], 1)
+        x = nn.functional.hardtanh(self.down(x), -1.0, 2.0)
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        x = nn.functional.hardswish(self.after(x + torch.tanh(x)))
+        x = nn.functional.avg_pool2d(x, 2) + nn.functional.gelu(
+            nn.functional.avg_pool2d(x, 2), approximate="tanh"
+        )
+        return self.head(x.mean((2, 3)))
+
+
+def model_and_input(images=2, size=24):
+    torch.manual_seed(0)
+    model = Everything()
+    for norm in (model.norm, model.after):
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return sparsefx.sparsify(model, density=0.4).eval(), torch.randn(images, 3, size, size)
+
+
+def regions_of(model):
+    return [module for module in model.modules() if isinstance(module, SparseRegion)]
+
+
+def close(output, expected):
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [1, 2, 5, 16, 19])
+@pytest.mark.parametrize("size", [24, 25, 31])
+def test_equals_the_model_at_every_size(images, size):
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    other = torch.randn(images, 3, size, size)
+    close(compact(other), model(other))
+    layers = {name for region in regions_of(compact) for name, _, _ in region.layers}
+    assert layers == {"stem", "left", "right", "down", "gate", "head.0", "head.2"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet"])
+def test_equals_networks_of_torchvision(name):
+    torch.manual_seed(0)
+    arguments = {"init_weights": False} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, num_classes=10, **arguments)
+    sparse, x = sparsefx.sparsify(model, density=0.3).eval(), torch.randn(3, 3, 64, 64)
+    close(sparsefx.export(sparse, (x,), kernels="sparse")(x), sparse(x))
+
+
+@torch.no_grad()
+def test_linear_layers_of_sequences():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu")
+    model, x = sparsefx.sparsify(layer, density=0.3, trace=False).eval(), torch.randn(3, 7, 32)
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    assert regions_of(compact)
+    for other in (x, torch.randn(2, 300, 32)):
+        close(compact(other), model(other))
+
+
+@torch.no_grad()
+def test_is_a_module_like_any_other(tmp_path):
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    expected = compact(x)
+    assert torch.equal(copy.deepcopy(compact)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(regions_of(compact)[0]))(x), regions_of(compact)[0](x))
+    compact.load_state_dict(compact.state_dict())
+    assert torch.equal(compact(x), expected)
+    sparsefx.save(compact, tmp_path / "compact")
+    loaded = sparsefx.load(tmp_path / "compact", Everything())
+    assert torch.equal(loaded(x), expected)
+    assert str(loaded.report) == str(compact.report)
+
+
+@torch.no_grad()
+def test_is_exported_by_torch_with_any_batch_size(tmp_path):
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    program = torch.export.export(compact, (x,), dynamic_shapes=({0: torch.export.Dim("images")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    other = torch.randn(5, 3, 24, 24)
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(other), compact(other))
+
+
+@torch.no_grad()
+def test_is_compiled_without_a_break():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    compiled = torch.compile(compact, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), compact(x))
+
+
+@torch.no_grad()
+def test_bfloat16_is_computed_in_float32():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    output = copy.deepcopy(compact).bfloat16()(x.bfloat16())
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), compact(x), rtol=0.05, atol=0.05)
+
+
+def test_the_report_has_the_layers():
+    model, x = model_and_input()
+    dense = sparsefx.export(model, (x,)).report
+    report = sparsefx.export(model, (x,), kernels="sparse").report
+    after = {change.name: change.after for change in dense.layers}
+    for change in report.layers:
+        assert change.after is not None
+        assert change.after.shape == after[change.name].shape
+        assert change.after.nonzeros == after[change.name].nonzeros
+        assert change.after.flops_dense == after[change.name].flops_dense
+        assert change.after.parameters < after[change.name].parameters
+    assert report.parameters_after < dense.parameters_after
+    assert all(region.taken for region in report.regions)
+    assert "\nleft to gate: sparse kernels\n" in str(report)
+
+
+def test_auto_says_what_it_measured():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="auto")
+    assert compact.report.regions
+    for region in compact.report.regions:
+        assert region.dense > 0
+        assert region.sparse > 0
+        assert region.taken == (region.sparse < 0.95 * region.dense)
+    assert len(regions_of(compact)) == sum(region.taken for region in compact.report.regions)
+    with torch.no_grad():
+        close(compact(x), model(x))
+
+
+def test_double_precision_stays_dense():
+    model, x = model_and_input()
+    compact = sparsefx.export(model.double(), (x.double(),), kernels="sparse")
+    assert not regions_of(compact)
+
+
+def test_gradients_are_refused():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    with pytest.raises(RuntimeError, match=r"autograd|backward"):
+        compact(x.requires_grad_()).sum().backward()
+
+
+def test_wrong_arguments():
+    model, x = model_and_input()
+    with pytest.raises(ArgumentError, match="kernels='fast' is none of 'dense', 'sparse', 'auto'"):
+        sparsefx.export(model, (x,), kernels="fast")
+    with pytest.raises(ArgumentError, match="do not train"):
+        sparsefx.export(model, (x,), kernels="sparse", fold_batchnorm=False)
+
+
+@torch.no_grad()
+def test_wrong_inputs():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    with pytest.raises(ArgumentError, match="takes 3 channels would get 4"):
+        compact(torch.randn(2, 4, 24, 24))
+    with pytest.raises(ArgumentError, match="take 4 dimensions"):
+        compact(x[0])
+    with pytest.raises(ArgumentError, match="too small"):
+        compact(x[:, :, :2, :2])
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+    model, x = model_and_input()
+    with pytest.raises(MissingPackageError, match="pip install 'sparsefx\\[kernels\\]'"):
+        sparsefx.export(model, (x,), kernels="sparse")
+    with pytest.warns(UserWarning, match=r"takes dense ones: .* llvmlite"):
+        compact = sparsefx.export(model, (x,), kernels="auto")
+    assert not regions_of(compact)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparsefx.export(model, (x,))
