@@ -36,8 +36,8 @@ class Packed:
 
 
 def can_pack(weight: Tensor, groups: int) -> bool:
-    """Whether channels and taps of this weight have codes."""
-    taps = weight[0, 0].numel() if weight.numel() else 0
+    """Whether a weight is where the kernels are, and its channels and taps have codes."""
+    taps = weight[0, 0].numel() if weight.numel() and weight.device.type == "cpu" else 0
     return bool(0 < taps <= MOST_TAPS and weight.shape[1] * groups <= MOST_CHANNELS)
 
 
