@@ -62,7 +62,7 @@ def test_no_other_width_is_nearer(target: int) -> None:
     width = thin_width(network("lenet-300-100"), target)
     sizes = {first: first * 785 + first * second + second + second * 10 + 10 for first, second in WIDTHS}
     nearest = min(abs(size - target) for size in sizes.values())
-    assert abs(parameters("lenet-300-100", width) - target) == nearest
+    assert abs(parameters("lenet-300-100", width) - target) <= nearest
 
 
 WIDTHS = {(max(1, int(300 * f / 1e4 + 0.5)), max(1, int(100 * f / 1e4 + 0.5))) for f in range(1, 10_001)}
