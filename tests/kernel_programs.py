@@ -29,7 +29,7 @@ class Case:
     padding: tuple[int, ...] = (1, 1)
     dilation: tuple[int, ...] = (1, 1)
     density: float = 0.3
-    block: int = 2
+    width: int = 2
     seed: int = 0
 
     @property
@@ -51,14 +51,17 @@ class Case:
         return result
 
     def instruction(self, **others: object) -> Convolution:
-        blocks = -(-self.inputs * self.groups // self.block)
+        segments = -(-self.inputs * self.groups // self.width)
+        nonzeros = int(self.tensors()[1].count_nonzero())
         channels = self.inputs * self.groups, self.outputs * self.groups
         window, stride, dilation = (three(v, 1) for v in (self.window, self.stride, self.dilation))
-        made = Convolution(0, 0, *channels, window, stride, three(self.padding, 0), dilation, blocks)
+        made = Convolution(
+            0, 0, *channels, window, stride, three(self.padding, 0), dilation, segments, nonzeros
+        )
         return replace(made, **others)  # type: ignore[arg-type]
 
     def packed(self, weight: Tensor, bias: Tensor) -> Packed:
-        return pack(weight, bias, self.groups, self.block)
+        return pack(weight, bias, self.groups, self.width)
 
 
 def three(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:

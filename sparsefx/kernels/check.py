@@ -12,7 +12,6 @@ from sparsefx.kernels.code import TAP_BITS
 from sparsefx.kernels.code.names import FUNCTION_NAMES
 from sparsefx.kernels.packed import MOST_CHANNELS, MOST_TAPS
 from sparsefx.kernels.program import (
-    Concatenate,
     Convolution,
     Instruction,
     Pointwise,
@@ -42,7 +41,8 @@ def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
         _check_instruction(item, program.inputs + index, tensors)
     values = program.inputs + len(program.instructions)
     _need(type(program.outputs) is tuple and bool(program.outputs), "its outputs are none")
-    _need(all(_is_index(one, values) for one in program.outputs), "its outputs are not there")
+    made = all(_is_index(one, values) and one >= program.inputs for one in program.outputs)
+    _need(made and len({*program.outputs}) == len(program.outputs), "its outputs are not there")
     convolutions = [item for item in program.instructions if isinstance(item, Convolution)]
     _need(len(layers) == len(convolutions), f"it has {len(convolutions)} layers, not {len(layers)}")
     for layer, item in zip(layers, convolutions, strict=True):
@@ -66,13 +66,9 @@ def _is_index(value: Any, size: int) -> bool:
 
 
 def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]) -> None:
-    sources = item.sources if isinstance(item, Concatenate) else [item.source]
-    others = [getattr(item, name, None) for name in ("residual", "other")]
-    read = [*sources, *(other for other in others if other is not None)]
-    _need(
-        bool(sources) and all(_is_index(one, number) for one in read),
-        f"instruction {number} reads what is not there",
-    )
+    there = type(item.operands) is tuple and bool(item.operands)
+    there = there and all(_is_index(one, number) for one in item.operands)
+    _need(there, f"instruction {number} reads what is not there")
     for name in ("kernel", "stride", "dilation", "padding"):
         least = 0 if name == "padding" else 1
         values = getattr(item, name, (1, 1, 1))
@@ -106,14 +102,17 @@ def _check_pointwise(item: Pointwise, number: int, tensors: Sequence[Tensor]) ->
 def _check_convolution(item: Convolution, number: int, weights: Sequence[Tensor]) -> None:
     rows, codes, values, bias = weights
     what = f"instruction {number}: "
-    sizes = (item.in_channels, item.out_channels, item.blocks)
+    sizes = (item.in_channels, item.out_channels, item.segments)
     _need(all(type(size) is int and 0 < size <= MOST_CHANNELS for size in sizes), f"{what}sizes")
     _need(all(tensor.dim() == 1 for tensor in weights), f"{what}dimensions of its weights")
     _need(rows.dtype == codes.dtype == torch.int32, f"{what}type of its indices")
     _need(values.is_floating_point() and values.dtype == bias.dtype, f"{what}type of its values")
     _need(len(bias) == item.out_channels, f"{what}{len(bias)} biases")
-    _need(len(rows) == item.blocks * item.out_channels + 1, f"{what}{len(rows)} rows")
-    _need(len(codes) == len(values) == int(rows[-1]) and int(rows[0]) == 0, f"{what}number of nonzeros")
+    _need(len(rows) == item.segments * item.out_channels + 1, f"{what}{len(rows)} rows")
+    _need(
+        len(codes) == len(values) == int(rows[-1]) == item.nonzeros and int(rows[0]) == 0,
+        f"{what}number of nonzeros",
+    )
     _need(bool((rows.diff() >= 0).all()), f"{what}rows do not ascend")
     taps = item.kernel[0] * item.kernel[1] * item.kernel[2]
     _need(taps <= MOST_TAPS, f"{what}window")

@@ -60,6 +60,11 @@ class Layout:
         return cls(channels, size, split, (depth, -(-height // split.rows), -(-width // split.columns)))
 
     @property
+    def bare(self) -> Layout:
+        """Without a border."""
+        return replace(self, before=(0, 0, 0), after=(0, 0, 0))
+
+    @property
     def room(self) -> Three:
         """Depth, rows and columns of a tile with its border."""
         depth, height, width = (b + t + a for b, t, a in zip(self.before, self.tile, self.after, strict=True))
@@ -90,12 +95,6 @@ class Layout:
         """Bytes from the beginning to a tile's first element."""
         before_depth, before_row, before_column = self.before
         return before_depth * self.depth + before_row * self.row + before_column * VECTOR_BYTES
-
-    @property
-    def whole(self) -> bool:
-        """Whether every tile is full, so that no lane is outside of the image."""
-        _, height, width = self.size
-        return (self.tile[1] * self.split.rows, self.tile[2] * self.split.columns) == (height, width)
 
     def wider(self, before: Three, after: Three) -> Layout:
         """With borders at least as wide as these."""
@@ -154,7 +153,7 @@ def _larger(one: Three, other: Three) -> Three:
 
 def split_for(images: int, size: Three) -> Split:
     """What wastes the fewest lanes, and reaches least over borders, for so many images, at most 16."""
-    images = min(16, 1 << max(images - 1, 0).bit_length())
+    images = min(LANES, 1 << max(images - 1, 0).bit_length())
     _, height, width = size
     parts = LANES // images
     candidates = [

@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.kernels.blocks import choose_block
-from sparsefx.kernels.packed import can_pack, pack
+from sparsefx.kernels.packed import can_pack, pack, segment_width
 from sparsefx.kernels.program import (
     NO_BOUNDS,
     Concatenate,
@@ -206,16 +205,15 @@ class _Node:
     def _linear(self, layer: nn.Linear) -> _Made | None:
         if not can_pack(layer.weight, 1):
             return None
-        block = choose_block(layer.weight, 1)
+        width, nonzeros = segment_width(layer.weight, 1), int(layer.weight.count_nonzero())
         one = (1, 1, 1)
 
         def instruction(sources: tuple[int, ...], first: int) -> Instruction:
-            blocks = -(-layer.in_features // block)
-            return Convolution(
-                sources[0], first, layer.in_features, layer.out_features, one, one, (0, 0, 0), one, blocks
-            )
+            segments = -(-layer.in_features // width)
+            channels = layer.in_features, layer.out_features
+            return Convolution(sources[0], first, *channels, one, one, (0, 0, 0), one, segments, nonzeros)
 
-        weights = lambda: pack(layer.weight, layer.bias, 1, block).tensors  # noqa: E731
+        weights = lambda: pack(layer.weight, layer.bias, 1, width).tensors  # noqa: E731
         return _Made(self._sources, instruction, weights, self._name(layer))
 
     def _convolution(self, layer: _ConvNd) -> _Made | None:
@@ -225,7 +223,7 @@ class _Node:
             return None
         if not can_pack(layer.weight, layer.groups):
             return None
-        block = choose_block(layer.weight, layer.groups)
+        width, nonzeros = segment_width(layer.weight, layer.groups), int(layer.weight.count_nonzero())
         padding = tuple(int(pad) for pad in layer.padding)
 
         def instruction(sources: tuple[int, ...], first: int) -> Instruction:
@@ -238,10 +236,11 @@ class _Node:
                 _three(layer.stride, 1),
                 _three(padding, 0),
                 _three(layer.dilation, 1),
-                -(-layer.in_channels // block),
+                -(-layer.in_channels // width),
+                nonzeros,
             )
 
-        weights = lambda: pack(layer.weight, layer.bias, layer.groups, block).tensors  # noqa: E731
+        weights = lambda: pack(layer.weight, layer.bias, layer.groups, width).tensors  # noqa: E731
         return _Made(self._sources, instruction, weights, self._name(layer))
 
     def _name(self, layer: nn.Linear | _ConvNd) -> RegionLayer:

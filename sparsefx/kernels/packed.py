@@ -12,13 +12,15 @@ from sparsefx.kernels.code import TAP_BITS
 MOST_TAPS = 2**TAP_BITS
 MOST_CHANNELS = 2 ** (31 - TAP_BITS)
 
+_A_SEGMENT = 3  # nonzeros of an output channel in a segment
+
 
 @dataclass(frozen=True)
 class Packed:
-    """Nonzero weights, input channels taken in blocks.
+    """Nonzero weights by output channel, then by input channel, which come in segments of equal width.
 
     Attributes:
-        rows: where the nonzeros of each output channel begin, block by block: int32 [blocks * out + 1].
+        rows: where those of each segment of each output channel begin: int32 [out * segments + 1].
         codes: input channel and tap of each nonzero: int32 [nonzeros].
         values: the nonzeros: float32 [nonzeros].
         bias: float32 [out].
@@ -41,28 +43,40 @@ def can_pack(weight: Tensor, groups: int) -> bool:
     return bool(0 < taps <= MOST_TAPS and weight.shape[1] * groups <= MOST_CHANNELS)
 
 
-def pack(weight: Tensor, bias: Tensor | None, groups: int, block: int) -> Packed:
+def segment_width(weight: Tensor, groups: int) -> int:
+    """Input channels of a segment, few enough to build blocks of any size from, and not too many to mark.
+
+    Args:
+        weight: ``[out, in / groups, *kernel]``.
+        groups: as of the convolution.
+    """
+    channels = weight.shape[1] * groups
+    nonzeros = int(weight.count_nonzero())
+    width = round(_A_SEGMENT * weight.shape[0] * channels / nonzeros) if nonzeros else channels
+    return max(1, min(channels, width))
+
+
+def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed:
     """Pack a layer.
 
     Args:
         weight: ``[out, in / groups, *kernel]``.
         bias: ``[out]``, or None for zeros.
         groups: as of the convolution.
-        block: input channels at a time.
+        width: input channels of a segment.
     """
     out, inputs = weight.shape[:2]
     flat = weight.detach().reshape(out, inputs, -1)
     channel_out, channel, tap = flat.nonzero(as_tuple=True)
     values = flat[channel_out, channel, tap].float()
     channel = channel + channel_out // (out // groups) * inputs
-    blocks = -(-inputs * groups // block)
-    slot = channel // block * out + channel_out
-    order = slot.argsort(stable=True)
-    rows = torch.zeros(blocks * out + 1, dtype=torch.int32)
-    rows[1:] = slot.bincount(minlength=blocks * out).cumsum(0)
-    codes = (channel << TAP_BITS | tap)[order].int()
+    segments = -(-inputs * groups // width)
+    rows = torch.zeros(out * segments + 1, dtype=torch.int32)
+    counts = (channel_out * segments + channel // width).bincount(minlength=out * segments)
+    rows[1:] = counts.cumsum(0)
+    codes = (channel << TAP_BITS | tap).int()
     filled = torch.zeros(out) if bias is None else bias.detach().float().clone()
-    return Packed(rows, codes, values[order].contiguous(), filled)
+    return Packed(rows, codes, values, filled)
 
 
 def unpack(packed: Packed, shape: tuple[int, ...], groups: int) -> Tensor:
@@ -70,7 +84,7 @@ def unpack(packed: Packed, shape: tuple[int, ...], groups: int) -> Tensor:
     out, inputs = shape[:2]
     weight = torch.zeros(out, inputs, *shape[2:]).reshape(out, inputs, -1)
     counts = packed.rows.diff().long()
-    channel_out = torch.arange(len(counts)).repeat_interleave(counts) % out
+    channel_out = torch.arange(len(counts)).repeat_interleave(counts) // (len(counts) // out)
     channel = (packed.codes >> TAP_BITS).long() - channel_out // (out // groups) * inputs
     weight[channel_out, channel, (packed.codes & MOST_TAPS - 1).long()] = packed.values
     return weight.reshape(shape)

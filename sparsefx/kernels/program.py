@@ -30,7 +30,8 @@ class Convolution:
         stride: as of the convolution; these and the following by depth, height and width.
         padding: zeros on both sides.
         dilation: as of the convolution.
-        blocks: blocks of input channels that the weights are packed in.
+        segments: of input channels, which the nonzeros are marked by.
+        nonzeros: their number.
         bounds: the activation: ``(0, inf)`` for ReLU.
         residual: a value of the result's shape to add before the activation.
     """
@@ -43,9 +44,15 @@ class Convolution:
     stride: Three
     padding: Three
     dilation: Three
-    blocks: int
+    segments: int
+    nonzeros: int
     bounds: tuple[float, float] = NO_BOUNDS
     residual: int | None = None
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """What it reads."""
+        return (self.source,) if self.residual is None else (self.source, self.residual)
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,22 @@ class Pool:
     stride: Three
     padding: Three
 
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The source."""
+        return (self.source,)
+
 
 @dataclass(frozen=True)
 class Mean:
     """The mean of each channel's image, one element large."""
 
     source: int
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The source."""
+        return (self.source,)
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,11 @@ class Pointwise:
     function: str = "identity"
     bounds: tuple[float, float] = NO_BOUNDS
 
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """What it reads."""
+        return (self.source,) if self.other is None else (self.source, self.other)
+
 
 @dataclass(frozen=True)
 class Concatenate:
@@ -99,6 +121,11 @@ class Concatenate:
     def source(self) -> int:
         """The first."""
         return self.sources[0]
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """All sources."""
+        return self.sources
 
 
 Instruction: TypeAlias = Convolution | Pool | Mean | Pointwise | Concatenate

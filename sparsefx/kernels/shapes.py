@@ -40,9 +40,14 @@ def infer(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[Shape]:
         program: what is computed.
         inputs: ``[N, C, *size]`` of images, ``[..., C]`` of rows.
     """
-    values = [_of_input(program, shape) for shape in inputs]
+    return of_values(program, [_of_input(program, shape) for shape in inputs])
+
+
+def of_values(program: Program, inputs: Sequence[Shape]) -> list[Shape]:
+    """Shapes of all values, given the inputs'."""
+    values = list(inputs)
     for item in program.instructions:
-        values += [_of_result(item, values)]
+        values.append(_of_result(item, values))
     return values
 
 

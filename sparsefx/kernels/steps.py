@@ -11,14 +11,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.kernels.code import LANES, VECTOR_BYTES
+from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.builder import Kernel
-from sparsefx.kernels.code.convolution import Tile, convolution
-from sparsefx.kernels.code.moving import fill, gather, scatter
+from sparsefx.kernels.code.convolution import convolution
 from sparsefx.kernels.code.pointwise import Form, pointwise
 from sparsefx.kernels.code.pooling import mean, pool
-from sparsefx.kernels.lanes import Layout, Offsets
+from sparsefx.kernels.lanes import Layout
 from sparsefx.kernels.program import NO_BOUNDS, Convolution, Pointwise, Pool
+from sparsefx.kernels.tiling import Tiling, moving, tiling_cost
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Address:
     """A place in memory, known when the plan runs.
 
     Attributes:
-        base: what it counts from: ``"memory"``, the plan's own, or the number of a tensor outside.
+        base: what it counts from: ``"memory"``, the plan's own; ``"cells"``, the array of arguments; or the
+            number of a tensor outside.
         offset: bytes from there.
     """
 
@@ -84,145 +85,11 @@ class Step(ABC):
         """Bytes of memory that it needs for itself."""
         return 0
 
-
-@dataclass(frozen=True)
-class Outside:
-    """A tensor outside of the plan: where each element is.
-
-    Attributes:
-        address: of its first element.
-        images: how many there are; lanes beyond hold none.
-        steps: elements from one image, plane, row and column to the next.
-        channel: elements from one channel to the next.
-    """
-
-    address: Address
-    images: int
-    steps: tuple[int, int, int, int]
-    channel: int
-
-    def elements(self, layout: Layout) -> Offsets:
-        """For each lane of each place of a channel, its element; -1 for none."""
-        where = layout.coordinates()
-        offsets = np.tensordot(np.array(self.steps), where, axes=1)
-        return np.where((where[0] < 0) | (where[0] >= self.images), -1, offsets).astype(np.int32)
-
-
-@dataclass
-class Enter(Step):
-    """A tensor from outside, into lanes."""
-
-    source: Outside
-    target: Value
-
-    def __post_init__(self) -> None:
-        self.writes = self.target
-
-    def calls(self) -> Iterator[Call]:
-        """All places, the border's too."""
-        layout = self.target.layout
-        elements = self.source.elements(layout)
-        yield _gathered(self.target, elements, 4 * self.source.channel, self.source.address, slice(None))
-
-
-@dataclass
-class Leave(Step):
-    """Lanes, into a tensor outside."""
-
-    source: Value
-    target: Outside
-
-    def __post_init__(self) -> None:
-        self.reads = (self.source,)
-
-    def calls(self) -> Iterator[Call]:
-        """The places inside of the border."""
-        layout = self.source.layout
-        own = layout.own()
-        places, elements = layout.places()[own], self.target.elements(layout)[own]
-        arguments: dict[str, Argument] = {
-            "source": self.source.address,
-            "target": self.target.address,
-            "places": places,
-            "elements": elements,
-            "count": len(places),
-            "channels": layout.channels,
-            "source_channel": layout.channel,
-            "target_channel": 4 * self.target.channel,
-        }
-        yield scatter(), arguments
-
-
-@dataclass
-class Relay(Step):
-    """A value in another layout; ``everywhere``: its one element a channel in every lane of an image."""
-
-    source: Value
-    target: Value
-    everywhere: bool = False
-
-    def __post_init__(self) -> None:
-        self.reads, self.writes = (self.source,), self.target
-
-    def calls(self) -> Iterator[Call]:
-        """All places, the border's too."""
-        source = self.source.layout
-        where = self.target.layout.coordinates()
-        if self.everywhere:
-            where = np.zeros_like(where)
-            where[0] = np.arange(LANES) // self.target.layout.split.parts
-        elements = source.elements(where)
-        yield _gathered(self.target, elements, source.channel, self.source.address, slice(None))
-
-
-@dataclass
-class Border(Step):
-    """What surrounds a tile: zeros, or what the neighbouring lanes hold."""
-
-    value: Value
-
-    def __post_init__(self) -> None:
-        self.reads, self.writes = (self.value,), self.value
-
-    def calls(self) -> Iterator[Call]:
-        """The places of the border, and those inside that have lanes outside of the image."""
-        if not self.value.bordered:
-            return
-        layout = self.value.layout
-        elements = layout.elements(layout.coordinates())
-        chosen = ~layout.own() | (elements < 0).any(1)
-        if not chosen.any():
-            return
-        if (elements[chosen] < 0).all():
-            places = layout.places()[chosen]
-            arguments: dict[str, Argument] = {
-                "target": self.value.address,
-                "places": places,
-                "count": len(places),
-                "channels": layout.channels,
-                "target_channel": layout.channel,
-                "fill": float_bits(self.value.outside),
-            }
-            yield fill(), arguments
-        else:
-            yield _gathered(self.value, elements, layout.channel, self.value.address, chosen)
-
-
-def _gathered(
-    target: Value, elements: Offsets, channel: int, source: Address, chosen: NDArray[np.bool_] | slice
-) -> Call:
-    places = target.layout.places()[chosen]
-    return gather(), {
-        "source": source,
-        "target": target.address,
-        "places": places,
-        "elements": elements[chosen],
-        "count": len(places),
-        "channels": target.layout.channels,
-        "source_channel": channel,
-        "target_channel": target.layout.channel,
-        "fill": float_bits(target.outside),
-    }
+    @property
+    def cost(self) -> float:
+        """Cycles that one thread takes, about: here those of moving all that it reads and writes."""
+        values = (*self.reads, *([self.writes] if self.writes else []))
+        return sum(moving(value.layout.bytes) for value in values)
 
 
 @dataclass
@@ -234,8 +101,8 @@ class Convolve(Step):
     source: Value
     target: Value
     residual: Value | None
-    tile: Tile
-    parts: int
+    tiling: Tiling
+    threads: int
     room: Address = Address("memory")
 
     def __post_init__(self) -> None:
@@ -244,11 +111,28 @@ class Convolve(Step):
 
     def scratch(self, threads: int) -> int:
         """Waiting sums of each thread."""
-        return threads * self._waiting if self.item.blocks > 1 else 0
+        return threads * self._waiting if self._blocks > 1 else 0
+
+    @property
+    def cost(self) -> float:
+        """Besides moving, what the tiling costs."""
+        return super().cost + tiling_cost(self.tiling, self.item, self.target.layout.tile)
+
+    @property
+    def _parts(self) -> int:
+        """Into how many parts the output channels are divided, for every thread to have work."""
+        tiles = self.tiling.tile.count(self.target.layout.tile)
+        if tiles % self.threads == 0 or tiles >= 8 * self.threads:
+            return 1
+        return min(self.threads, self.item.out_channels)
 
     @property
     def _waiting(self) -> int:
-        return self.item.out_channels * self.tile.positions * VECTOR_BYTES
+        return self.item.out_channels * self.tiling.tile.positions * VECTOR_BYTES
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.item.segments // self.tiling.together)
 
     def calls(self) -> Iterator[Call]:
         """One kernel for everything."""
@@ -259,13 +143,15 @@ class Convolve(Step):
         arguments: dict[str, Argument] = {
             "scratch": self.room,
             "scratch_step": self._waiting,
-            "parts": self.parts,
+            "parts": self._parts,
             "rows": rows,
             "codes": codes,
             "values": values,
             "bias": bias,
             "channels": self.item.out_channels,
-            "blocks": self.item.blocks,
+            "segments": self.item.segments,
+            "together": self.tiling.together,
+            "blocks": self._blocks,
             "low": low,
             "high": high,
             "depth": depth,
@@ -279,7 +165,7 @@ class Convolve(Step):
             "residual": 0 if self.residual is None else self.residual.start,
             **positions("residual", target if self.residual is None else self.residual.layout),
         }
-        yield convolution(self.tile), arguments
+        yield convolution(self.tiling.tile), arguments
 
 
 @dataclass

@@ -3,15 +3,22 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import kernel_programs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kernel_programs import Case, cases, region_of
 
+from sparsefx.kernels import plan, running, schedule, tiling
+from sparsefx.kernels.operators import region
 from sparsefx.kernels.packed import unpack
+from sparsefx.kernels.program import Pool, Program, read_program
+from sparsefx.kernels.schedule import Schedule
 
 
 @pytest.fixture
@@ -30,6 +37,69 @@ def close(output, expected):
 def test_equals_torch(case: Case):
     x, weight, bias = case.tensors()
     close(region_of(case, weight, bias)(x), case.expected(x, weight, bias))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(), st.integers(0, 2**31))
+def test_every_tiling_equals_torch(case: Case, number: int):
+    x, weight, bias = case.tensors()
+    with any_tiling(number):
+        close(region_of(case, weight, bias)(x), case.expected(x, weight, bias))
+
+
+@contextmanager
+def any_tiling(number: int):
+    """Plans take one of all tilings, which depends on the number."""
+
+    def chosen(item, size):
+        every = list(tiling.candidates(item, size))
+        return every[number % len(every)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "choose_tiling", chosen)
+        schedule.plan_for.cache_clear()
+        yield
+    schedule.plan_for.cache_clear()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from([1, 2, 5, 16, 17, 35]),
+    st.sampled_from([1, 2, 4, 8, 16]),
+    st.lists(st.sampled_from([1, 2, 4, 8, 16]), min_size=4, max_size=4),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_every_schedule_computes_the_same(images, part, sizes, number, apart):
+    text, tensors, net = chain()
+    x = torch.randn(images, 3, 7, 6)
+    stages = schedule._stages(read_program(text), [min(size, part) for size in sizes])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "schedule_for", lambda *_: Schedule(part, apart and number > 1, stages))
+        patch.setattr(running.team, "size", lambda: number)
+        close(region([x], tensors, text)[0], net(x))
+
+
+def chain():
+    """Three convolutions with a pool and a sum, as a program and as a function."""
+    made = [
+        Case(size=(7, 6), inputs=a, outputs=b, density=0.5, seed=a + b) for a, b in ((3, 4), (4, 4), (4, 5))
+    ]
+    weights = [case.tensors()[1:] for case in made]
+    first, second, third = (
+        case.instruction(source=source, weights=4 * index)
+        for index, (case, source) in enumerate(zip(made, (0, 2, 3), strict=True))
+    )
+    pool = Pool(1, True, (1, 2, 2), (1, 1, 1), (0, 1, 1))
+    second = replace(second, residual=2)
+    tensors = [t for case, pair in zip(made, weights, strict=True) for t in case.packed(*pair).tensors]
+
+    def net(x):
+        hidden = torch.nn.functional.max_pool2d(torch.conv2d(x, *weights[0], padding=1), 2, 1, 1)
+        hidden = hidden + torch.conv2d(hidden, *weights[1], padding=1)
+        return torch.conv2d(hidden, *weights[2], padding=1)
+
+    return Program(2, 1, (first, pool, second, third), (4,)).text, tensors, net
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -116,7 +186,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import torch
 from kernel_programs import Case, region_of
-from sparsefx.kernels import plan
+from sparsefx.kernels import plan, running, schedule, tiling
 from sparsefx.kernels.running import run
 
 PAGE = mmap.PAGESIZE
@@ -140,15 +210,18 @@ def moved(tensor, front):
     return result
 
 for number, front in enumerate([True, False]):
-    plan._allocate = lambda size: guarded(size - size % 64, front)  # the kernels need whole vectors
+    running._allocate = lambda size: guarded(size - size % 64, front)  # the kernels need whole vectors
     for case in CASES:
         x, weight, bias = case.tensors()
         region = region_of(case, weight, bias)
         expected = case.expected(x, weight, bias)
         weights = [moved(tensor, front) for tensor in region.tensors()]
         output = moved(torch.zeros_like(expected), front)
-        run(region.program, [moved(x, front)], [output], weights)
-        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+        for tile in range(0, 40, 7):
+            plan.choose_tiling = lambda *sizes: (every := list(tiling.candidates(*sizes)))[tile % len(every)]
+            schedule.plan_for.cache_clear()
+            run(region.program, [moved(x, front)], [output], weights)
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 print("untouched")
 """
 

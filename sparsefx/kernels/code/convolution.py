@@ -3,8 +3,8 @@
 A tile of ``height`` x ``width`` positions, 16 lanes each, stays in registers while the nonzero weights of
 one output channel pass by; each is one broadcast and ``height * width`` fused multiply-adds that read their
 input from memory. Input channels are taken in blocks, so that the inputs of a tile stay in the first-level
-cache while all output channels read them; between blocks the sums wait in scratch memory. A linear layer is
-a convolution with one tap.
+cache while all output channels read them; between blocks the sums wait in scratch memory. A block is several
+of the segments that the weights are marked in. A linear layer is a convolution with one tap.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from sparsefx.kernels.code.builder import F32, I32, I64, Code, Kernel, Value, nu
 
 ARGUMENTS = (
     *("*source", "*target", "*residual", "*scratch", "scratch_step"),
-    *("*rows", "*codes", "*values", "*bias", "*taps", "channels", "blocks", "parts"),
+    *("*rows", "*codes", "*values", "*bias", "*taps", "channels", "parts"),
+    *("segments", "together", "blocks"),
     *("depth", "height", "width", "low", "high"),
     *("source_channel", "source_depth", "source_row"),
     *("target_channel", "target_depth", "target_row"),
     *("residual_channel", "residual_depth", "residual_row"),
 )
 """Steps are in bytes, those of the source of one output position. ``low`` and ``high`` are the bits of the
-activation's bounds; ``rows[block * channels + channel]`` is where an output channel's nonzeros begin."""
+activation's bounds; ``rows[channel * segments + segment]`` is where the nonzeros of a segment of an output
+channel begin, ``together`` of which are a block."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Tile:
     width: int
     unroll: int = 1
     stride: int = 1
+
+    def count(self, size: tuple[int, int, int]) -> int:
+        """Tiles that cover an image."""
+        depth, height, width = size
+        return depth * -(-height // self.height) * -(-width // self.width)
 
     @property
     def positions(self) -> int:
@@ -74,13 +81,9 @@ def _tile(code: Code, tile: Tile, scratch: Value, part: Value, place: tuple[Valu
     channels, last = code["channels"], code.sub(code["blocks"], number(1))
     first, end = (code.sdiv(code.mul(n, channels), code["parts"]) for n in (part, code.add(part, number(1))))
     with code.loop(number(0), code["blocks"]) as block, code.loop(first, end) as channel:
+        bounds = _segments(code, block, channel)
         waiting = code.at(scratch, code.mul(channel, number(tile.positions * VECTOR_BYTES)))
         sums = _begin(code, tile, block, channel, waiting)
-        start = code.add(code.mul(block, channels), channel)
-        bounds = (
-            code.read_index(code["rows"], start),
-            code.read_index(code["rows"], code.add(start, number(1))),
-        )
         sums = _accumulate(code, tile, source, bounds, sums)
         with code.if_else(code.icmp_signed("==", block, last)) as (done, more):
             with done:
@@ -88,6 +91,16 @@ def _tile(code: Code, tile: Tile, scratch: Value, part: Value, place: tuple[Valu
             with more:
                 for index, value in enumerate(sums):
                     code.write_vector(value, waiting, number(index * VECTOR_BYTES))
+
+
+def _segments(code: Code, block: Value, channel: Value) -> tuple[Value, Value]:
+    """Where the nonzeros of a block begin and end in an output channel's."""
+    before, first = code.mul(channel, code["segments"]), code.mul(block, code["together"])
+    last = code.smaller(code.add(first, code["together"]), code["segments"])
+    return (
+        code.read_index(code["rows"], code.add(before, first)),
+        code.read_index(code["rows"], code.add(before, last)),
+    )
 
 
 def _pointer(code: Code, name: str, place: tuple[Value, Value, Value], step: int) -> Value:

@@ -1,4 +1,4 @@
-"""Moving values: into the layout of lanes, from one such layout to another, out of it; constants at borders.
+"""Moving values: into the layout of lanes, from one such layout to another, to its borders, out of it.
 
 Each kernel goes over channels and, for each, over a table of places, which are byte offsets of vectors;
 ``elements`` has for every lane of every place an offset in floats on the other side, or a negative one for
@@ -69,14 +69,26 @@ def scatter() -> Kernel:
     return code.finish()
 
 
-def fill() -> Kernel:
-    """One number (the bits of a float) in all lanes of every place."""
-    code = Code(("*target", "*places", "count", "channels", "target_channel", "fill"))
-    value = code.bits_as_float("fill")
+def exchange(patterns: tuple[tuple[int, ...], ...]) -> Kernel:
+    """Lanes of a value to other lanes of the same; ``fill`` (the bits of a float) where a lane has no source.
+
+    Args:
+        patterns: for each lane the one that it gets, or -1. Each pattern has its own places, which end at
+            the argument ``end_0``, ``end_1`` and so on; ``origins`` are the places they come from.
+    """
+    ends = [f"end_{index}" for index in range(len(patterns))]
+    code = Code(("*target", "*places", "*origins", *ends, "channels", "target_channel", "fill"))
+    fill = code.bits_as_float("fill")
     with code.loop(*code.share(code["channels"])) as channel:
         target = code.at(code["target"], code.mul(channel, code["target_channel"]))
-        with code.loop(number(0), code["count"]) as index:
-            code.write_vector(value, target, code.read_index(code["places"], index))
+        start = number(0)
+        for end, pattern in zip(ends, patterns, strict=True):
+            order = [LANES + lane if origin < 0 else origin for lane, origin in enumerate(pattern)]
+            with code.loop(start, code[end]) as index:
+                value = code.read_vector(target, code.read_index(code["origins"], index))
+                value = code.shuffle_vector(value, fill, ir.Constant(INDICES, order))
+                code.write_vector(value, target, code.read_index(code["places"], index))
+            start = code[end]
     return code.finish()
 
 

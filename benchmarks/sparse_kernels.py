@@ -1,0 +1,352 @@
+"""Sparse CPU kernels against dense ones: networks, layers, starts, ``kernels="auto"``.
+
+    python benchmarks/sparse_kernels.py networks --models vgg16-d --densities 0.05 --batches 1 16 64
+    python benchmarks/sparse_kernels.py layers --models resnet50 vit_b_16 gpt2 --densities 0.1
+    python benchmarks/sparse_kernels.py auto --densities 0.05 0.1 0.3 1
+    python benchmarks/sparse_kernels.py start --models vgg16-d resnet50
+    python benchmarks/sparse_kernels.py table
+
+float32, evaluation, without gradients; random weights, all layers but the first at the density, BatchNorm
+folded in every contender. Contenders take turns; each turn runs one at least 0.05 s. Times are medians, and
+dense is the fastest of torch's ways (``contenders.TORCH``) by its median; the ratio is the median of the
+turns' ratios of that one to the sparse kernels. Every output is compared with eager's. Results are appended
+to a file of JSON lines; what is there already is not measured again. Each measurement has its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import contenders
+import torch
+import torchvision
+import workers
+from torch import Tensor, nn
+
+import sparsefx
+from sparsefx.experiments.networks import NETWORKS
+from sparsefx.kernels.region import SparseRegion
+
+RESULTS = Path("benchmarks/records/sparse_kernels.jsonl")
+LEAST = 0.05  # seconds of a turn
+TIMEOUT = 3600
+GIGABYTES = 64
+
+
+def main() -> None:
+    """Measure, or print the tables."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("command", choices=[*COMMANDS, "table"])
+    parser.add_argument("--models", nargs="+", help="of sparsefx's, torchvision's, or gpt2")
+    parser.add_argument(
+        "--densities", nargs="+", type=float, default=[0.05, 0.1], help="default: %(default)s"
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64], help="default: %(default)s")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--turns", type=int, default=9, help="default: %(default)s")
+    parser.add_argument("--without", nargs="+", default=[], help="contenders to leave out")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args()
+    if options.command == "table":
+        print_tables(list(workers.read(options.results)))
+        return
+    known = {key(record) for record in workers.read(options.results)}
+    for record in COMMANDS[options.command](options):
+        if key(record) not in known:
+            ended = workers.run(measure, (record, options), timeout=TIMEOUT, gigabytes=GIGABYTES)
+            print(*record.values(), ended or "measured", flush=True)
+
+
+KEY = ("kind", "model", "layer", "density", "batch", "threads")
+
+
+def key(record: workers.Record) -> tuple[Any, ...]:
+    """What a measurement is told apart by."""
+    return tuple(record.get(name) for name in KEY)
+
+
+def of_networks(options: argparse.Namespace) -> Iterator[workers.Record]:
+    """A measurement for every network, density, batch and number of threads."""
+    models = options.models or ["vgg16-d", "wrn-16-10", "resnet50"]
+    for model, density, batch, threads in itertools.product(
+        models, options.densities, options.batches, options.threads
+    ):
+        yield {"kind": "network", "model": model, "density": density, "batch": batch, "threads": threads}
+
+
+def of_layers(options: argparse.Namespace) -> Iterator[workers.Record]:
+    """One for every kind of layer of a network, on its own."""
+    models = options.models or ["resnet50", "vit_b_16", "gpt2"]
+    for model, density, batch, threads in itertools.product(
+        models, options.densities, options.batches, options.threads
+    ):
+        for layer in layers_of(model):
+            record = {"kind": "layer", "model": model, "layer": layer, "density": density}
+            yield record | {"batch": batch, "threads": threads}
+
+
+def of_auto(options: argparse.Namespace) -> Iterator[workers.Record]:
+    """One for every classification model of torchvision and density."""
+    models = options.models or [
+        name
+        for name in torchvision.models.list_models(torchvision.models)
+        if not name.startswith(("vit_h", "vit_l", "regnet_y_128gf"))
+    ]
+    for model, density in itertools.product(models, options.densities):
+        yield {"kind": "auto", "model": model, "density": density, "batch": 1, "threads": 1}
+
+
+def of_starts(options: argparse.Namespace) -> Iterator[workers.Record]:
+    """One for every network."""
+    for model, density in itertools.product(options.models or ["vgg16-d", "resnet50"], options.densities):
+        yield {"kind": "start", "model": model, "density": density, "batch": 1, "threads": 1}
+
+
+def measure(record: workers.Record, options: argparse.Namespace) -> None:
+    """Measure one, and append it to the results."""
+    torch.set_num_threads(record["threads"])
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    COMMAND_OF[record["kind"]](record, options)
+    workers.append(options.results, [record | {"torch": torch.__version__}])
+
+
+def measure_network(record: workers.Record, options: argparse.Namespace) -> None:
+    """A whole network by all contenders."""
+    model, x = network(record["model"], record["batch"])
+    thin_out(model, record["density"])
+    compare(record, model, x, contenders.TORCH | contenders.OTHERS, options)
+
+
+def measure_layer(record: workers.Record, options: argparse.Namespace) -> None:
+    """One layer by torch's contenders, compilation left out."""
+    layer, shape = layers_of(record["model"])[record["layer"]]
+    x = torch.randn(record["batch"] * shape[0], *shape[1:])
+    thin_out(nn.Sequential(nn.Identity(), layer), record["density"], first=True)
+    makers = {name: make for name, make in contenders.TORCH.items() if name != "compile"}
+    compare(record, nn.Sequential(layer), x, makers, options)
+
+
+def measure_auto(record: workers.Record, options: argparse.Namespace) -> None:
+    """``kernels="auto"`` against ``"dense"``."""
+    model, x = network(record["model"], record["batch"])
+    thin_out(model, record["density"])
+    dense = sparsefx.export(model, (x,))
+    auto = sparsefx.export(model, (x,), kernels="auto")
+    times = take_turns({"eager": dense, "sparse": auto}, x, options.turns)
+    taken = sum(isinstance(module, SparseRegion) for module in auto.modules())
+    record |= summary(times, ["eager"]) | {"regions": taken}
+
+
+def measure_start(record: workers.Record, options: argparse.Namespace) -> None:
+    """The first run in a new process, with no compiled kernels on disk and then with them."""
+    model, x = network(record["model"], record["batch"])
+    thin_out(model, record["density"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        sparse = sparsefx.export(model, (x,), kernels="sparse")
+        torch.save(sparse, path)
+        environment = {**os.environ, "SPARSEFX_CACHE": f"{folder}/cache"}
+        runs = [
+            subprocess.run(
+                [sys.executable, __file__, "first", str(path), *map(str, x.shape)],
+                env=environment, check=True, capture_output=True, text=True,
+            ).stdout
+            for _ in range(2)
+        ]  # fmt: skip
+    record |= {"cold": float(runs[0]), "warm": float(runs[1])}
+
+
+def first_run(path: str, *shape: str) -> None:
+    """Print the seconds that the first run takes beyond those of the second."""
+    import sparsefx.kernels.operators  # noqa: F401
+
+    model, x = torch.load(path, weights_only=False), torch.randn(*map(int, shape))
+    seconds = [seconds_of(model, x) for _ in range(2)]
+    print(seconds[0] - seconds[1])
+
+
+def compare(
+    record: workers.Record,
+    model: nn.Module,
+    x: Tensor,
+    makers: dict[str, contenders.Maker],
+    options: argparse.Namespace,
+) -> None:
+    """Time all contenders and note it in the record."""
+    dense = sparsefx.export(model, (x,))
+    sparse = sparsefx.export(model, (x,), kernels="sparse")
+    with torch.no_grad():
+        expected = dense(x)
+        functions: dict[str, contenders.Contender] = {"sparse": sparse}
+        for name, make in makers.items():
+            if name not in options.without:
+                try:
+                    functions[name] = make(dense, x, record["threads"])
+                except (ImportError, RuntimeError) as error:
+                    print(record["model"], name, str(error)[:200], flush=True)
+        for name, function in functions.items():
+            difference = (torch.as_tensor(function(x)) - expected).abs().max() / expected.abs().max()
+            assert difference < 1e-4, f"{name} differs by {difference}"
+    record |= summary(take_turns(functions, x, options.turns), list(contenders.TORCH))
+
+
+@torch.no_grad()
+def take_turns(functions: dict[str, contenders.Contender], x: Tensor, turns: int) -> dict[str, list[float]]:
+    """Milliseconds of every function in every turn."""
+    runs = {}
+    for name, function in functions.items():
+        seconds_of(function, x)
+        runs[name] = 1 + int(LEAST / seconds_of(function, x))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(turns):
+        for name, function in functions.items():
+            time.sleep(0.005)  # threads of the one before may still be waiting actively
+            times[name].append(1000 * min(seconds_of(function, x) for _ in range(runs[name])))
+    return times
+
+
+@torch.no_grad()
+def seconds_of(function: Callable[[Tensor], Any], x: Tensor) -> float:
+    """The time of one run."""
+    began = time.perf_counter()
+    function(x)
+    return time.perf_counter() - began
+
+
+def summary(times: dict[str, list[float]], dense: list[str]) -> workers.Record:
+    """Medians, and ratios to the sparse kernels."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = min((name for name in dense if name in medians), key=medians.__getitem__)
+    ratios = [one / other for one, other in zip(times[best], times["sparse"], strict=True)]
+    return {"best": best, "ratio": statistics.median(ratios), "ms": medians}
+
+
+def network(name: str, batch: int) -> tuple[nn.Module, Tensor]:
+    """A network in evaluation mode and an input."""
+    if name in NETWORKS:
+        return NETWORKS[name].build().eval(), torch.randn(batch, *NETWORKS[name].input_shape)
+    size = 299 if name == "inception_v3" else 224
+    model = torchvision.models.get_model(name, weights=None).eval()
+    return model, torch.randn(batch, 3, size, size)
+
+
+@torch.no_grad()
+def thin_out(model: nn.Module, density: float, first: bool = False) -> None:
+    """Random weights of every layer but the first to 0; the rest is scaled up, so that signals last."""
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    for layer in layers[0 if first else 1 :]:
+        kept = torch.randperm(layer.weight.numel())[: round(density * layer.weight.numel())]
+        mask = torch.zeros(layer.weight.numel()).index_fill_(0, kept, density**-0.5)
+        layer.weight *= mask.view_as(layer.weight)
+
+
+def layers_of(model: str) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Layers of different shapes by name, with how often they occur, and an input's shape for one image."""
+    if model == "gpt2":
+        shapes = {"attention in": (768, 2304), "attention out": (768, 768), "mlp in": (768, 3072)}
+        shapes["mlp out"] = (3072, 768)
+        return {f"{n} {i}->{o}": (nn.Linear(i, o), (128, i)) for n, (i, o) in shapes.items()}
+    whole, x = network(model, 1)
+    found: dict[tuple[Any, ...], tuple[nn.Module, tuple[int, ...], int]] = {}
+
+    def see(layer: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        shape = tuple(inputs[0].reshape(-1, inputs[0].shape[-1]).shape if linear(layer) else inputs[0].shape)
+        what = (tuple(layer.weight.shape), getattr(layer, "stride", None), shape)
+        found[what] = (layer, shape, found[what][2] + 1 if what in found else 1)
+
+    for module in whole.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(see)
+    with torch.no_grad():
+        whole(x)
+    return {
+        f"{layer_name(layer, shape)}, {count} of them": (layer, shape)
+        for layer, shape, count in found.values()
+    }
+
+
+def layer_name(layer: Any, shape: tuple[int, ...]) -> str:
+    """Channels, window, stride and the size of the input."""
+    window = "x".join(map(str, layer.weight.shape[2:])) or "linear"
+    stride = "" if linear(layer) or layer.stride[0] == 1 else f" stride {layer.stride[0]}"
+    size = "x".join(map(str, shape[2:] or shape[:1]))
+    return f"{layer.weight.shape[1]}->{layer.weight.shape[0]} {window}{stride} on {size}"
+
+
+def linear(layer: nn.Module) -> bool:
+    """Whether it works on rows."""
+    return isinstance(layer, nn.Linear)
+
+
+def print_tables(records: list[workers.Record]) -> None:
+    """A Markdown table for every kind of measurement."""
+    names = [*contenders.TORCH, *contenders.OTHERS]
+    for kind in ("network", "layer"):
+        found = [record for record in records if record["kind"] == kind]
+        used = [name for name in names if any(name in record["ms"] for record in found)]
+        rows = [
+            [
+                *(r["model"], *([r["layer"]] if kind == "layer" else []), f"{r['density']:.0%}"),
+                *(r["batch"], r["threads"]),
+                *(f"{r['ms'][name]:.2f}" if name in r["ms"] else "" for name in used),
+                *(f"{r['ms']['sparse']:.2f}", f"**{r['ratio']:.1f}x**"),
+            ]
+            for r in found
+        ]
+        extra = ["layer"] if kind == "layer" else []
+        print_table(["model", *extra, "density", "batch", "threads", *used, "sparse, ms", "ratio"], rows)
+    found = [record for record in records if record["kind"] == "auto"]
+    print_table(
+        ["model", "density", "dense, ms", "auto, ms", "ratio", "regions taken"],
+        [
+            [
+                *(r["model"], f"{r['density']:.0%}", f"{r['ms']['eager']:.2f}", f"{r['ms']['sparse']:.2f}"),
+                *(f"**{r['ratio']:.2f}x**", r["regions"]),
+            ]
+            for r in found
+        ],
+    )
+    found = [record for record in records if record["kind"] == "start"]
+    rows = [[r["model"], f"{r['density']:.0%}", f"{r['cold']:.2f}", f"{r['warm']:.2f}"] for r in found]
+    print_table(["model", "density", "cold start, s", "warm start, s"], rows)
+
+
+def print_table(header: list[str], rows: list[list[Any]]) -> None:
+    """A Markdown table, if there is anything in it."""
+    if rows:
+        print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+        print("\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n")
+
+
+COMMANDS = {
+    "networks": of_networks,
+    "layers": of_layers,
+    "auto": of_auto,
+    "start": of_starts,
+}
+COMMAND_OF = {
+    "network": measure_network,
+    "layer": measure_layer,
+    "auto": measure_auto,
+    "start": measure_start,
+}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["first"]:
+        first_run(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,56 @@
+"""A plan's kernels and their arguments, as one array that machine code walks through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsefx.kernels import native, team
+from sparsefx.kernels.code.driving import HEAD, STEP
+from sparsefx.kernels.steps import Address, Argument, Call
+
+
+class Calls:
+    """Kernels to call one after the other.
+
+    Args:
+        calls: kernels with their arguments.
+        threads: that will walk through together.
+    """
+
+    def __init__(self, calls: Iterable[Call], threads: int) -> None:
+        self._constants: list[NDArray[Any]] = []
+        listed = list(calls)
+        cells: list[Argument] = [*team.functions(threads), len(listed)]
+        start = HEAD + STEP * len(listed)
+        tail: list[Argument] = []
+        for kernel, arguments in listed:
+            cells += [native.compiled(kernel.text), Address("cells", 8 * (start + len(tail)))]
+            tail += [arguments[name] for name in kernel.arguments]
+        cells += tail
+        self._cells = np.array([self._number(cell) for cell in cells], np.int64)
+        known = [(index, cell) for index, cell in enumerate(cells) if isinstance(cell, Address)]
+        self._patched = np.array([index for index, _ in known])
+        self._bases = np.array([_base(address) for _, address in known])
+
+    def at(self, memory: int, tensors: Sequence[int]) -> NDArray[np.int64]:
+        """The array, for memory and tensors at these addresses; it must stay where it is."""
+        cells = self._cells.copy()
+        cells[self._patched] += np.array([cells.ctypes.data, memory, *tensors])[self._bases]
+        return cells
+
+    def _number(self, cell: Argument) -> int:
+        if isinstance(cell, Address):
+            return cell.offset
+        if isinstance(cell, np.ndarray):
+            kept = np.ascontiguousarray(cell)
+            self._constants.append(kept)
+            return int(kept.ctypes.data)
+        return int(cell)
+
+
+def _base(address: Address) -> int:
+    return {"cells": 0, "memory": 1}[address.base] if isinstance(address.base, str) else 2 + address.base

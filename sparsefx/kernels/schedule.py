@@ -1,0 +1,122 @@
+"""How a batch is divided: into parts, and each section of the program into as many images as suit its layers.
+
+Layers on large images are fastest a few images at a time, whose values stay in the caches; those on small
+images many at a time, which read the weights together. What both cost is known by the plans' models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sparsefx.kernels.code import LANES
+from sparsefx.kernels.plan import Given, Plan
+from sparsefx.kernels.program import Program, read_program
+from sparsefx.kernels.sections import Section, live, section
+from sparsefx.kernels.shapes import Shape, of_values
+
+_MOST_ROWS = 16 * LANES
+_MOVE = 4.0  # cycles to move an element out of the lanes, or into them
+_SECTION = 20000.0  # cycles for a section besides
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A section of the program.
+
+    Attributes:
+        section: what it computes.
+        size: images, or rows of linear layers, at once.
+    """
+
+    section: Section
+    size: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a batch is divided.
+
+    Attributes:
+        part: images, or rows, that go through all stages before the next do.
+        apart: whether each thread computes parts of its own, instead of all together one after the other.
+        stages: sections of the program, in order.
+    """
+
+    part: int
+    apart: bool
+    stages: tuple[Stage, ...]
+
+
+@lru_cache(maxsize=256)
+def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Schedule:
+    """The schedule that takes the least time, by the plans' costs.
+
+    Args:
+        text: the program.
+        given: its inputs.
+        total: images, or rows.
+        threads: that there are.
+    """
+    program = read_program(text)
+    sizes = _sizes(program, total)
+    found = []
+    for part, apart in itertools.product(sizes, {False, threads > 1}):
+        cycles, chosen = _choose(text, given, part, sizes, 1 if apart else threads)
+        turns = math.ceil(math.ceil(total / part) / (threads if apart else 1))
+        found.append((cycles * turns, part, apart, chosen))
+    _, part, apart, chosen = min(found)
+    return Schedule(part, apart, _stages(program, chosen))
+
+
+def _sizes(program: Program, total: int) -> list[int]:
+    least, most = (1, LANES) if program.dims else (LANES, _MOST_ROWS)
+    return [1 << n for n in range(9) if least <= 1 << n <= most and (1 << n < 2 * total or 1 << n == least)]
+
+
+def _choose(
+    text: str, given: tuple[Given, ...], part: int, sizes: Sequence[int], threads: int
+) -> tuple[float, tuple[int, ...]]:
+    """Cycles for a part of the batch, and each instruction's size: the shortest way through all of them."""
+    program = read_program(text)
+    shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
+    costs = {size: plan_for(text, given, size, threads).costs for size in sizes if size <= part}
+    ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(costs, (0.0, ()))
+    for index in range(len(program.instructions)):
+        cycles, chosen = min(ways.values())
+        change = cycles + _change(program, shapes, index, part) / threads, chosen
+        for size, way in ways.items():
+            cycles, chosen = min(way, change)
+            ways[size] = cycles + part / size * costs[size][index], (*chosen, size)
+    return min(ways.values())
+
+
+def _change(program: Program, shapes: Sequence[Shape], index: int, part: int) -> float:
+    """Cycles for another size from an instruction on: what is still needed leaves the lanes and enters."""
+    kept = [value for value in live(program, index) if program.inputs <= value < program.inputs + index]
+    elements: int = sum(shapes[value].channels * math.prod(shapes[value].size) for value in kept)
+    return _SECTION + _MOVE * part * elements
+
+
+def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
+    """Sections of instructions with the same size."""
+    stages = []
+    first = 0
+    for size, same in itertools.groupby(sizes):
+        last = first + len(list(same))
+        stages.append(Stage(section(program, first, last), size))
+        first = last
+    return tuple(stages)
+
+
+@lru_cache(maxsize=512)
+def plan_for(text: str, given: tuple[Given, ...], count: int, threads: int) -> Plan:
+    """The plan of a program for so many images or rows."""
+    program = read_program(text)
+    if program.dims:
+        return Plan(program, given, count, threads)
+    given = tuple(Given(item.channels, (1, 1, count), item.steps, item.channel) for item in given)
+    return Plan(program, given, 1, threads)
