@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsefx.kernels.code import LANES, VECTOR_BYTES
 from sparsefx.kernels.code.moving import exchange, gather, scatter
+from sparsefx.kernels.code.transposing import turn_in, turn_out
 from sparsefx.kernels.lanes import Layout, Offsets
 from sparsefx.kernels.steps import Address, Argument, Call, Step, Value, float_bits
 from sparsefx.kernels.tiling import moving
@@ -29,6 +30,10 @@ class Outside:
     images: int
     steps: tuple[int, int, int, int]
     channel: int
+
+    def turns(self, layout: Layout) -> bool:
+        """Whether channels are neighbours, and enough of them to be moved together."""
+        return self.channel == 1 and layout.channels >= LANES
 
     def elements(self, layout: Layout) -> Offsets:
         """For each lane of each place of a channel, its element; -1 for none."""
@@ -51,7 +56,21 @@ class Enter(Step):
         """All places, the border's too."""
         layout = self.target.layout
         elements = self.source.elements(layout)
-        yield _gathered(self.target, elements, 4 * self.source.channel, self.source.address)
+        if self.source.turns(layout):
+            yield (
+                turn_in(),
+                {
+                    "source": self.source.address,
+                    "target": self.target.address,
+                    "places": layout.places(),
+                    "elements": elements,
+                    "count": len(elements),
+                    "channels": layout.channels,
+                    "lanes_channel": layout.channel,
+                },
+            )
+        else:
+            yield _gathered(self.target, elements, 4 * self.source.channel, self.source.address)
 
 
 @dataclass
@@ -76,10 +95,12 @@ class Leave(Step):
             "elements": elements,
             "count": len(places),
             "channels": layout.channels,
-            "source_channel": layout.channel,
-            "target_channel": 4 * self.target.channel,
         }
-        yield scatter(), arguments
+        if self.target.turns(layout):
+            yield turn_out(), arguments | {"lanes_channel": layout.channel}
+        else:
+            channels = {"source_channel": layout.channel, "target_channel": 4 * self.target.channel}
+            yield scatter(), arguments | channels
 
 
 @dataclass

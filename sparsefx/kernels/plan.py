@@ -40,7 +40,7 @@ _BARRIER = 3000  # cycles
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan is made for, of each input.
+    """What a plan is made for, of each input and output.
 
     Attributes:
         channels: their number.
@@ -53,6 +53,13 @@ class Given:
     size: Three
     steps: tuple[int, int, int, int]
     channel: int
+
+
+def channels_last(channels: int, size: Three) -> Given:
+    """A tensor ``[N, *size, C]``; rows, too."""
+    depth, height, width = size
+    row = width * channels
+    return Given(channels, size, (depth * height * row, height * row, row, channels), 1)
 
 
 def contiguous(dims: int, channels: int, size: Three) -> Given:
@@ -70,6 +77,7 @@ class Plan:
     Args:
         program: what to compute.
         given: its inputs.
+        results: its outputs.
         images: at once; 1 for rows, whose number is the width.
         threads: that compute it together.
 
@@ -77,7 +85,14 @@ class Plan:
         bytes: of memory that it needs.
     """
 
-    def __init__(self, program: Program, given: Sequence[Given], images: int, threads: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        given: Sequence[Given],
+        results: Sequence[Given],
+        images: int,
+        threads: int,
+    ) -> None:
         self.program, self.images, self.threads = program, images, threads
         self._steps: list[Step] = []
         self._values: list[Value] = []
@@ -88,8 +103,9 @@ class Plan:
             before = len(self._steps)
             self._values.append(self._instruction(instruction))
             self._parts.append((before, len(self._steps)))
-        for index, output in enumerate(program.outputs):
-            self._leave(len(given) + index, self._values[output])
+        for index, (output, result) in enumerate(zip(program.outputs, results, strict=True)):
+            target = Outside(Address(len(given) + index), images, result.steps, result.channel)
+            self._steps.append(Leave(self._values[output], target))
         self.bytes = place(self._steps, threads)
 
     @cached_property
@@ -109,11 +125,6 @@ class Plan:
         source = Outside(Address(index), self.images, given.steps, given.channel)
         self._steps.append(Enter(source, value))
         return value
-
-    def _leave(self, tensor: int, value: Value) -> None:
-        given = contiguous(self.program.dims, value.layout.channels, value.layout.size)
-        target = Outside(Address(tensor), self.images, given.steps, given.channel)
-        self._steps.append(Leave(value, target))
 
     def _instruction(self, item: Instruction) -> Value:
         source = self._values[item.source]

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsefx.kernels import native, team
 from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.driving import DRIVE, EACH, EACH_HEAD
-from sparsefx.kernels.plan import Given, Plan, contiguous
+from sparsefx.kernels.plan import Given, Plan, channels_last, contiguous
 from sparsefx.kernels.program import Program, read_program
 from sparsefx.kernels.schedule import Schedule, plan_for, schedule_for
 from sparsefx.kernels.sections import Section
@@ -66,7 +66,7 @@ def _run_apart(calls: Sequence[Sequence[Cells]]) -> None:
 class _Course:
     """The way of a part of the batch through all stages.
 
-    Values that one stage makes and a later one reads are ordinary tensors in memory, after the plans' own.
+    Values that one stage makes and a later one reads are tensors in memory, after the plans' own.
     """
 
     def __init__(
@@ -79,7 +79,10 @@ class _Course:
     ) -> None:
         self._schedule, self._threads, self._weights = schedule, threads, weights
         shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
-        results = (contiguous(program.dims, shape.channels, shape.size) for shape in shapes[len(given) :])
+        results = [
+            contiguous(program.dims, *shape) if value in program.outputs else channels_last(*shape)
+            for value, shape in enumerate(shapes[len(given) :], len(given))
+        ]
         self._given = [*given, *results]
         self._own: dict[int, tuple[int, int]] = {}  # where a value is, and its bytes for each image
         self._own_bytes = 0
@@ -116,10 +119,13 @@ class _Course:
     def _plans(self, count: int) -> Iterator[tuple[Section, int, Plan]]:
         """Each section's plans, with their first image."""
         for stage in self._schedule.stages:
-            given = tuple(self._given[value] for value in stage.section.reads)
+            given, results = (
+                tuple(self._given[value] for value in values)
+                for values in (stage.section.reads, stage.section.writes)
+            )
             for first in range(0, count, stage.size):
                 size = min(stage.size, count - first)
-                yield stage.section, first, plan_for(stage.section.text, given, size, self._threads)
+                yield stage.section, first, plan_for(stage.section.text, given, results, size, self._threads)
 
     def _arena(self, count: int) -> int:
         size = max(plan.bytes for _, _, plan in self._plans(count))

@@ -9,17 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sparsefx.kernels.code import LANES
-from sparsefx.kernels.plan import Given, Plan
+from sparsefx.kernels.plan import Given, Plan, contiguous
 from sparsefx.kernels.program import Program, read_program
 from sparsefx.kernels.sections import Section, live, section
 from sparsefx.kernels.shapes import Shape, of_values
 
 _MOST_ROWS = 16 * LANES
-_MOVE = 4.0  # cycles to move an element out of the lanes, or into them
+_MOVE = 1.5  # cycles to move an element out of the lanes, or into them
 _SECTION = 20000.0  # cycles for a section besides
 
 
@@ -83,7 +83,8 @@ def _choose(
     """Cycles for a part of the batch, and each instruction's size: the shortest way through all of them."""
     program = read_program(text)
     shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
-    costs = {size: plan_for(text, given, size, threads).costs for size in sizes if size <= part}
+    results = tuple(contiguous(program.dims, *shapes[output]) for output in program.outputs)
+    costs = {s: plan_for(text, given, results, s, threads).costs for s in sizes if s <= part}
     ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(costs, (0.0, ()))
     for index in range(len(program.instructions)):
         cycles, chosen = min(ways.values())
@@ -113,10 +114,12 @@ def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
 
 
 @lru_cache(maxsize=512)
-def plan_for(text: str, given: tuple[Given, ...], count: int, threads: int) -> Plan:
-    """The plan of a program for so many images or rows."""
+def plan_for(
+    text: str, given: tuple[Given, ...], results: tuple[Given, ...], count: int, threads: int
+) -> Plan:
+    """The plan of a program for so many images or rows, with its inputs and outputs."""
     program = read_program(text)
     if program.dims:
-        return Plan(program, given, count, threads)
-    given = tuple(Given(item.channels, (1, 1, count), item.steps, item.channel) for item in given)
-    return Plan(program, given, 1, threads)
+        return Plan(program, given, results, count, threads)
+    given = tuple(replace(item, size=(1, 1, count)) for item in given)
+    return Plan(program, given, results, 1, threads)

@@ -39,6 +39,24 @@ def test_equals_torch(case: Case):
     close(region_of(case, weight, bias)(x), case.expected(x, weight, bias))
 
 
+@pytest.mark.parametrize("channels", [15, 16, 17, 31, 40])
+@pytest.mark.parametrize("images", [1, 3, 16, 18])
+def test_channels_that_are_neighbours_in_memory(channels, images):
+    case = Case(images=images, inputs=channels, outputs=2 * channels)
+    x, weight, bias = case.tensors()
+    x = x.contiguous(memory_format=torch.channels_last)
+    close(region_of(case, weight, bias)(x), case.expected(x, weight, bias))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 40), (16, 16), (33, 5), (40, 17)])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 100, 300])
+def test_rows(inputs, outputs, rows):
+    case = Case(size=(), inputs=inputs, outputs=outputs, window=(), stride=(), padding=(), dilation=())
+    x = torch.randn(rows, inputs)
+    _, weight, bias = case.tensors()
+    close(region_of(case, weight, bias)(x), torch.nn.functional.linear(x, weight, bias))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), st.integers(0, 2**31))
 def test_every_tiling_equals_torch(case: Case, number: int):
@@ -205,7 +223,7 @@ def guarded(size, front):
 
 def moved(tensor, front):
     memory = guarded(max(tensor.numel() * 4, 4), front)[: tensor.numel() * 4]
-    result = memory.view(tensor.dtype).reshape(tensor.shape)
+    result = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
     result.copy_(tensor)
     return result
 
@@ -213,10 +231,12 @@ for number, front in enumerate([True, False]):
     running._allocate = lambda size: guarded(size - size % 64, front)  # the kernels need whole vectors
     for case in CASES:
         x, weight, bias = case.tensors()
+        if case.inputs > 16:  # its channels are turned, 16 at a time
+            x = x.contiguous(memory_format=torch.channels_last)
         region = region_of(case, weight, bias)
         expected = case.expected(x, weight, bias)
         weights = [moved(tensor, front) for tensor in region.tensors()]
-        output = moved(torch.zeros_like(expected), front)
+        output = moved(torch.zeros(expected.shape), front)
         for tile in range(0, 40, 7):
             plan.choose_tiling = lambda *sizes: (every := list(tiling.candidates(*sizes)))[tile % len(every)]
             schedule.plan_for.cache_clear()
@@ -238,6 +258,7 @@ def test_touches_only_its_own_memory():
         ]
         for groups in (1, 2)
     ]
+    listed += [Case(images, inputs=17) for images in (1, 3, 16)]
     text = f"from kernel_programs import Case\nCASES = {listed!r}\n" + GUARDED
     paths = os.pathsep.join([str(Path(kernel_programs.__file__).parent), *sys.path])
     run = subprocess.run(
