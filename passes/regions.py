@@ -73,7 +73,7 @@ class Regions:
     name = "regions"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
-        """Rewrite the graph in place. Runs last: what it makes, no other pass knows."""
+        """Rewrite the graph in place. Runs after all passes that look into layers."""
         reports: list[RegionReport] = []
         for kind in self.backend.kinds:
             program = record(graph_module, inputs[:1])

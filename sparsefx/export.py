@@ -109,9 +109,9 @@ def export(
     """
     inputs = _check(model, example_inputs, align, fold_batchnorm, gather=gather, round_groups=round_groups)
     check_invariant(model)
-    last = _kernel_passes(kernels, fold_batchnorm)
+    passes = _kernel_passes(kernels, fold_batchnorm)
     with _undisturbed():
-        return _export(model, inputs, align, gather, round_groups, fold_batchnorm, last)
+        return _export(model, inputs, align, gather, round_groups, fold_batchnorm, passes)
 
 
 def _export(
@@ -121,7 +121,7 @@ def _export(
     gather: When,
     round_groups: When,
     fold_batchnorm: bool,
-    last: Sequence[Pass],
+    kernels: Sequence[Pass],
 ) -> nn.Module:
     original = _plain_copy(model)
     trains = not fold_batchnorm
@@ -134,8 +134,9 @@ def _export(
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
     steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups), Gather(gather), Explain()]
-    steps += last
+    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups)]
+    steps += kernels  # before Gather, which is for dense ones: sparse ones read few channels anyway
+    steps += [Gather(gather), Explain()]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
