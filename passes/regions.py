@@ -39,12 +39,27 @@ class Part:
     module: fx.GraphModule
 
 
+@dataclass(frozen=True)
+class Built:
+    """What becomes of a part.
+
+    Attributes:
+        module: what computes it; None to leave it as it is.
+        report: for the user.
+        without: nodes to leave as they are while what is left of the part is tried again.
+    """
+
+    module: nn.Module | None
+    report: RegionReport
+    without: frozenset[fx.Node] = frozenset()
+
+
 class Backend(Protocol):
-    """What computes parts of a graph."""
+    """What computes parts of a graph: nodes of one of its kinds, one kind after the other."""
 
     @property
     def kinds(self) -> Sequence[str]:
-        """Parts are made of nodes of one of these kinds, one kind after the other."""
+        """Names that it tells parts apart by."""
         ...
 
     def supports(self, kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program) -> bool:
@@ -52,12 +67,14 @@ class Backend(Protocol):
         ...
 
     def build(
-        self, kind: str, graph_module: fx.GraphModule, part: Part, program: Program, values: Sequence[Any]
-    ) -> tuple[nn.Module | None, RegionReport] | None:
-        """The module that computes a part, given example values of its inputs, or None to leave it.
-
-        None, too, in the place of both where there is nothing for the backend in it.
-        """
+        self,
+        kind: str,
+        graph_module: fx.GraphModule,
+        part: Part,
+        program: Program,
+        values: Mapping[fx.Node, Any],
+    ) -> Built | None:
+        """What becomes of a part, given an example value of every node; None if nothing in it matters."""
         ...
 
 
@@ -79,15 +96,16 @@ class Regions:
             program = record(graph_module, inputs[:1])
             values = _values(graph_module, inputs[0])
             found: list[tuple[Part, nn.Module]] = []
-            for nodes in _partitions(graph_module, self._supports(kind, graph_module, program)):
-                part = _part(graph_module, nodes)
-                examples = [values[node] for node in part.inputs]
-                module, report = self.backend.build(kind, graph_module, part, program, examples) or (
-                    None,
-                    None,
-                )
-                reports += [report] if report else []
-                found += [(part, module)] if module else []
+            waiting = _partitions(graph_module, self._supports(kind, graph_module, program))
+            while waiting:
+                part = _part(graph_module, waiting.pop(0))
+                built = self.backend.build(kind, graph_module, part, program, values)
+                reports += [built.report] if built else []
+                if built and built.module is not None:
+                    found.append((part, built.module))
+                elif built and built.without:
+                    again = set(part.nodes) - built.without
+                    waiting += _partitions(graph_module, again.__contains__)
             _replace(graph_module, found)
         taken = [report for report in reports if report.taken]
         layers = sum(len(report.layers) for report in taken)

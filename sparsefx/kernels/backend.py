@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
-from sparsefx.kernels.lowering import IMAGES, ROWS, lower, supports
+from sparsefx.kernels.lowering import IMAGES, ROWS, Lowered, lower, supports
 from sparsefx.kernels.region import SparseRegion
 from sparsefx.passes.pipeline import RegionReport
 from sparsefx.passes.program import Program
-from sparsefx.passes.regions import Part
-from sparsefx.passes.timing import GAIN, medians
+from sparsefx.passes.regions import Built, Part
+from sparsefx.passes.timing import GAIN, is_faster, medians
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,44 @@ class SparseKernels:
         return supports(kind, graph_module, node, program)
 
     def build(
-        self, kind: str, graph_module: fx.GraphModule, part: Part, program: Program, values: Sequence[Any]
-    ) -> tuple[nn.Module | None, RegionReport] | None:
-        """The region, where it is not slower; None where there is no layer in it."""
+        self,
+        kind: str,
+        graph_module: fx.GraphModule,
+        part: Part,
+        program: Program,
+        values: Mapping[fx.Node, Any],
+    ) -> Built | None:
+        """The region, where it is not slower; None where there is no layer in it.
+
+        Where it is slower, those of its layers that alone are slower are left out at the next attempt.
+        """
         lowered = lower(kind, graph_module, part.nodes, part.inputs, part.outputs, program)
         if lowered is None:
             return None
-        region = SparseRegion(lowered.program, lowered.tensors, lowered.layers)
+        region = _region(lowered)
         names = tuple(layer.name for layer in lowered.layers)
         if not self.measured:
-            return region, RegionReport(names, None, None, taken=True)
-        sparse, dense = medians(lambda: region(*values), lambda: part.module(*values))
-        taken = sparse < GAIN * dense
-        return region if taken else None, RegionReport(names, dense, sparse, taken)
+            return Built(region, RegionReport(names, None, None, taken=True))
+        inputs = [values[node] for node in part.inputs]
+        sparse, dense = medians(lambda: region(*inputs), lambda: part.module(*inputs))
+        report = RegionReport(names, dense, sparse, taken=sparse < GAIN * dense)
+        if report.taken:
+            return Built(region, report)
+        layers = [node for node in part.nodes if node.target in names]
+        slower = frozenset(n for n in layers if _is_slower(kind, graph_module, n, program, values))
+        return Built(None, report, slower if len(slower) < len(layers) else frozenset())
+
+
+def _region(lowered: Lowered) -> SparseRegion:
+    return SparseRegion(lowered.program, lowered.tensors, lowered.layers)
+
+
+def _is_slower(
+    kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program, values: Mapping[fx.Node, Any]
+) -> bool:
+    """Whether a layer on its own is slower by sparse kernels."""
+    lowered = lower(kind, graph_module, [node], node.all_input_nodes, [node], program)
+    assert lowered is not None
+    region, layer = _region(lowered), graph_module.get_submodule(str(node.target))
+    (x,) = (values[source] for source in node.all_input_nodes)
+    return not is_faster(lambda: region(x), lambda: layer(x))

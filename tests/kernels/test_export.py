@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsefx
 from sparsefx.errors import ArgumentError, MissingPackageError
-from sparsefx.kernels import native
+from sparsefx.kernels import backend, native
 from sparsefx.kernels.region import SparseRegion
 
 
@@ -161,6 +161,19 @@ def test_auto_says_what_it_measured():
     assert len(regions_of(compact)) == sum(region.taken for region in compact.report.regions)
     with torch.no_grad():
         close(compact(x), model(x))
+
+
+def test_layers_that_slow_a_region_down_are_left_out(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    seconds = iter([(2.0, 1.0), (1.0, 2.0), (1.0, 2.0)])  # the whole, then what is left on both sides
+    monkeypatch.setattr(backend, "medians", lambda *_: next(seconds))
+    monkeypatch.setattr(backend, "_is_slower", lambda kind, graph, node, *_: node.target == "2")
+    compact = sparsefx.export(model, (x,), kernels="auto")
+    found = [(region.layers, region.taken) for region in compact.report.regions]
+    assert found == [(("0", "2", "4"), False), (("0",), True), (("4",), True)]
+    with torch.no_grad():
+        torch.testing.assert_close(compact(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_double_precision_stays_dense():
