@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,11 @@ class Calls:
         self._patched = np.array([index for index, _ in known])
         self._bases = np.array([_base(address) for _, address in known])
 
-    def at(self, memory: int, tensors: Sequence[int]) -> NDArray[np.int64]:
+    def at(self, memory: int, tensors: NDArray[np.int64]) -> NDArray[np.int64]:
         """The array, for memory and tensors at these addresses; it must stay where it is."""
         cells = self._cells.copy()
-        cells[self._patched] += np.array([cells.ctypes.data, memory, *tensors])[self._bases]
+        bases = np.concatenate([np.array([cells.ctypes.data, memory], np.int64), tensors])
+        cells[self._patched] += bases[self._bases]
         return cells
 
     def _number(self, cell: Argument) -> int:

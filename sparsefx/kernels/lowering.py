@@ -187,8 +187,10 @@ class _Node:
 
     def _batch_norm(self, layer: _BatchNorm) -> _Made | None:
         mean, variance = layer.running_mean, layer.running_var
-        if self.kind != IMAGES or mean is None or variance is None:
+        if mean is None or variance is None:
             return None
+        if self.kind == ROWS and len(self.recorded.node_values[self.node][0].shape) != 2:
+            return None  # its channels are not the last dimension
         weight = torch.ones_like(variance) if layer.weight is None else layer.weight.detach()
         bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsefx.kernels import native
 from sparsefx.kernels.program import read_program
-from sparsefx.kernels.shapes import check_shapes, output_shapes
+from sparsefx.kernels.shapes import checked_shapes, output_shapes
 
 
 @torch.library.custom_op(
@@ -27,10 +27,8 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
     Returns:
         The program's outputs, of the inputs' type.
     """
-    read, shapes = read_program(program), [tuple(tensor.shape) for tensor in inputs]
-    check_shapes(read, shapes)
+    shapes = checked_shapes(program, tuple(tuple(tensor.shape) for tensor in inputs))
     sources = [tensor.detach().float() for tensor in inputs]
-    shapes = output_shapes(read, shapes)
     outputs = [torch.empty(shape) for shape in shapes]
     if outputs[0].numel():
         native.require()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sparsefx.errors import ArgumentError
@@ -14,6 +15,7 @@ from sparsefx.kernels.program import (
     Pointwise,
     Pool,
     Program,
+    read_program,
 )
 
 
@@ -22,6 +24,13 @@ class Shape(NamedTuple):
 
     channels: Any
     size: tuple[Any, Any, Any]
+
+
+@lru_cache(maxsize=256)
+def checked_shapes(text: str, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """Shapes of the output tensors, if :func:`check_shapes` finds nothing wrong with those of the inputs."""
+    check_shapes(read_program(text), inputs)
+    return output_shapes(read_program(text), inputs)
 
 
 def output_shapes(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_programs import Case, cases, region_of
 
-from sparsefx.kernels import plan, running, schedule, tiling
+from sparsefx.kernels import course, plan, running, schedule, tiling
 from sparsefx.kernels.operators import region
 from sparsefx.kernels.packed import unpack
 from sparsefx.kernels.program import Pool, Program, read_program
@@ -75,9 +75,14 @@ def any_tiling(number: int):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "choose_tiling", chosen)
-        schedule.plan_for.cache_clear()
+        forget()
         yield
-    schedule.plan_for.cache_clear()
+    forget()
+
+
+def forget():
+    for function in (schedule.plan_for, schedule.schedule_for, course.course_for):
+        function.cache_clear()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -93,9 +98,11 @@ def test_every_schedule_computes_the_same(images, part, sizes, number, apart):
     x = torch.randn(images, 3, 7, 6)
     stages = schedule._stages(read_program(text), [min(size, part) for size in sizes])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "schedule_for", lambda *_: Schedule(part, apart and number > 1, stages))
+        patch.setattr(course, "schedule_for", lambda *_: Schedule(part, apart and number > 1, stages))
         patch.setattr(running.team, "size", lambda: number)
+        forget()
         close(region([x], tensors, text)[0], net(x))
+    forget()
 
 
 def chain():
@@ -204,7 +211,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import torch
 from kernel_programs import Case, region_of
-from sparsefx.kernels import plan, running, schedule, tiling
+from sparsefx.kernels import course, plan, running, schedule, tiling
 from sparsefx.kernels.running import run
 
 PAGE = mmap.PAGESIZE
@@ -240,6 +247,7 @@ for number, front in enumerate([True, False]):
         for tile in range(0, 40, 7):
             plan.choose_tiling = lambda *sizes: (every := list(tiling.candidates(*sizes)))[tile % len(every)]
             schedule.plan_for.cache_clear()
+            course.course_for.cache_clear()
             run(region.program, [moved(x, front)], [output], weights)
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 print("untouched")
