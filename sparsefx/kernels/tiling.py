@@ -28,8 +28,11 @@ _NONZERO = 0.4
 _ROW = 0.65  # of a tile, for each nonzero
 _VISIT = 42.0  # of an output channel, for each block
 _WAIT = 1.6  # for each sum that is stored and taken up again
+_FAR = 30.0  # of a visit whose weights are not in the second-level cache, and do not follow those before
 _LOADS = ((64 * 1024, 1.0), (768 * 1024, 1.5), (math.inf, 2.8))
 """Of a load, by the bytes among which it falls: about what the first two levels of cache hold, and more."""
+
+_A_NONZERO = 8  # bytes
 
 _MOVES = ((704 * 1024, 0.0), (3 * 1024 * 1024, 2.0), (math.inf, 12.0))
 """Of moving a vector once, by the bytes of the value that it belongs to."""
@@ -84,7 +87,9 @@ def tiling_cost(tiling: Tiling, item: Convolution, size: Three) -> float:
     )
     bytes_read = channels * reach * VECTOR_BYTES
     load = _by_size(_LOADS, bytes_read)
-    visit = _VISIT + (_WAIT * tile.positions if blocks > 1 else 0)
+    visit = _VISIT
+    if blocks > 1:
+        visit += _WAIT * tile.positions + (_FAR if _A_NONZERO * item.nonzeros > _LOADS[1][0] else 0)
     nonzeros = item.nonzeros * (_NONZERO + _ROW * tile.height + tile.positions * load)
     return tile.count(size) * (nonzeros + item.out_channels * blocks * visit)
 
