@@ -25,17 +25,15 @@ import numpy as np
 import torch
 
 from sparsefx.kernels import native
-from sparsefx.kernels.code import TAP_BITS
 from sparsefx.kernels.code.builder import Kernel
 from sparsefx.kernels.code.convolution import Tile, convolution
-from sparsefx.kernels.packed import MOST_TAPS, pack
+from sparsefx.kernels.packed import pack
 
 SOURCE = """
 #include <stdint.h>
 typedef float lanes __attribute__((vector_size(64)));
-void run(const char *source, char *target, const int32_t *rows, const int32_t *codes, const float *values,
-         const float *bias, const int64_t *taps, int64_t out, int64_t size, int64_t channel_in,
-         int64_t channel_out) {
+void run(const char *source, char *target, const int32_t *rows, const int16_t *codes, const float *values,
+         const float *bias, const int32_t *offsets, int64_t out, int64_t size, int64_t channel_out) {
   for (int64_t y = 0; y < size; y += 4) for (int64_t x = 0; x < size; x += 4) {
     const char *from = source + (y * (size + 2) + x) * 64;
     char *to = target + (y * size + x) * 64;
@@ -43,7 +41,7 @@ void run(const char *source, char *target, const int32_t *rows, const int32_t *c
       lanes sums[16];
       for (int i = 0; i < 16; i++) sums[i] = (lanes){} + bias[channel];
       for (int64_t k = rows[channel]; k < rows[channel + 1]; k++) {
-        const char *at = from + (codes[k] >> TAP_BITS) * channel_in + taps[codes[k] & ((1 << TAP_BITS) - 1)];
+        const char *at = from + (int64_t)offsets[codes[k]] * 64;
         for (int i = 0; i < 16; i++)
           sums[i] += values[k] * *(const lanes *)(at + ((i / 4) * (size + 2) + i % 4) * 64);
       }
@@ -63,7 +61,7 @@ def loops(source: Any, target: Any, rows: Any, codes: Any, values: Any, bias: An
             for channel in range(target.shape[0]):
                 sums[:] = bias[channel]
                 for k in range(rows[channel], rows[channel + 1]):
-                    value, place, tap = values[k], codes[k] >> TAP_BITS, codes[k] & MOST_TAPS - 1
+                    value, place, tap = values[k], codes[k] // 9, codes[k] % 9
                     for i in range(4):
                         for j in range(4):
                             for lane in range(16):
@@ -88,9 +86,8 @@ def main() -> None:
     torch.manual_seed(0)
     weight = torch.randn(options.channels, options.channels, 3, 3)
     weight *= torch.rand(weight.shape) < options.density
-    packed = [
-        tensor.numpy() for tensor in pack(weight, torch.randn(len(weight)), 1, options.channels).tensors
-    ]
+    tensors = pack(weight, torch.randn(len(weight)), 1, options.channels).tensors
+    packed = [*(tensor.numpy() for tensor in tensors), offsets_of(options.channels, options.size)]
     source = aligned(options.channels, options.size + 2, options.size + 2, 16)
     source[...] = np.random.default_rng(0).normal(size=source.shape)
     ways: dict[str, Callable[..., Callable[[], None]]] = {
@@ -130,23 +127,22 @@ def aligned(*shape: int) -> Any:
     return whole[start : start + size].reshape(shape)
 
 
-def steps(size: int) -> tuple[Any, int, int]:
-    """Offsets of a window's taps, and bytes of a channel of the source and of the target."""
-    taps = np.array([(row * (size + 2) + column) * 64 for row in range(3) for column in range(3)])
-    return taps, (size + 2) ** 2 * 64, size**2 * 64
+def offsets_of(channels: int, size: int) -> Any:
+    """Vectors from a window's first element to that of each code."""
+    channel, row, column = np.indices((channels, 3, 3))
+    return ((channel * (size + 2) + row) * (size + 2) + column).astype(np.int32)
 
 
 def by_llvmlite(source: Any, target: Any, packed: list[Any], size: int) -> Callable[[], None]:
     """The library's kernel."""
     kernel: Kernel = convolution(Tile(4, 4))
-    taps, channel_in, channel_out = steps(size)
-    rows, codes, values, bias = packed
+    rows, codes, values, bias, offsets = packed
     bits = np.array([-np.inf, np.inf], np.float32).view(np.int32).tolist()
     known = {"source": source, "target": target, "rows": rows, "codes": codes, "values": values}
-    known |= {"bias": bias, "taps": taps, "channels": len(bias), "blocks": 1, "segments": 1, "together": 1}
+    known |= {"bias": bias, "offsets": offsets, "channels": len(bias), "blocks": 1}
+    known |= {"segments": 1, "together": 1}
     known |= {"parts": 1, "depth": 1, "height": size, "width": size, "low": bits[0], "high": bits[1]}
-    known |= {"source_channel": channel_in, "source_row": (size + 2) * 64}
-    known |= {"target_channel": channel_out, "target_row": size * 64}
+    known |= {"source_row": (size + 2) * 64, "target_channel": size**2 * 64, "target_row": size * 64}
     numbers = [known.get(name, 0) for name in kernel.arguments]
     cells = np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
     code = native._load(native._compile(kernel.text))
@@ -156,21 +152,13 @@ def by_llvmlite(source: Any, target: Any, packed: list[Any], size: int) -> Calla
 
 def by_c(source: Any, target: Any, packed: list[Any], size: int) -> Callable[[], None]:
     """The system's C compiler."""
-    taps, channel_in, channel_out = steps(size)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kernel.c").write_text(SOURCE)
-        flags = [
-            f"-DTAP_BITS={TAP_BITS}",
-            "-O3",
-            "-march=native",
-            "-mprefer-vector-width=512",
-            "-shared",
-            "-fPIC",
-        ]
+        flags = ["-O3", "-march=native", "-mprefer-vector-width=512", "-shared", "-fPIC"]
         subprocess.run(["cc", *flags, "kernel.c", "-o", "kernel.so"], cwd=folder, check=True)
         library = ctypes.CDLL(f"{folder}/kernel.so")
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (source, target, *packed, taps)]
-    numbers = [ctypes.c_int64(number) for number in (len(packed[3]), size, channel_in, channel_out)]
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (source, target, *packed)]
+    numbers = [ctypes.c_int64(number) for number in (len(packed[3]), size, size**2 * 64)]
     return lambda: library.run(*pointers, *numbers)
 
 
@@ -180,7 +168,7 @@ def by_numba(source: Any, target: Any, packed: list[Any], size: int) -> Callable
     import numba
 
     function = numba.njit(error_model="numpy")(loops)
-    return lambda: function(source, target, *packed)
+    return lambda: function(source, target, *packed[:4])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefx.kernels.code import TAP_BITS
 from sparsefx.kernels.code.names import FUNCTION_NAMES
-from sparsefx.kernels.packed import MOST_CHANNELS, MOST_TAPS
+from sparsefx.kernels.packed import MOST_CODES, code_type
 from sparsefx.kernels.program import (
     Convolution,
     Instruction,
@@ -103,9 +102,12 @@ def _check_convolution(item: Convolution, number: int, weights: Sequence[Tensor]
     rows, codes, values, bias = weights
     what = f"instruction {number}: "
     sizes = (item.in_channels, item.out_channels, item.segments)
-    _need(all(type(size) is int and 0 < size <= MOST_CHANNELS for size in sizes), f"{what}sizes")
+    _need(all(type(size) is int and 0 < size <= MOST_CODES for size in sizes), f"{what}sizes")
     _need(all(tensor.dim() == 1 for tensor in weights), f"{what}dimensions of its weights")
-    _need(rows.dtype == codes.dtype == torch.int32, f"{what}type of its indices")
+    taps = item.kernel[0] * item.kernel[1] * item.kernel[2]
+    most = item.in_channels * taps
+    _need(most <= MOST_CODES, f"{what}window")
+    _need((rows.dtype, codes.dtype) == (torch.int32, code_type(most)), f"{what}type of its indices")
     _need(values.is_floating_point() and values.dtype == bias.dtype, f"{what}type of its values")
     _need(len(bias) == item.out_channels, f"{what}{len(bias)} biases")
     _need(len(rows) == item.segments * item.out_channels + 1, f"{what}{len(rows)} rows")
@@ -114,11 +116,8 @@ def _check_convolution(item: Convolution, number: int, weights: Sequence[Tensor]
         f"{what}number of nonzeros",
     )
     _need(bool((rows.diff() >= 0).all()), f"{what}rows do not ascend")
-    taps = item.kernel[0] * item.kernel[1] * item.kernel[2]
-    _need(taps <= MOST_TAPS, f"{what}window")
     if len(codes):
-        channel, tap = codes >> TAP_BITS, codes & MOST_TAPS - 1
-        inside = int(codes.min()) >= 0 and int(channel.max()) < item.in_channels and int(tap.max()) < taps
+        inside = int(codes.min()) >= 0 and int(codes.max()) < most
         _need(inside, f"{what}a nonzero is outside of the window")
 
 

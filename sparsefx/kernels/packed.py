@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefx.kernels.code import TAP_BITS
-
-MOST_TAPS = 2**TAP_BITS
-MOST_CHANNELS = 2 ** (31 - TAP_BITS)
+MOST_CODES = 2**24
+"""Of a layer: its input channels times its taps, which are the places in a kernel window."""
 
 _A_SEGMENT = 3  # nonzeros of an output channel in a segment
 
@@ -21,7 +19,8 @@ class Packed:
 
     Attributes:
         rows: where those of each segment of each output channel begin: int32 [out * segments + 1].
-        codes: input channel and tap of each nonzero: int32 [nonzeros].
+        codes: of each nonzero, its input channel times the number of taps, plus its tap: int16, or int32
+            where there are too many, [nonzeros].
         values: the nonzeros: float32 [nonzeros].
         bias: float32 [out].
     """
@@ -39,8 +38,13 @@ class Packed:
 
 def can_pack(weight: Tensor, groups: int) -> bool:
     """Whether a weight is where the kernels are, and its channels and taps have codes."""
-    taps = weight[0, 0].numel() if weight.numel() and weight.device.type == "cpu" else 0
-    return bool(0 < taps <= MOST_TAPS and weight.shape[1] * groups <= MOST_CHANNELS)
+    codes = weight[0].numel() * groups if weight.numel() and weight.device.type == "cpu" else 0
+    return 0 < codes <= MOST_CODES
+
+
+def code_type(codes: int) -> torch.dtype:
+    """The integers that are large enough for so many codes."""
+    return torch.int16 if codes <= 2**15 else torch.int32
 
 
 def segment_width(weight: Tensor, groups: int) -> int:
@@ -74,7 +78,8 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed
     rows = torch.zeros(out * segments + 1, dtype=torch.int32)
     counts = (channel_out * segments + channel // width).bincount(minlength=out * segments)
     rows[1:] = counts.cumsum(0)
-    codes = (channel << TAP_BITS | tap).int()
+    taps = flat.shape[2]
+    codes = (channel * taps + tap).to(code_type(inputs * groups * taps))
     filled = torch.zeros(out) if bias is None else bias.detach().float().clone()
     return Packed(rows, codes, values, filled)
 
@@ -85,6 +90,6 @@ def unpack(packed: Packed, shape: tuple[int, ...], groups: int) -> Tensor:
     weight = torch.zeros(out, inputs, *shape[2:]).reshape(out, inputs, -1)
     counts = packed.rows.diff().long()
     channel_out = torch.arange(len(counts)).repeat_interleave(counts) // (len(counts) // out)
-    channel = (packed.codes >> TAP_BITS).long() - channel_out // (out // groups) * inputs
-    weight[channel_out, channel, (packed.codes & MOST_TAPS - 1).long()] = packed.values
+    codes, taps = packed.codes.long(), weight.shape[2]
+    weight[channel_out, codes // taps - channel_out // (out // groups) * inputs, codes % taps] = packed.values
     return weight.reshape(shape)

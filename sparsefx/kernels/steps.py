@@ -126,6 +126,13 @@ class Convolve(Step):
             return 1
         return min(self.threads, self.item.out_channels)
 
+    def _offsets(self) -> NDArray[np.int32]:
+        """Vectors from a window's first element to what each code stands for."""
+        source = self.source.layout
+        taps = window(source, self.item.kernel, self.item.dilation)
+        channels = np.arange(self.item.in_channels, dtype=np.int64) * source.channel
+        return ((channels[:, None] + taps) // VECTOR_BYTES).astype(np.int32)
+
     @property
     def _waiting(self) -> int:
         return self.item.out_channels * self.tiling.tile.positions * VECTOR_BYTES
@@ -157,7 +164,7 @@ class Convolve(Step):
             "depth": depth,
             "height": height,
             "width": width,
-            "taps": window(source, self.item.kernel, self.item.dilation),
+            "offsets": self._offsets(),
             "source": first_window(self.source, self.item.padding),
             **positions("source", source, self.item.stride),
             "target": self.target.start,

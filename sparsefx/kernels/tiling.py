@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import torch
+
 from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.convolution import Tile
+from sparsefx.kernels.packed import code_type
 from sparsefx.kernels.program import Convolution, Three
 
 _FORMS = tuple(
@@ -32,7 +35,7 @@ _FAR = 30.0  # of a visit whose weights are not in the second-level cache, and d
 _LOADS = ((64 * 1024, 1.0), (768 * 1024, 1.5), (math.inf, 2.8))
 """Of a load, by the bytes among which it falls: about what the first two levels of cache hold, and more."""
 
-_A_NONZERO = 8  # bytes
+_A_NONZERO = 6  # bytes
 
 _MOVES = ((704 * 1024, 0.0), (3 * 1024 * 1024, 2.0), (math.inf, 12.0))
 """Of moving a vector once, by the bytes of the value that it belongs to."""
@@ -61,13 +64,14 @@ def candidates(item: Convolution, size: Three) -> Iterator[Tiling]:
     """All that are sensible."""
     _, height, width = size
     blocks = {-(-item.segments // count) for count in _BLOCKS}
+    short = code_type(item.in_channels * math.prod(item.kernel)) == torch.int16
     for rows, columns in _FORMS:
         if rows <= height and columns <= width:
             unroll = 1
             while rows * columns * unroll < _BUSY:
                 unroll *= 2
             for together in blocks:
-                yield Tiling(Tile(rows, columns, unroll, item.stride[2]), together)
+                yield Tiling(Tile(rows, columns, unroll, item.stride[2], short), together)
 
 
 def tiling_cost(tiling: Tiling, item: Convolution, size: Three) -> float:

@@ -62,7 +62,7 @@ def test_a_wrong_field(field, value, match):
         (0, lambda rows: rows[:-1], "rows"),
         (0, lambda rows: torch.cat([rows[:1], rows[-1:] * 2, rows[2:]]), "ascend"),
         (0, lambda rows: rows.long(), "indices"),
-        (1, lambda codes: codes + (1 << 20), "outside of the window"),
+        (1, lambda codes: codes + (1 << 10), "outside of the window"),
         (1, lambda codes: -codes - 1, "outside of the window"),
         (1, lambda codes: codes[:-1], "nonzeros"),
         (2, lambda values: values[:-1], "nonzeros"),

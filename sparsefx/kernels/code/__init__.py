@@ -4,6 +4,3 @@ LANES = 16
 """Values that one instruction computes with: a vector of AVX-512; on narrower machines LLVM takes several."""
 
 VECTOR_BYTES = 4 * LANES
-
-TAP_BITS = 12
-"""A nonzero's code is its input channel, shifted by this, plus its tap: its place in the kernel window."""

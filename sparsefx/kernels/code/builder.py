@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from sparsefx.kernels.code import LANES, VECTOR_BYTES
 
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 VECTOR = ir.VectorType(F32, LANES)
 INDICES = ir.VectorType(I32, LANES)

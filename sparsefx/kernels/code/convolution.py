@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.kernels.code import TAP_BITS, VECTOR_BYTES
-from sparsefx.kernels.code.builder import F32, I32, I64, Code, Kernel, Value, number
+from sparsefx.kernels.code import VECTOR_BYTES
+from sparsefx.kernels.code.builder import F32, I16, I32, I64, VECTOR, Code, Kernel, Value, number
 
 ARGUMENTS = (
     *("*source", "*target", "*residual", "*scratch", "scratch_step"),
-    *("*rows", "*codes", "*values", "*bias", "*taps", "channels", "parts"),
+    *("*rows", "*codes", "*values", "*bias", "*offsets", "channels", "parts"),
     *("segments", "together", "blocks"),
     *("depth", "height", "width", "low", "high"),
-    *("source_channel", "source_depth", "source_row"),
+    *("source_depth", "source_row"),
     *("target_channel", "target_depth", "target_row"),
     *("residual_channel", "residual_depth", "residual_row"),
 )
 """Steps are in bytes, those of the source of one output position. ``low`` and ``high`` are the bits of the
 activation's bounds; ``rows[channel * segments + segment]`` is where the nonzeros of a segment of an output
-channel begin, ``together`` of which are a block."""
+channel begin, ``together`` of which are a block. ``offsets`` has for every code the vectors from a window's
+first element to the one that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Tile:
         width: positions of a tile in a row.
         unroll: nonzeros at once, each with sums of its own: small tiles need several to keep the unit busy.
         stride: input positions from one output position to the next in a row.
+        short: whether codes have 16 bits.
     """
 
     height: int
     width: int
     unroll: int = 1
     stride: int = 1
+    short: bool = True
 
     def count(self, size: tuple[int, int, int]) -> int:
         """Tiles that cover an image."""
@@ -158,12 +161,9 @@ def _accumulate(
 
 def _products(code: Code, tile: Tile, source: Value, index: Value, sums: list[Value]) -> list[Value]:
     """One nonzero times the tile's inputs, added to the sums."""
-    packed = code.read(code["codes"], index, I32)
-    channel = code.zext(code.lshr(packed, I32(TAP_BITS)), I64)
-    tap = code.zext(code.and_(packed, I32(2**TAP_BITS - 1)), I64)
-    shift = code.read(code["taps"], tap, I64)
+    packed = code.zext(code.read(code["codes"], index, I16 if tile.short else I32), I64)
     weight = code.spread(code.read(code["values"], index, F32))
-    pointer = code.at(source, code.add(code.mul(channel, code["source_channel"]), shift))
+    pointer = code.element(source, code.read_index(code["offsets"], packed), VECTOR)
     result: list[Value] = []
     for row in range(tile.height):
         line = code.at(pointer, code.mul(code["source_row"], number(row)))
