@@ -212,9 +212,9 @@ def beyond() -> Table:
         "weights",
         tuple(f"{NETWORKS[name]}, {METHODS[method]}" for name in networks for method in methods),
         tuple(rows),
-        "Beside every mean the paper's of sparse momentum. Same recipe, epochs and weights in the end; GraNet "
-        "begins dense, so that it takes more arithmetic and memory to train. It was chosen by the validation "
-        "error.",
+        "Beside every mean the paper's of sparse momentum. Recipe, epochs and final weights are the same; "
+        "GraNet begins dense, so that it takes more arithmetic and memory to train. It was chosen by the "
+        "error on validation samples.",
     )
 
 

@@ -39,4 +39,4 @@ NETWORK_TUNING: Mapping[tuple[str, str], Mapping[str, Any]] = {
     # recipe the weights would not get to their compressed copy.
     ("learning-compression", "lenet-300-100"): {"mu": 1e-3},
 }
-"""Fields of the method by its name and the network's, where they are for a network; the reasons stand beside them."""
+"""Fields of the method by its name and the network's; the reasons stand beside them."""
