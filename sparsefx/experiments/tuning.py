@@ -16,8 +16,6 @@ TUNING: Mapping[str, Mapping[str, Any]] = {
     # Molchanov, Ashukha & Vetrov 2017, code: Adam; the penalty takes the place of weight decay. Their
     # learning rate falls in a line; here it falls as the data set's recipe says
     "variational-dropout": _ADAM,
-    # Carreira-Perpinan & Idelbayev 2018, code: no weight decay; it would pull harder than the first mu
-    "learning-compression": {"weight_decay": 0.0},
     # Louizos, Welling & Kingma 2018, code: Adam
     "hard-concrete": _ADAM,
 }
@@ -35,8 +33,5 @@ NETWORK_TUNING: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("dsr", "lenet-300-100-norm"): _removes(600),
     ("dsr", "wrn-28-2"): _removes(20_000),
     ("dsr", "resnet-50"): _removes(400_000),
-    # The authors' first mu is for 840 epochs at a learning rate near 0.1; in 100 epochs of the data set's
-    # recipe the weights would not get to their compressed copy.
-    ("learning-compression", "lenet-300-100"): {"mu": 1e-3},
 }
 """Fields of the method by its name and the network's; the reasons stand beside them."""

@@ -314,16 +314,6 @@ def test_dsr_removes_as_many_weights_as_its_paper_does_on_each_network():
     assert found.method.prune == "magnitude"
 
 
-def test_learning_compression_is_trained_as_by_its_authors():
-    found = settings("lenet-300-100", "data", data="mnist", method_name="learning-compression", density=0.01)
-    assert found.recipe.weight_decay == 0
-    assert found.method.options(found.method) == {"level": 0.01, "mu": 1e-3}
-    found = settings(
-        "lenet-300-100", "data", data="mnist", method_name="learning-compression", options={"mu": 0.1}
-    )
-    assert found.method.options(found.method)["mu"] == 0.1
-
-
 def test_analyses_are_kept(root, tmp_path):
     one = experiment(root, "static", network="lenet5-caffe")
     log = Log()
