@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "rigl": "RigL",
     "snfs-erk": "SNFS + ERK",
     "sparse-momentum": "sparse momentum",
+    "granet": "GraNet",
 }
 """The methods of the tables, in the order of their rows: name in the ledger -> title."""
 
@@ -61,8 +62,8 @@ _OUTCOMES = ("soft-weight-sharing", "dynamic-network-surgery", "han", "variation
 
 
 def tables() -> list[Table]:
-    """Tables 1 to 5, and those behind Figures 2 and 3."""
-    return [table_1(), table_2(), table_3(), table_4(), table_5(), *figure_2(), figure_3()]
+    """Tables 1 to 5, those behind Figures 2 and 3, and what does better than the paper."""
+    return [table_1(), table_2(), table_3(), table_4(), table_5(), *figure_2(), figure_3(), beyond()]
 
 
 def table_1() -> Table:
@@ -190,6 +191,30 @@ def figure_3() -> Table:
         ("dense", "sparse momentum"),
         tuple(rows),
         "The paper shows histograms, without numbers: those of sparse networks lie lower.",
+    )
+
+
+def beyond() -> Table:
+    """The best that the library has at the paper's weights and epochs, beside sparse momentum."""
+    networks, methods = ("lenet-300-100", "lenet5-caffe"), ("sparse-momentum", "granet")
+    rows = []
+    for density in (0.01, 0.02, 0.05):
+        numbers = {name: (published.TABLE_1[name]["sparse-momentum"][density],) for name in networks}
+        cells = [
+            Cell(Query(name, "mnist", method, density), published=numbers[name])
+            for name in networks
+            for method in methods
+        ]
+        rows.append((_percent(density), tuple(cells)))
+    return Table(
+        "beyond",
+        "Better than the paper: MNIST, test error, %",
+        "weights",
+        tuple(f"{NETWORKS[name]}, {METHODS[method]}" for name in networks for method in methods),
+        tuple(rows),
+        "Beside every mean the paper's of sparse momentum. Recipe, epochs and final weights are the same; "
+        "GraNet begins dense, so that it takes more arithmetic and memory to train. It was chosen by the "
+        "error on validation samples.",
     )
 
 

@@ -30,7 +30,7 @@ _INTRODUCTION = (
 def write_tables(
     ledger_folder: str | os.PathLike[str], out_folder: str | os.PathLike[str], *, figures: bool = True
 ) -> list[Path]:
-    """Write Tables 1 to 5 and Figures 2 and 3 as Markdown, CSV and PNG.
+    """Write Tables 1 to 5, Figures 2 and 3 and what does better, as Markdown, CSV and PNG.
 
     Args:
         ledger_folder: the folder of finished runs; without any, all cells say 'not run'.

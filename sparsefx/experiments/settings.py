@@ -13,7 +13,7 @@ from sparsefx.errors import ArgumentError
 from sparsefx.experiments.networks import Network, network
 from sparsefx.experiments.recipe import Recipe, shortened
 from sparsefx.experiments.recipes import recipe as recipe_named
-from sparsefx.experiments.tuning import TUNING
+from sparsefx.experiments.tuning import NETWORK_TUNING, TUNING
 from sparsefx.methods import Method, method
 from sparsefx.values import check_count
 
@@ -137,6 +137,7 @@ def settings(
     if chosen.cycle_every is not None:
         own["every"] = chosen.cycle_every
     taken = {**own, **options} if method_name == "sparse-momentum" else options
+    taken = {**NETWORK_TUNING.get((method_name, network_name), {}), **taken}
     taken = {"explores": True, **taken}  # a byte a weight, and the ledger has a column for it
     if density is not None:
         taken["density"] = density

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsefx.cycle import AdaptiveThreshold, ForAllLayers
+
 _ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
 
 TUNING: Mapping[str, Mapping[str, Any]] = {
@@ -18,3 +20,18 @@ TUNING: Mapping[str, Mapping[str, Any]] = {
     "hard-concrete": _ADAM,
 }
 """Fields of the recipe by method; the reasons stand beside them."""
+
+
+def _removes(count: int) -> dict[str, Any]:
+    """DSR that removes about so many weights at an update."""
+    return {"prune": ForAllLayers(AdaptiveThreshold(wanted=count))}
+
+
+NETWORK_TUNING: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # Mostafa & Wang 2019, code: a number a network, whatever its density
+    ("dsr", "lenet-300-100"): _removes(600),
+    ("dsr", "lenet-300-100-norm"): _removes(600),
+    ("dsr", "wrn-28-2"): _removes(20_000),
+    ("dsr", "resnet-50"): _removes(400_000),
+}
+"""Fields of the method by its name and the network's; the reasons stand beside them."""

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.data import DATA
 from sparsefx.experiments.recipes import RECIPES, Recipe, learning_rate, recipe, shortened
+from sparsefx.experiments.start import make_optimizer
 
 # recipe: training samples, steps an epoch, steps in all
 STEPS = {
@@ -137,3 +139,22 @@ def test_unknown_names() -> None:
         recipe("mnist").with_(epoch=3)
     with pytest.raises(ArgumentError, match="recipe='cifar' is not known; did you mean 'cifar10'"):
         recipe("cifar")
+
+
+def test_one_pass_over_the_weights_learns_what_several_do():
+    chosen, generator = recipe("mnist"), torch.Generator().manual_seed(0)
+    quick, plain = (torch.nn.Linear(30, 20) for _ in range(2))
+    plain.load_state_dict(quick.state_dict())
+    fused = make_optimizer(chosen, quick.parameters())
+    several = torch.optim.SGD(
+        plain.parameters(), chosen.lr, chosen.momentum, weight_decay=chosen.weight_decay, nesterov=True
+    )
+    for _ in range(20):
+        inputs = torch.randn(8, 30, generator=generator)
+        for net, optimizer in ((quick, fused), (plain, several)):
+            optimizer.zero_grad()
+            net(inputs).square().mean().backward()
+            optimizer.step()
+    assert fused.param_groups[0]["fused"]
+    for one, other in zip(quick.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -18,7 +18,7 @@ import torch
 
 import sparsefx
 from sparsefx.cli import documented, main
-from sparsefx.cycle import Timing
+from sparsefx.cycle import AdaptiveThreshold, ForAllLayers, Timing
 from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
@@ -305,6 +305,13 @@ def test_tuned_recipes_and_prune_rates():
     assert found.shortened
     with pytest.raises(ArgumentError, match="precision='float8' is not"):
         settings("lenet-300-100", "data", data="mnist", precision="float8")
+
+
+def test_dsr_removes_as_many_weights_as_its_paper_does_on_each_network():
+    found = settings("lenet-300-100", "data", data="mnist", method_name="dsr", density=0.01)
+    assert found.method.prune == ForAllLayers(AdaptiveThreshold(wanted=600))
+    found = settings("wrn-28-2", "data", data="cifar10", method_name="dsr", options={"prune": "magnitude"})
+    assert found.method.prune == "magnitude"
 
 
 def test_analyses_are_kept(root, tmp_path):
