@@ -37,15 +37,16 @@ def run(text: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], weights:
     start = memory.data_ptr() + -memory.data_ptr() % VECTOR_BYTES
     fixed = np.array([tensor.data_ptr() for tensor in weights], np.int64)
     places = np.array([start, *(tensor.data_ptr() for tensor in (*inputs, *outputs))], np.int64)
+    if len(course.slots) == 1:
+        for turn in course.slots[0]:
+            cells = turn.cells(places, fixed)
+            team.run(native.compiled(DRIVE), cells.ctypes.data, course.threads)
+        return
     calls: list[list[Cells]] = []
     for turns in course.slots:
         calls.append([turn.cells(places, fixed) for turn in turns])
         places[0] += slot_bytes
-    if len(calls) > 1:
-        _run_apart(calls)
-    else:
-        for cells in calls[0]:
-            team.run(native.compiled(DRIVE), cells.ctypes.data, course.threads)
+    _run_apart(calls)
 
 
 def _run_apart(calls: Sequence[Sequence[Cells]]) -> None:
