@@ -245,9 +245,12 @@ def network(name: str, batch: int) -> tuple[nn.Module, Tensor]:
 
 @torch.no_grad()
 def thin_out(model: nn.Module, density: float, first: bool = False) -> None:
-    """Random weights of every layer but the first to 0; the rest is scaled up, so that signals last."""
+    """Set random weights of every layer but the first to 0; scale the rest up, so that signals last."""
     kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
     layers = [module for module in model.modules() if isinstance(module, kinds)]
+    for layer in layers:
+        if not layer.weight.any():  # heads that start from 0, without which nothing would be left
+            nn.init.normal_(layer.weight, std=0.01)
     for layer in layers[0 if first else 1 :]:
         kept = torch.randperm(layer.weight.numel())[: round(density * layer.weight.numel())]
         mask = torch.zeros(layer.weight.numel()).index_fill_(0, kept, density**-0.5)
@@ -268,11 +271,12 @@ def layers_of(model: str) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         what = (tuple(layer.weight.shape), getattr(layer, "stride", None), shape)
         found[what] = (layer, shape, found[what][2] + 1 if what in found else 1)
 
-    for module in whole.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_hook(see)
+    layers = [module for module in whole.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    handles = [layer.register_forward_hook(see) for layer in layers]
     with torch.no_grad():
         whole(x)
+    for handle in handles:  # a layer with hooks stays what it is
+        handle.remove()
     return {
         f"{layer_name(layer, shape)}, {count} of them": (layer, shape)
         for layer, shape, count in found.values()
