@@ -205,48 +205,39 @@ class _Node:
         )
 
     def _linear(self, layer: nn.Linear) -> _Made | None:
-        if not can_pack(layer.weight, 1):
-            return None
-        width, nonzeros = segment_width(layer.weight, 1), int(layer.weight.count_nonzero())
+        """A convolution with one tap."""
         one = (1, 1, 1)
-
-        def instruction(sources: tuple[int, ...], first: int) -> Instruction:
-            segments = -(-layer.in_features // width)
-            channels = layer.in_features, layer.out_features
-            return Convolution(sources[0], first, *channels, one, one, (0, 0, 0), one, segments, nonzeros)
-
-        weights = lambda: pack(layer.weight, layer.bias, 1, width).tensors  # noqa: E731
-        return _Made(self._sources, instruction, weights, self._name(layer))
+        return self._weighted(layer, (layer.in_features, layer.out_features), (one, one, (0, 0, 0), one), 1)
 
     def _convolution(self, layer: _ConvNd) -> _Made | None:
         known = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
         batched = len(self.recorded.node_values[self.node][0].shape) == layer.weight.dim()
         if isinstance(layer, _ConvTransposeNd) or not known or not batched:
             return None
-        if not can_pack(layer.weight, layer.groups):
-            return None
-        width, nonzeros = segment_width(layer.weight, layer.groups), int(layer.weight.count_nonzero())
         padding = tuple(int(pad) for pad in layer.padding)
+        window = _three(layer.kernel_size, 1), _three(layer.stride, 1), _three(padding, 0)
+        channels = layer.in_channels, layer.out_channels
+        return self._weighted(layer, channels, (*window, _three(layer.dilation, 1)), layer.groups)
 
-        def instruction(sources: tuple[int, ...], first: int) -> Instruction:
-            return Convolution(
-                sources[0],
-                first,
-                layer.in_channels,
-                layer.out_channels,
-                _three(layer.kernel_size, 1),
-                _three(layer.stride, 1),
-                _three(padding, 0),
-                _three(layer.dilation, 1),
-                -(-layer.in_channels // width),
-                nonzeros,
-            )
-
-        weights = lambda: pack(layer.weight, layer.bias, layer.groups, width).tensors  # noqa: E731
-        return _Made(self._sources, instruction, weights, self._name(layer))
-
-    def _name(self, layer: nn.Linear | _ConvNd) -> RegionLayer:
-        return RegionLayer(str(self.node.target), tuple(layer.weight.shape), getattr(layer, "groups", 1))
+    def _weighted(
+        self,
+        layer: nn.Linear | _ConvNd,
+        channels: tuple[int, int],
+        window: tuple[Three, Three, Three, Three],
+        groups: int,
+    ) -> _Made | None:
+        """A layer with these channels in and out, kernel, stride, padding and dilation; None if too large."""
+        weight, bias = layer.weight, layer.bias
+        if not can_pack(weight, groups):
+            return None
+        width = segment_width(weight, groups)
+        counts = -(-channels[0] // width), int(weight.count_nonzero())
+        return _Made(
+            self._sources,
+            lambda sources, first: Convolution(sources[0], first, *channels, *window, *counts),
+            lambda: pack(weight, bias, groups, width).tensors,
+            RegionLayer(str(self.node.target), tuple(weight.shape), groups),
+        )
 
     def _operation(self, call: Call) -> _Made | None:
         if call.computed or call.opaque or call.aliases or call.op.namespace != "aten":

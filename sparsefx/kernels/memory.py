@@ -8,7 +8,7 @@ from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.steps import Address, Convolve, Step, Value
 
 
-def place(steps: Sequence[Step], threads: int) -> int:
+def place(steps: Sequence[Step]) -> int:
     """Give every value, and every step's scratch memory, an address.
 
     Returns:
@@ -30,11 +30,10 @@ def place(steps: Sequence[Step], threads: int) -> int:
             start = _free(used, values[key].layout.bytes)
             values[key].address = Address("memory", start)
             used.append((last[key], start, start + values[key].layout.bytes))
-        scratch = step.scratch(threads)
-        if isinstance(step, Convolve) and scratch:
-            start = _free(used, scratch)
+        if isinstance(step, Convolve) and step.scratch:
+            start = _free(used, step.scratch)
             step.room = Address("memory", start)
-            used.append((index, start, start + scratch))
+            used.append((index, start, start + step.scratch))
         total = max([total, *(end for _, _, end in used)])
     return total
 

@@ -57,18 +57,8 @@ class Enter(Step):
         layout = self.target.layout
         elements = self.source.elements(layout)
         if self.source.turns(layout):
-            yield (
-                turn_in(),
-                {
-                    "source": self.source.address,
-                    "target": self.target.address,
-                    "places": layout.places(),
-                    "elements": elements,
-                    "count": len(elements),
-                    "channels": layout.channels,
-                    "lanes_channel": layout.channel,
-                },
-            )
+            moved = _moved(self.source.address, self.target.address, layout, layout.places(), elements)
+            yield turn_in(), moved | {"lanes_channel": layout.channel}
         else:
             yield _gathered(self.target, elements, 4 * self.source.channel, self.source.address)
 
@@ -88,19 +78,12 @@ class Leave(Step):
         layout = self.source.layout
         own = layout.own()
         places, elements = layout.places()[own], self.target.elements(layout)[own]
-        arguments: dict[str, Argument] = {
-            "source": self.source.address,
-            "target": self.target.address,
-            "places": places,
-            "elements": elements,
-            "count": len(places),
-            "channels": layout.channels,
-        }
+        moved = _moved(self.source.address, self.target.address, layout, places, elements)
         if self.target.turns(layout):
-            yield turn_out(), arguments | {"lanes_channel": layout.channel}
+            yield turn_out(), moved | {"lanes_channel": layout.channel}
         else:
             channels = {"source_channel": layout.channel, "target_channel": 4 * self.target.channel}
-            yield scatter(), arguments | channels
+            yield scatter(), moved | channels
 
 
 @dataclass
@@ -170,15 +153,23 @@ class Border(Step):
 
 
 def _gathered(target: Value, elements: Offsets, channel: int, source: Address) -> Call:
-    places = target.layout.places()
-    return gather(), {
+    layout = target.layout
+    return gather(), _moved(source, target.address, layout, layout.places(), elements) | {
+        "source_channel": channel,
+        "target_channel": layout.channel,
+        "fill": float_bits(target.outside),
+    }
+
+
+def _moved(
+    source: Address, target: Address, layout: Layout, places: Offsets, elements: Offsets
+) -> dict[str, Argument]:
+    """What all kernels between lanes and elsewhere are told."""
+    return {
         "source": source,
-        "target": target.address,
+        "target": target,
         "places": places,
         "elements": elements,
         "count": len(places),
-        "channels": target.layout.channels,
-        "source_channel": channel,
-        "target_channel": target.layout.channel,
-        "fill": float_bits(target.outside),
+        "channels": layout.channels,
     }

@@ -106,7 +106,7 @@ class Plan:
         for index, (output, result) in enumerate(zip(program.outputs, results, strict=True)):
             target = Outside(Address(len(given) + index), images, result.steps, result.channel)
             self._steps.append(Leave(self._values[output], target))
-        self.bytes = place(self._steps, threads)
+        self.bytes = place(self._steps)
 
     @cached_property
     def calls(self) -> Calls:

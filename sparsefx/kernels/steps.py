@@ -81,7 +81,8 @@ class Step(ABC):
     def calls(self) -> Iterator[Call]:
         """Kernels and their arguments."""
 
-    def scratch(self, threads: int) -> int:
+    @property
+    def scratch(self) -> int:
         """Bytes of memory that it needs for itself."""
         return 0
 
@@ -109,9 +110,10 @@ class Convolve(Step):
         self.reads = (self.source, *([] if self.residual is None else [self.residual]))
         self.writes = self.target
 
-    def scratch(self, threads: int) -> int:
+    @property
+    def scratch(self) -> int:
         """Waiting sums of each thread."""
-        return threads * self._waiting if self._blocks > 1 else 0
+        return self.threads * self._waiting if self._blocks > 1 else 0
 
     @property
     def cost(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from sparsefx.kernels.code.builder import INDICES, VECTOR, Code, Value
+from sparsefx.kernels.code.names import FUNCTION_NAMES
 
 
 def constant(value: float) -> Value:
@@ -92,7 +93,5 @@ def identity(code: Code, x: Value) -> Value:
     return x
 
 
-FUNCTIONS: dict[str, Callable[[Code, Value], Value]] = {
-    function.__name__: function
-    for function in (identity, sigmoid, tanh, silu, gelu, gelu_tanh, hardsigmoid, hardswish)
-}
+FUNCTIONS: dict[str, Callable[[Code, Value], Value]] = {name: globals()[name] for name in FUNCTION_NAMES}
+"""The activations that kernels know, by name."""
