@@ -86,7 +86,8 @@ def main() -> None:
     torch.manual_seed(0)
     weight = torch.randn(options.channels, options.channels, 3, 3)
     weight *= torch.rand(weight.shape) < options.density
-    tensors = pack(weight, torch.randn(len(weight)), 1, options.channels).tensors
+    layer = pack(weight, torch.randn(len(weight)), 1, options.channels)
+    tensors = layer.rows, layer.codes, layer.values, layer.bias
     packed = [*(tensor.numpy() for tensor in tensors), offsets_of(options.channels, options.size)]
     source = aligned(options.channels, options.size + 2, options.size + 2, 16)
     source[...] = np.random.default_rng(0).normal(size=source.shape)

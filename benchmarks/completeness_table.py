@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coverage_table import table, write_section
+from pages import table, write_section
 from workers import Record
 
 
@@ -27,7 +27,8 @@ def write(records: list[Record]) -> None:
     header += ["difference", "difference of torch-pruning"]
     rows = [[key, *_cells(record)] for key, record in pruned.items()]
     left = [f"- {key}: {_reason(record)}" for key, record in latest.items() if key not in pruned]
-    write_section("completeness", text + table(header, rows) + "\n\nNot compared:\n\n" + "\n".join(left))
+    text += table(header, rows) + "\n\nNot compared:\n\n" + "\n".join(left)
+    write_section("coverage.md", "completeness", text)
 
 
 def _about(larger: int, broken: int) -> str:

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import networks
 import zoo
+from pages import table, write_section
 from workers import Record
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
-TITLE = "# Public models\n\nMeasured by `benchmarks/coverage.py` and `benchmarks/completeness.py`.\n"
 SHRINKING = ("rows", "random")
 """The patterns that every model should lose weights by."""
 
 Models = dict[str, dict[str, Record]]
 """Zoo/name to pattern to its latest record."""
-
-
-def write_section(name: str, text: str) -> None:
-    """Put a section into the page, in the place of the former one of that name."""
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    page = PAGE.read_text() if PAGE.exists() else TITLE
-    before, _, rest = page.partition(begin)
-    after = rest.partition(end)[2] if rest else ""
-    PAGE.write_text(f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}\n{after.lstrip()}")
 
 
 def write(records: list[Record]) -> None:
@@ -37,7 +26,7 @@ def write(records: list[Record]) -> None:
             parts.append(f"### {name}\n\n{_table(chosen)}")
     parts.append(f"### What fails, comes back whole or keeps all, and why\n\n{_grouped(models, _reasons)}")
     parts.append(f"### What keeps channels that nothing reads\n\n{_grouped(models, _keepers)}")
-    write_section("coverage", "## Coverage\n\n" + "\n\n".join(parts))
+    write_section("coverage.md", "coverage", "## Coverage\n\n" + "\n\n".join(parts))
 
 
 def latest(records: Iterable[Record]) -> Models:
@@ -46,12 +35,6 @@ def latest(records: Iterable[Record]) -> Models:
     for record in records:
         models.setdefault(record["model"], {})[record["pattern"]] = record
     return models
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _summary(models: Models) -> str:

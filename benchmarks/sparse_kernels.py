@@ -4,13 +4,15 @@
     python benchmarks/sparse_kernels.py layers --models resnet50 vit_b_16 gpt2 --densities 0.1
     python benchmarks/sparse_kernels.py auto --densities 0.05 0.1 0.3 1
     python benchmarks/sparse_kernels.py start --models vgg16-d resnet50
+    python benchmarks/sparse_kernels.py trained --models runs/*sparse-momentum*
     python benchmarks/sparse_kernels.py table
 
-float32, evaluation, without gradients; random weights, all layers but the first at the density, BatchNorm
-folded in every contender. Contenders take turns; each turn runs one at least 0.05 s. Times are medians, and
-dense is the fastest of torch's ways (``contenders.TORCH``) by its median; the ratio is the median of the
-turns' ratios of that one to the sparse kernels. Every output is compared with eager's. Results are appended
-to a file of JSON lines; what is there already is not measured again. Each measurement has its own process.
+float32, evaluation, without gradients; random weights, all layers but the first at the density, or those of
+a finished run of ``sparsefx train``; BatchNorm folded in every contender. Contenders take turns; each turn
+runs one at least 0.05 s. Times are medians, and dense is the fastest of torch's ways (``contenders.TORCH``)
+by its median; the ratio is the median of the turns' ratios of that one to the sparse kernels. Every output
+is compared with eager's. Results are appended to a file of JSON lines; what is there already is not measured
+again. Each measurement has its own process.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
+import sparse_kernels_table
 import torch
 import torchvision
 import workers
@@ -49,7 +52,9 @@ def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("command", choices=[*COMMANDS, "table"])
-    parser.add_argument("--models", nargs="+", help="of sparsefx's, torchvision's, or gpt2")
+    parser.add_argument(
+        "--models", nargs="+", help="of sparsefx's, torchvision's, or gpt2; for trained, folders of runs"
+    )
     parser.add_argument(
         "--densities", nargs="+", type=float, default=[0.05, 0.1], help="default: %(default)s"
     )
@@ -60,7 +65,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     options = parser.parse_args()
     if options.command == "table":
-        print_tables(list(workers.read(options.results)))
+        sparse_kernels_table.write(list(workers.read(options.results)))
         return
     known = {key(record) for record in workers.read(options.results)}
     for record in COMMANDS[options.command](options):
@@ -114,6 +119,14 @@ def of_starts(options: argparse.Namespace) -> Iterator[workers.Record]:
         yield {"kind": "start", "model": model, "density": density, "batch": 1, "threads": 1}
 
 
+def of_trained(options: argparse.Namespace) -> Iterator[workers.Record]:
+    """A measurement for every run, batch and number of threads."""
+    for folder, batch, threads in itertools.product(options.models, options.batches, options.threads):
+        name, data, method, density = Path(folder).name.split("_")[:4]
+        record = {"kind": "trained", "model": f"{name}, {data}, {method}", "density": float(density)}
+        yield record | {"batch": batch, "threads": threads, "folder": folder}
+
+
 def measure(record: workers.Record, options: argparse.Namespace) -> None:
     """Measure one, and append it to the results."""
     torch.set_num_threads(record["threads"])
@@ -127,6 +140,17 @@ def measure_network(record: workers.Record, options: argparse.Namespace) -> None
     """A whole network by all contenders."""
     model, x = network(record["model"], record["batch"])
     thin_out(model, record["density"])
+    compare(record, model, x, contenders.TORCH | contenders.OTHERS, options)
+
+
+def measure_trained(record: workers.Record, options: argparse.Namespace) -> None:
+    """A trained network by all contenders, and what the paper would have estimated."""
+    folder = Path(record.pop("folder"))
+    model, x = network(folder.name.split("_")[0], record["batch"])
+    state = torch.load(folder / "model.pt", weights_only=True)
+    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.endswith(".mask")})
+    estimate = sparsefx.estimate_speedup(model, (x,))
+    record |= {"sparse_estimate": estimate.sparse_by_time, "dense_estimate": estimate.dense_by_time}
     compare(record, model, x, contenders.TORCH | contenders.OTHERS, options)
 
 
@@ -296,57 +320,19 @@ def linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def print_tables(records: list[workers.Record]) -> None:
-    """A Markdown table for every kind of measurement."""
-    names = [*contenders.TORCH, *contenders.OTHERS]
-    for kind in ("network", "layer"):
-        found = [record for record in records if record["kind"] == kind]
-        used = [name for name in names if any(name in record["ms"] for record in found)]
-        rows = [
-            [
-                *(r["model"], *([r["layer"]] if kind == "layer" else []), f"{r['density']:.0%}"),
-                *(r["batch"], r["threads"]),
-                *(f"{r['ms'][name]:.2f}" if name in r["ms"] else "" for name in used),
-                *(f"{r['ms']['sparse']:.2f}", f"**{r['ratio']:.1f}x**"),
-            ]
-            for r in found
-        ]
-        extra = ["layer"] if kind == "layer" else []
-        print_table(["model", *extra, "density", "batch", "threads", *used, "sparse, ms", "ratio"], rows)
-    found = [record for record in records if record["kind"] == "auto"]
-    print_table(
-        ["model", "density", "dense, ms", "auto, ms", "ratio", "regions taken"],
-        [
-            [
-                *(r["model"], f"{r['density']:.0%}", f"{r['ms']['eager']:.2f}", f"{r['ms']['sparse']:.2f}"),
-                *(f"**{r['ratio']:.2f}x**", r["regions"]),
-            ]
-            for r in found
-        ],
-    )
-    found = [record for record in records if record["kind"] == "start"]
-    rows = [[r["model"], f"{r['density']:.0%}", f"{r['cold']:.2f}", f"{r['warm']:.2f}"] for r in found]
-    print_table(["model", "density", "cold start, s", "warm start, s"], rows)
-
-
-def print_table(header: list[str], rows: list[list[Any]]) -> None:
-    """A Markdown table, if there is anything in it."""
-    if rows:
-        print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-        print("\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n")
-
-
 COMMANDS = {
     "networks": of_networks,
     "layers": of_layers,
     "auto": of_auto,
     "start": of_starts,
+    "trained": of_trained,
 }
 COMMAND_OF = {
     "network": measure_network,
     "layer": measure_layer,
     "auto": measure_auto,
     "start": measure_start,
+    "trained": measure_trained,
 }
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsefx.kernels.packed import Packed, pack
+from sparsefx.kernels.packed import Packed, Weights, pack
 from sparsefx.kernels.program import Convolution, Program
 from sparsefx.kernels.region import RegionLayer, SparseRegion
 
@@ -55,13 +56,17 @@ class Case:
         nonzeros = int(self.tensors()[1].count_nonzero())
         channels = self.inputs * self.groups, self.outputs * self.groups
         window, stride, dilation = (three(v, 1) for v in (self.window, self.stride, self.dilation))
-        made = Convolution(
-            0, 0, *channels, window, stride, three(self.padding, 0), dilation, segments, nonzeros
-        )
+        begun, padding = (0, 0, 0), three(self.padding, 0)
+        made = Convolution(0, begun, *channels, window, stride, padding, dilation, segments, nonzeros)
         return replace(made, **others)  # type: ignore[arg-type]
 
     def packed(self, weight: Tensor, bias: Tensor) -> Packed:
         return pack(weight, bias, self.groups, self.width)
+
+    def weights(self, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
+        weights = Weights()
+        weights.add(self.packed(weight, bias))
+        return weights.tensors
 
 
 def three(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:
@@ -74,7 +79,7 @@ def region_of(case: Case, weight: Tensor, bias: Tensor, **others: object) -> Spa
     inputs = 2 if others.get("residual") else 1
     program = Program(len(case.size), inputs, (case.instruction(**others),), (inputs,))
     layer = RegionLayer("layer", tuple(weight.shape), case.groups)
-    return SparseRegion(program, case.packed(weight, bias).tensors, [layer])
+    return SparseRegion(program, case.weights(weight, bias), [layer])
 
 
 @st.composite

@@ -173,7 +173,7 @@ def _check_sizes(plan: ModulePlan, layer: nn.Module) -> None:
 def _check_region(plan: ModulePlan, region: SparseRegion) -> None:
     """Kernels go where the weights say without looking."""
     try:
-        check(region.program, list(region.tensors()), region.layers)
+        check(region.program, region.tensors(), region.layers)
     except ValueError as error:
         raise DataError(f"region {plan.path[:80]!r} is not valid: {error}") from error
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.kernels.code.names import FUNCTION_NAMES
-from sparsefx.kernels.packed import MOST_CODES, code_type
+from sparsefx.kernels.packed import MOST_CODES, MOST_INDICES, packed_at
 from sparsefx.kernels.program import (
     Convolution,
     Instruction,
@@ -27,13 +27,14 @@ def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
 
     Args:
         text: a program.
-        tensors: its weights.
+        tensors: its weights: three.
         layers: the layers that it stands for: name, shape and groups.
 
     Raises:
         ValueError: something does not fit; it is named.
     """
     program = _read(text)
+    _check_tensors(tensors)
     _need(_is_index(program.dims, 4), "it has images of no dimension")
     _need(_is_index(program.inputs, _LARGEST) and program.inputs > 0, "it has no inputs")
     for index, item in enumerate(program.instructions):
@@ -53,6 +54,14 @@ def _read(text: str) -> Program:
         return read_program(text)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"it is no program ({type(error).__name__}: {error})") from error
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    flat = len(tensors) == 3 and all(tensor.dim() == 1 for tensor in tensors)
+    _need(flat, "its weights are not three tensors of one dimension")
+    indices, codes, values = tensors
+    _need((indices.dtype, codes.dtype) == (torch.int32, torch.int16), "type of its indices")
+    _need(values.is_floating_point(), "type of its values")
 
 
 def _need(holds: bool, what: str) -> None:
@@ -77,47 +86,39 @@ def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]
         pair = type(item.bounds) is tuple and len(item.bounds) == 2
         _need(pair and all(type(one) is float for one in item.bounds), f"instruction {number}: bounds")
     if isinstance(item, Convolution):
-        _check_convolution(item, number, _taken(item.weights, 4, tensors, number))
+        _check_convolution(item, number, tensors)
     elif isinstance(item, Pointwise):
         _check_pointwise(item, number, tensors)
     elif isinstance(item, Pool):
         _need(type(item.largest) is bool, f"instruction {number}: kind of pooling")
 
 
-def _taken(first: Any, count: int, tensors: Sequence[Tensor], number: int) -> Sequence[Tensor]:
-    _need(_is_index(first, len(tensors) - count + 1), f"instruction {number}: its weights are not there")
-    return tensors[first : first + count]
-
-
 def _check_pointwise(item: Pointwise, number: int, tensors: Sequence[Tensor]) -> None:
     known = item.operation in ("", "add", "multiply") and item.function in FUNCTION_NAMES
     _need(known and bool(item.operation) == (item.other is not None), f"instruction {number}: operation")
     if item.weights is not None:
-        scale, shift = _taken(item.weights, 2, tensors, number)
-        same = scale.shape == shift.shape == (item.channels,) and scale.dtype == shift.dtype
-        _need(same and scale.is_floating_point(), f"instruction {number}: factors")
+        whole = _is_index(item.channels, MOST_CODES) and _is_index(item.weights, len(tensors[2]) + 1)
+        inside = whole and item.weights + 2 * (item.channels or 0) <= len(tensors[2])
+        _need(inside, f"instruction {number}: factors")
 
 
-def _check_convolution(item: Convolution, number: int, weights: Sequence[Tensor]) -> None:
-    rows, codes, values, bias = weights
+def _check_convolution(item: Convolution, number: int, tensors: Sequence[Tensor]) -> None:
     what = f"instruction {number}: "
     sizes = (item.in_channels, item.out_channels, item.segments)
-    _need(all(type(size) is int and 0 < size <= MOST_CODES for size in sizes), f"{what}sizes")
-    _need(all(tensor.dim() == 1 for tensor in weights), f"{what}dimensions of its weights")
-    taps = item.kernel[0] * item.kernel[1] * item.kernel[2]
-    most = item.in_channels * taps
-    _need(most <= MOST_CODES, f"{what}window")
-    _need((rows.dtype, codes.dtype) == (torch.int32, code_type(most)), f"{what}type of its indices")
-    _need(values.is_floating_point() and values.dtype == bias.dtype, f"{what}type of its values")
-    _need(len(bias) == item.out_channels, f"{what}{len(bias)} biases")
+    whole = all(_is_index(size, MOST_INDICES) and size for size in sizes)
+    _need(whole and _is_index(item.nonzeros, MOST_INDICES), f"{what}sizes")
+    _need(item.codes <= MOST_CODES, f"{what}window")
+    begun = type(item.weights) is tuple and len(item.weights) == 3
+    _need(begun and all(_is_index(one, MOST_INDICES) for one in item.weights), f"{what}weights")
+    packed = packed_at(item, tensors)
+    rows, codes = packed.rows, packed.codes
     _need(len(rows) == item.segments * item.out_channels + 1, f"{what}{len(rows)} rows")
-    _need(
-        len(codes) == len(values) == int(rows[-1]) == item.nonzeros and int(rows[0]) == 0,
-        f"{what}number of nonzeros",
-    )
+    _need(len(packed.bias) == item.out_channels, f"{what}{len(packed.bias)} biases")
+    ends = int(rows[0]), int(rows[-1])
+    _need(ends == (0, len(codes)) and len(codes) == item.nonzeros, f"{what}number of nonzeros")
     _need(bool((rows.diff() >= 0).all()), f"{what}rows do not ascend")
     if len(codes):
-        inside = int(codes.min()) >= 0 and int(codes.max()) < most
+        inside = int(codes.min()) >= 0 and int(codes.max()) < item.codes
         _need(inside, f"{what}a nonzero is outside of the window")
 
 

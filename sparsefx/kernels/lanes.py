@@ -7,7 +7,6 @@ zeros outside of the image, the neighbouring lane's values inside.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,24 +70,38 @@ class Layout:
         return depth, height, width
 
     @property
+    def pitch(self) -> Three:
+        """Planes from one channel to the next, rows from one plane, and vectors from one row.
+
+        Where one tile is the whole image, its border holds nothing, so that what comes after a row, plane or
+        channel is what comes before the next.
+        """
+        parts = (1, self.split.rows, self.split.columns)
+        depth, height, width = (
+            t + (b + a if lanes > 1 else max(b, a))
+            for b, t, a, lanes in zip(self.before, self.tile, self.after, parts, strict=True)
+        )
+        return depth, height, width
+
+    @property
     def row(self) -> int:
         """Bytes from one row to the next."""
-        return self.room[2] * VECTOR_BYTES
+        return self.pitch[2] * VECTOR_BYTES
 
     @property
     def depth(self) -> int:
         """Bytes from one plane to the next."""
-        return self.room[1] * self.row
+        return self.pitch[1] * self.row
 
     @property
     def channel(self) -> int:
         """Bytes from one channel to the next."""
-        return self.room[0] * self.depth
+        return self.pitch[0] * self.depth
 
     @property
     def bytes(self) -> int:
         """Bytes in all."""
-        return self.channels * self.channel
+        return (self.channels - 1) * self.channel + int(self.places()[-1]) + VECTOR_BYTES
 
     @property
     def start(self) -> int:
@@ -134,7 +147,9 @@ class Layout:
 
     def places(self) -> Offsets:
         """Byte offset of each place of a channel."""
-        return np.arange(math.prod(self.room), dtype=np.int32) * np.int32(VECTOR_BYTES)
+        depth, row, column = np.indices(self.room, np.int32).reshape(3, -1)
+        offsets: Offsets = depth * self.depth + row * self.row + column * VECTOR_BYTES
+        return offsets
 
     def elements(self, where: NDArray[np.int64]) -> Offsets:
         """Offset in floats, within a channel, of elements by their coordinates; -1 where those are -1."""
@@ -142,8 +157,8 @@ class Layout:
         _, tile_height, tile_width = self.tile
         lane = image * self.split.parts + (row // tile_height) * self.split.columns + column // tile_width
         before_depth, before_row, before_column = self.before
-        place = (depth + before_depth) * self.room[1] + row % tile_height + before_row
-        place = place * self.room[2] + column % tile_width + before_column
+        place = (depth + before_depth) * self.pitch[1] + row % tile_height + before_row
+        place = place * self.pitch[2] + column % tile_width + before_column
         return np.where(image < 0, -1, place * LANES + lane).astype(np.int32)
 
 

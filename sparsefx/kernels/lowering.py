@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.kernels.packed import can_pack, pack, segment_width
+from sparsefx.kernels.packed import Weights, can_pack, pack, segment_width
 from sparsefx.kernels.program import (
     NO_BOUNDS,
     Concatenate,
@@ -73,16 +73,15 @@ def lower(
     dims = len(shape) - 2 if kind == IMAGES else 0
     results = tuple(builder.numbers[node] for node in outputs)
     program = Program(dims, len(inputs), tuple(builder.instructions), results)
-    return Lowered(program, tuple(builder.tensors), tuple(builder.layers))
+    return Lowered(program, builder.weights.tensors, tuple(builder.layers))
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What a node computes: a function of its sources' numbers, and of the first of its tensors' number."""
+    """What a node computes: a function of its sources' numbers, which adds to the weights."""
 
     sources: tuple[fx.Node, ...]
-    instruction: Callable[[tuple[int, ...], int], Instruction]
-    tensors: Callable[[], tuple[Tensor, ...]] = tuple
+    instruction: Callable[[tuple[int, ...], Weights], Instruction]
     layer: RegionLayer | None = None
 
 
@@ -93,21 +92,20 @@ class _Builder:
     inputs: list[fx.Node]
     outputs: set[fx.Node]
     instructions: list[Instruction] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
+    weights: Weights = field(default_factory=Weights)
     layers: list[RegionLayer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.numbers = {node: index for index, node in enumerate(self.inputs)}
 
     def add(self, node: fx.Node, made: _Made) -> None:
-        item = made.instruction(tuple(self.numbers[source] for source in made.sources), len(self.tensors))
+        item = made.instruction(tuple(self.numbers[source] for source in made.sources), self.weights)
         fused = self._fused(made.sources, item)
         if fused is not None:
             number, item = fused
             self.instructions[number - len(self.inputs)] = item
             self.numbers[node] = number
             return
-        self.tensors += made.tensors()
         self.layers += [made.layer] if made.layer else []
         self.numbers[node] = len(self.inputs) + len(self.instructions)
         self.instructions.append(item)
@@ -194,15 +192,12 @@ class _Node:
         weight = torch.ones_like(variance) if layer.weight is None else layer.weight.detach()
         bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
 
-        def tensors() -> tuple[Tensor, ...]:
+        def instruction(sources: tuple[int, ...], weights: Weights) -> Pointwise:
             scale = weight * torch.rsqrt(variance + layer.eps)
-            return scale.float(), (bias - mean * scale).float()
+            begun = weights.add_factors(scale.float(), (bias - mean * scale).float())
+            return Pointwise(sources[0], weights=begun, channels=layer.num_features)
 
-        return _Made(
-            self._sources,
-            lambda s, first: Pointwise(s[0], weights=first, channels=layer.num_features),
-            tensors,
-        )
+        return _Made(self._sources, instruction)
 
     def _linear(self, layer: nn.Linear) -> _Made | None:
         """A convolution with one tap."""
@@ -231,12 +226,14 @@ class _Node:
         if not can_pack(weight, groups):
             return None
         width = segment_width(weight, groups)
-        counts = -(-channels[0] // width), int(weight.count_nonzero())
+
+        def instruction(sources: tuple[int, ...], weights: Weights) -> Convolution:
+            packed = pack(weight, bias, groups, width)
+            counts = -(-channels[0] // width), len(packed.values)
+            return Convolution(sources[0], weights.add(packed), *channels, *window, *counts)
+
         return _Made(
-            self._sources,
-            lambda sources, first: Convolution(sources[0], first, *channels, *window, *counts),
-            lambda: pack(weight, bias, groups, width).tensors,
-            RegionLayer(str(self.node.target), tuple(weight.shape), groups),
+            self._sources, instruction, RegionLayer(str(self.node.target), tuple(weight.shape), groups)
         )
 
     def _operation(self, call: Call) -> _Made | None:

@@ -132,17 +132,18 @@ class Border(Step):
             return
         layout = self.value.layout
         elements = layout.elements(layout.coordinates())
-        chosen = ~layout.own() | (elements < 0).any(1)
-        if not chosen.any():
+        chosen = np.flatnonzero(~layout.own() | (elements < 0).any(1))
+        if not chosen.size:
             return
-        elements = elements[chosen]
+        places, once = np.unique(layout.places()[chosen], return_index=True)  # rows may share their border
+        elements = elements[chosen[once]]
         lanes = np.where(elements < 0, -1, elements % LANES)
         patterns, which = np.unique(lanes, axis=0, return_inverse=True)
         order = np.argsort(which.ravel(), kind="stable")
         ends = np.bincount(which.ravel()).cumsum()
         arguments: dict[str, Argument] = {
             "target": self.value.address,
-            "places": layout.places()[chosen][order],
+            "places": places[order],
             "origins": np.maximum(elements.max(1) // LANES, 0)[order] * np.int32(VECTOR_BYTES),
             **{f"end_{index}": int(end) for index, end in enumerate(ends)},
             "channels": layout.channels,

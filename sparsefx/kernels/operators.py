@@ -21,7 +21,7 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
 
     Args:
         inputs: images ``[N, C, *size]``, or rows ``[..., C]``; of any floating type, computed in float32.
-        weights: four packed tensors for each convolution.
+        weights: three tensors, as :class:`sparsefx.kernels.packed.Weights` lays them out.
         program: see :class:`sparsefx.kernels.program.Program`.
 
     Returns:

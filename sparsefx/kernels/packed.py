@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from sparsefx.kernels.program import Convolution
+
 MOST_CODES = 2**24
 """Of a layer: its input channels times its taps, which are the places in a kernel window."""
 
-_A_SEGMENT = 3  # nonzeros of an output channel in a segment
+MOST_INDICES = 2**31 - 1
+"""That 32 bits can number."""
+
+_A_SEGMENT = 6  # nonzeros of an output channel in a segment
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,61 @@ class Packed:
     values: Tensor
     bias: Tensor
 
+
+@dataclass
+class Weights:
+    """The weights of all layers of a region, one after the other in three tensors."""
+
+    _indices: list[Tensor] = field(default_factory=list)
+    _codes: list[Tensor] = field(default_factory=list)
+    _values: list[Tensor] = field(default_factory=list)
+
+    def add(self, packed: Packed) -> tuple[int, int, int]:
+        """Where a layer's rows, codes and values begin."""
+        codes = self._codes if packed.codes.dtype == torch.int16 else self._indices
+        begun = (
+            _append(self._indices, packed.rows),
+            _append(codes, packed.codes),
+            _append(self._values, packed.values),
+        )
+        _append(self._values, packed.bias)
+        return begun
+
+    def add_factors(self, factors: Tensor, summands: Tensor) -> int:
+        """Where a channel's factors and then its summands begin."""
+        begun = _append(self._values, factors)
+        _append(self._values, summands)
+        return begun
+
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in this order."""
-        return self.rows, self.codes, self.values, self.bias
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, and codes of 32 bits: int32; codes of 16 bits: int16; values, then biases: float32."""
+        types = (torch.int32, torch.int16, torch.float32)
+        indices, codes, values = (
+            torch.cat([torch.empty(0, dtype=type_), *listed])
+            for type_, listed in zip(types, (self._indices, self._codes, self._values), strict=True)
+        )
+        return indices, codes, values
+
+
+def _append(listed: list[Tensor], tensor: Tensor) -> int:
+    begun = sum(map(len, listed))
+    listed.append(tensor)
+    return begun
+
+
+def packed_at(item: Convolution, tensors: Sequence[Tensor]) -> Packed:
+    """A layer's part of a region's three tensors."""
+    indices, codes, values = tensors
+    row, code, value = item.weights
+    coded = codes if code_type(item.codes) == torch.int16 else indices
+    bias = value + item.nonzeros
+    return Packed(
+        indices[row : row + item.out_channels * item.segments + 1],
+        coded[code : code + item.nonzeros],
+        values[value:bias],
+        values[bias : bias + item.out_channels],
+    )
 
 
 def can_pack(weight: Tensor, groups: int) -> bool:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from sparsefx.kernels.calls import Calls
 from sparsefx.kernels.lanes import Layout, Split, split_for
 from sparsefx.kernels.memory import place
 from sparsefx.kernels.moves import Border, Enter, Leave, Outside, Relay
+from sparsefx.kernels.packed import code_type
 from sparsefx.kernels.program import (
     Concatenate,
     Convolution,
@@ -157,9 +159,8 @@ class Plan:
         self._reach(item, source, layout)
         residual = None if item.residual is None else self._in_layout(self._values[item.residual], layout)
         value = Value(layout, item.bounds[0] >= 0)
-        tiling = choose_tiling(item, layout.tile)
-        weights = self._weights(item.weights, 4)
-        return self._add(Convolve(item, weights, source, value, residual, tiling, self.threads))
+        tiling = choose_tiling(item, layout.tile, source.layout.pitch)
+        return self._add(Convolve(item, self._weights(item), source, value, residual, tiling, self.threads))
 
     def _pointwise(self, item: Pointwise, source: Value) -> Value:
         other = None if item.other is None else self._values[item.other]
@@ -167,7 +168,10 @@ class Plan:
             other = self._spread(other, source.layout.split)
         elif other is not None:
             other = self._in_layout(other, source.layout)
-        factors = None if item.weights is None else self._weights(item.weights, 2)
+        factors = None
+        if item.weights is not None and item.channels is not None:
+            ends = item.weights, item.weights + item.channels
+            factors = self._weight(2, 4 * ends[0]), self._weight(2, 4 * ends[1])
         value = Value(source.layout.bare, item.bounds[0] >= 0)
         return self._add(Compute(item, factors, source, other, value))
 
@@ -188,9 +192,17 @@ class Plan:
         self._steps.append(Border(value))
         return value
 
-    def _weights(self, first: int, count: int) -> tuple[Address, ...]:
-        start = self.program.inputs + len(self.program.outputs) + first
-        return tuple(Address(start + index) for index in range(count))
+    def _weights(self, item: Convolution) -> tuple[Address, ...]:
+        """Rows, codes, values and bias."""
+        row, code, value = item.weights
+        short = code_type(item.codes) == torch.int16
+        codes = self._weight(1, 2 * code) if short else self._weight(0, 4 * code)
+        bias = self._weight(2, 4 * (value + item.nonzeros))
+        return self._weight(0, 4 * row), codes, self._weight(2, 4 * value), bias
+
+    def _weight(self, tensor: int, offset: int) -> Address:
+        """Bytes from the beginning of one of the region's three tensors."""
+        return Address(self.program.inputs + len(self.program.outputs) + tensor, offset)
 
     def _add(self, step: Step) -> Value:
         value = step.writes

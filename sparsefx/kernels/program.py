@@ -23,7 +23,8 @@ class Convolution:
 
     Attributes:
         source: the value that it reads.
-        weights: index of the first of its four tensors among the region's.
+        weights: where its rows, codes and values begin in the region's three tensors; the bias follows the
+            values.
         in_channels: channels of the source.
         out_channels: channels of the result.
         kernel: depth, height and width of the window.
@@ -37,7 +38,7 @@ class Convolution:
     """
 
     source: int
-    weights: int
+    weights: Three
     in_channels: int
     out_channels: int
     kernel: Three
@@ -53,6 +54,11 @@ class Convolution:
     def operands(self) -> tuple[int, ...]:
         """What it reads."""
         return (self.source,) if self.residual is None else (self.source, self.residual)
+
+    @property
+    def codes(self) -> int:
+        """Elements of a window, of all channels."""
+        return self.in_channels * math.prod(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Pointwise:
         source: the value whose shape the result has.
         other: a second value, of the same shape or with one element a channel; None for none.
         operation: what is done with it: ``"add"`` or ``"multiply"``; empty for none.
-        weights: index of the factors and the summands by channel among the region's tensors; applied first.
+        weights: where the factors by channel, then the summands, begin in the region's values; applied first.
         channels: how many of them there are.
         function: the activation's name; applied before the bounds.
         bounds: the smallest and the largest result.

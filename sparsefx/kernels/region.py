@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.kernels.operators import region
-from sparsefx.kernels.packed import Packed, unpack
+from sparsefx.kernels.packed import packed_at, unpack
 from sparsefx.kernels.program import Convolution, Program, read_program
 from sparsefx.kernels.shapes import infer
+
+_TENSORS = ("indices", "codes", "values")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class SparseRegion(nn.Module):
 
     Args:
         program: what to compute.
-        tensors: its weights.
+        tensors: its weights, as :class:`sparsefx.kernels.packed.Weights` lays them out.
         layers: the layers that it replaces, in the program's order.
     """
 
@@ -46,9 +48,8 @@ class SparseRegion(nn.Module):
         super().__init__()
         self.program = program.text
         self.layers = tuple((layer.name, layer.shape, layer.groups) for layer in layers)
-        self.count = len(tensors)
-        for index, tensor in enumerate(tensors):
-            self.register_buffer(f"tensor_{index}", tensor)
+        for name, tensor in zip(_TENSORS, tensors, strict=True):
+            self.register_buffer(name, tensor)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs: a tensor, or a tuple of several.
@@ -56,20 +57,20 @@ class SparseRegion(nn.Module):
         Args:
             inputs: images ``[N, C, *size]`` of the convolutions, or rows ``[..., C]`` of linear layers.
         """
-        outputs: list[Tensor] = region(list(inputs), list(self.tensors()), self.program)
+        outputs: list[Tensor] = region(list(inputs), self.tensors(), self.program)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The weights, in order."""
-        return (getattr(self, f"tensor_{index}") for index in range(self.count))
+        return [getattr(self, name) for name in _TENSORS]
 
     def weights(self) -> Iterator[tuple[RegionLayer, Tensor, Tensor]]:
         """The layers that it replaces, each with its weight and bias."""
         items = read_program(self.program).instructions
         convolutions = (item for item in items if isinstance(item, Convolution))
-        tensors = list(self.tensors())
+        tensors = self.tensors()
         for (name, shape, groups), item in zip(self.layers, convolutions, strict=True):
-            packed = Packed(*tensors[item.weights : item.weights + 4])
+            packed = packed_at(item, tensors)
             yield RegionLayer(name, shape, groups), unpack(packed, shape, groups), packed.bias
 
     def flops(self, inputs: Sequence[tuple[int, ...]]) -> Iterator[tuple[str, int]]:
@@ -98,7 +99,7 @@ class SparseRegion(nn.Module):
         """A region without tensors, from its other attributes by name."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        made.program, made.layers, made.count = values["program"], values["layers"], int(values["count"])
-        for index in range(made.count):
-            made.register_buffer(f"tensor_{index}", torch.empty(0, device="meta"))
+        made.program, made.layers = values["program"], values["layers"]
+        for name in _TENSORS:
+            made.register_buffer(name, torch.empty(0, device="meta"))
         return made

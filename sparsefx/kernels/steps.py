@@ -118,7 +118,8 @@ class Convolve(Step):
     @property
     def cost(self) -> float:
         """Besides moving, what the tiling costs."""
-        return super().cost + tiling_cost(self.tiling, self.item, self.target.layout.tile)
+        size, pitch = self.target.layout.tile, self.source.layout.pitch
+        return super().cost + tiling_cost(self.tiling, self.item, size, pitch)
 
     @property
     def _parts(self) -> int:
@@ -149,6 +150,8 @@ class Convolve(Step):
         source, target = self.source.layout, self.target.layout
         low, high = map(float_bits, self.item.bounds)
         depth, height, width = target.tile
+        offsets = self._offsets()
+        direct = bool((offsets.ravel() == np.arange(offsets.size)).all())
         arguments: dict[str, Argument] = {
             "scratch": self.room,
             "scratch_step": self._waiting,
@@ -166,7 +169,7 @@ class Convolve(Step):
             "depth": depth,
             "height": height,
             "width": width,
-            "offsets": self._offsets(),
+            "offsets": offsets,
             "source": first_window(self.source, self.item.padding),
             **positions("source", source, self.item.stride),
             "target": self.target.start,
@@ -174,7 +177,7 @@ class Convolve(Step):
             "residual": 0 if self.residual is None else self.residual.start,
             **positions("residual", target if self.residual is None else self.residual.layout),
         }
-        yield convolution(self.tiling.tile), arguments
+        yield convolution(replace(self.tiling.tile, direct=direct)), arguments
 
 
 @dataclass

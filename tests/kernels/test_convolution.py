@@ -16,7 +16,7 @@ from kernel_programs import Case, cases, region_of
 
 from sparsefx.kernels import course, plan, running, schedule, tiling
 from sparsefx.kernels.operators import region
-from sparsefx.kernels.packed import unpack
+from sparsefx.kernels.packed import Weights, unpack
 from sparsefx.kernels.program import Pool, Program, read_program
 from sparsefx.kernels.schedule import Schedule
 
@@ -69,7 +69,7 @@ def test_every_tiling_equals_torch(case: Case, number: int):
 def any_tiling(number: int):
     """Plans take one of all tilings, which depends on the number."""
 
-    def chosen(item, size):
+    def chosen(item, size, pitch):
         every = list(tiling.candidates(item, size))
         return every[number % len(every)]
 
@@ -111,20 +111,21 @@ def chain():
         Case(size=(7, 6), inputs=a, outputs=b, density=0.5, seed=a + b) for a, b in ((3, 4), (4, 4), (4, 5))
     ]
     weights = [case.tensors()[1:] for case in made]
+    stored = Weights()
+    begun = [stored.add(case.packed(*pair)) for case, pair in zip(made, weights, strict=True)]
     first, second, third = (
-        case.instruction(source=source, weights=4 * index)
-        for index, (case, source) in enumerate(zip(made, (0, 2, 3), strict=True))
+        case.instruction(source=source, weights=places)
+        for case, source, places in zip(made, (0, 2, 3), begun, strict=True)
     )
     pool = Pool(1, True, (1, 2, 2), (1, 1, 1), (0, 1, 1))
     second = replace(second, residual=2)
-    tensors = [t for case, pair in zip(made, weights, strict=True) for t in case.packed(*pair).tensors]
 
     def net(x):
         hidden = torch.nn.functional.max_pool2d(torch.conv2d(x, *weights[0], padding=1), 2, 1, 1)
         hidden = hidden + torch.conv2d(hidden, *weights[1], padding=1)
         return torch.conv2d(hidden, *weights[2], padding=1)
 
-    return Program(2, 1, (first, pool, second, third), (4,)).text, tensors, net
+    return Program(2, 1, (first, pool, second, third), (4,)).text, list(stored.tensors), net
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -152,7 +153,7 @@ def test_threads_compute_the_same(threads, number, images):
     region = region_of(case, weight, bias)
     alone = region(x)
     threads(number)
-    assert torch.equal(region(x), alone)
+    close(region(x), alone)  # the order of sums may depend on how the work is divided
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,9 @@ for number, front in enumerate([True, False]):
         weights = [moved(tensor, front) for tensor in region.tensors()]
         output = moved(torch.zeros(expected.shape), front)
         for tile in range(0, 40, 7):
-            plan.choose_tiling = lambda *sizes: (every := list(tiling.candidates(*sizes)))[tile % len(every)]
+            plan.choose_tiling = lambda item, size, pitch: (every := list(tiling.candidates(item, size)))[
+                tile % len(every)
+            ]
             schedule.plan_for.cache_clear()
             course.course_for.cache_clear()
             run(region.program, [moved(x, front)], [output], weights)

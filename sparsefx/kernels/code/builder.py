@@ -151,6 +151,16 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         )
         return self.call(function, operands)
 
+    def fetch(self, pointer: Value, *offsets: Value) -> None:
+        """Ask for what is at an address, which need not be there, before it is read."""
+        name = "llvm.prefetch.p0"
+        kinds = [pointer.type, I32, I32, I32]
+        function = self.unit.globals.get(name) or ir.Function(
+            self.unit, ir.FunctionType(ir.VoidType(), kinds), name
+        )
+        to_read_into_nearest_cache = (ir.Constant(I32, value) for value in (0, 3, 1))
+        self.call(function, [self.at(pointer, *offsets), *to_read_into_nearest_cache])
+
     def clamp(self, value: Value, low: Value, high: Value) -> Value:
         """``value`` between bounds; NaN stays NaN."""
         value = self.select(self.fcmp_ordered("<", value, low), low, value)

@@ -26,7 +26,11 @@ ARGUMENTS = (
 """Steps are in bytes, those of the source of one output position. ``low`` and ``high`` are the bits of the
 activation's bounds; ``rows[channel * segments + segment]`` is where the nonzeros of a segment of an output
 channel begin, ``together`` of which are a block. ``offsets`` has for every code the vectors from a window's
-first element to the one that it stands for."""
+first element to the one that it stands for; where they are the codes themselves, it is not read."""
+
+
+_LINE_BYTES = 64
+_AHEAD = 48  # nonzeros that are asked for before a visit; what follows them, processors guess
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Tile:
         unroll: nonzeros at once, each with sums of its own: small tiles need several to keep the unit busy.
         stride: input positions from one output position to the next in a row.
         short: whether codes have 16 bits.
+        direct: whether a code is how many vectors from a window's first element its own one is.
     """
 
     height: int
@@ -46,6 +51,7 @@ class Tile:
     unroll: int = 1
     stride: int = 1
     short: bool = True
+    direct: bool = False
 
     def count(self, size: tuple[int, int, int]) -> int:
         """Tiles that cover an image."""
@@ -85,6 +91,7 @@ def _tile(code: Code, tile: Tile, scratch: Value, part: Value, place: tuple[Valu
     first, end = (code.sdiv(code.mul(n, channels), code["parts"]) for n in (part, code.add(part, number(1))))
     with code.loop(number(0), code["blocks"]) as block, code.loop(first, end) as channel:
         bounds = _segments(code, block, channel)
+        _fetch(code, tile, block, channel)
         waiting = code.at(scratch, code.mul(channel, number(tile.positions * VECTOR_BYTES)))
         sums = _begin(code, tile, block, channel, waiting)
         sums = _accumulate(code, tile, source, bounds, sums)
@@ -104,6 +111,19 @@ def _segments(code: Code, block: Value, channel: Value) -> tuple[Value, Value]:
         code.read_index(code["rows"], code.add(before, first)),
         code.read_index(code["rows"], code.add(before, last)),
     )
+
+
+def _fetch(code: Code, tile: Tile, block: Value, channel: Value) -> None:
+    """Ask for the next output channel's weights, which are elsewhere: processors do not guess where."""
+    last = code.sub(code["channels"], number(1))
+    next_, second = (code.smaller(code.add(channel, number(n)), last) for n in (1, 2))
+    first = code.mul(block, code["together"])
+    row = code.add(code.mul(next_, code["segments"]), first)
+    start = code.read_index(code["rows"], row)
+    code.fetch(code["rows"], code.mul(code.add(code.mul(second, code["segments"]), first), number(4)))
+    for name, size in (("codes", 2 if tile.short else 4), ("values", 4)):
+        for ahead in range(0, size * _AHEAD, _LINE_BYTES):
+            code.fetch(code[name], code.mul(start, number(size)), number(ahead))
 
 
 def _pointer(code: Code, name: str, place: tuple[Value, Value, Value], step: int) -> Value:
@@ -163,7 +183,8 @@ def _products(code: Code, tile: Tile, source: Value, index: Value, sums: list[Va
     """One nonzero times the tile's inputs, added to the sums."""
     packed = code.zext(code.read(code["codes"], index, I16 if tile.short else I32), I64)
     weight = code.spread(code.read(code["values"], index, F32))
-    pointer = code.element(source, code.read_index(code["offsets"], packed), VECTOR)
+    offset = packed if tile.direct else code.read_index(code["offsets"], packed)
+    pointer = code.element(source, offset, VECTOR)
     result: list[Value] = []
     for row in range(tile.height):
         line = code.at(pointer, code.mul(code["source_row"], number(row)))
