@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from sparsefx.kernels.lowering import IMAGES, ROWS, Lowered, lower, supports
+from sparsefx.kernels.lowering import Lowered, lower, supports
+from sparsefx.kernels.nodes import IMAGES, ROWS
 from sparsefx.kernels.region import SparseRegion
 from sparsefx.passes.pipeline import RegionReport
 from sparsefx.passes.program import Program

@@ -1,42 +1,17 @@
-"""From a part of a graph to a program: which nodes have an instruction, and what is fused into one."""
+"""From a part of a graph to a program: instructions in a row, some of which take others in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor, fx
 
-from sparsefx.kernels.packed import Weights, can_pack, pack, segment_width
-from sparsefx.kernels.program import (
-    NO_BOUNDS,
-    Concatenate,
-    Convolution,
-    Instruction,
-    Mean,
-    Pointwise,
-    Pool,
-    Program,
-    Three,
-)
+from sparsefx.kernels.nodes import IMAGES, Made, Node
+from sparsefx.kernels.packed import Weights
+from sparsefx.kernels.program import NO_BOUNDS, Convolution, Instruction, Pointwise, Program
 from sparsefx.kernels.region import RegionLayer
-from sparsefx.passes.layers import is_plain, layer_of
-from sparsefx.passes.program import Call
 from sparsefx.passes.program import Program as Recorded
-
-IMAGES, ROWS = "images", "rows"
-"""Kinds of regions: convolutions on ``[N, C, *size]``, or linear layers on ``[..., C]``."""
-
-_TYPES = (torch.float32, torch.bfloat16)
-_FUNCTIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
-_FUNCTIONS |= {"hardsigmoid": "hardsigmoid", "hardswish": "hardswish"}
-_POOLS = {"max_pool2d_with_indices": True, "max_pool3d_with_indices": True}
-_POOLS |= {"avg_pool2d": False, "avg_pool3d": False}
 
 
 @dataclass(frozen=True)
@@ -50,7 +25,7 @@ class Lowered:
 
 def supports(kind: str, graph_module: fx.GraphModule, node: fx.Node, recorded: Recorded) -> bool:
     """Whether a node has an instruction in regions of this kind."""
-    return _Node(kind, graph_module, node, recorded).make() is not None
+    return Node(kind, graph_module, node, recorded).make() is not None
 
 
 def lower(
@@ -65,7 +40,7 @@ def lower(
     shape = recorded.node_values[nodes[0]][0].shape
     builder = _Builder(list(inputs), set(outputs))
     for node in nodes:
-        made = _Node(kind, graph_module, node, recorded).make()
+        made = Node(kind, graph_module, node, recorded).make()
         assert made is not None
         builder.add(node, made)
     if not builder.layers:
@@ -74,15 +49,6 @@ def lower(
     results = tuple(builder.numbers[node] for node in outputs)
     program = Program(dims, len(inputs), tuple(builder.instructions), results)
     return Lowered(program, builder.weights.tensors, tuple(builder.layers))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a node computes: a function of its sources' numbers, which adds to the weights."""
-
-    sources: tuple[fx.Node, ...]
-    instruction: Callable[[tuple[int, ...], Weights], Instruction]
-    layer: RegionLayer | None = None
 
 
 @dataclass
@@ -98,7 +64,7 @@ class _Builder:
     def __post_init__(self) -> None:
         self.numbers = {node: index for index, node in enumerate(self.inputs)}
 
-    def add(self, node: fx.Node, made: _Made) -> None:
+    def add(self, node: fx.Node, made: Made) -> None:
         item = made.instruction(tuple(self.numbers[source] for source in made.sources), self.weights)
         fused = self._fused(made.sources, item)
         if fused is not None:
@@ -131,212 +97,3 @@ class _Builder:
         if node in self.inputs or node in self.outputs or len(node.users) > 1:
             return None
         return self.instructions[self.numbers[node] - len(self.inputs)]
-
-
-@dataclass(frozen=True)
-class _Node:
-    kind: str
-    graph_module: fx.GraphModule
-    node: fx.Node
-    recorded: Recorded
-
-    def make(self) -> _Made | None:
-        """What the node computes; None if no instruction does."""
-        if self.node.op not in ("call_module", "call_function", "call_method") or self._writes():
-            return None
-        values = [
-            *self.recorded.node_inputs.get(self.node, ()),
-            *self.recorded.node_values.get(self.node, ()),
-        ]
-        if not values or any(value.dtype not in _TYPES for value in values):
-            return None
-        layer = layer_of(self.graph_module, self.node)
-        if isinstance(layer, nn.Linear | _ConvNd | _BatchNorm):
-            return self._layer(layer) if is_plain(layer) and self._fits() else None
-        calls = self.recorded.calls_of(self.node)
-        return self._operation(calls[0]) if len(calls) == 1 and self._fits() else None
-
-    def _writes(self) -> bool:
-        """Whether it writes into a value that others read."""
-        layer = layer_of(self.graph_module, self.node)
-        target = self.node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        inside = getattr(layer, "inplace", False) or self.node.kwargs.get("inplace", False)
-        inside = inside or (layer is None and (name.endswith("_") or name in ("iadd", "imul")))
-        return bool(inside) and any(len(source.users) > 1 for source in self.node.all_input_nodes)
-
-    def _fits(self) -> bool:
-        """Whether its values are images, or rows."""
-        shapes = [value.shape for value in self.recorded.node_values[self.node]]
-        return len(shapes) >= 1 and (len(shapes[0]) in (3, 4, 5) or self.kind == ROWS)
-
-    @property
-    def _sources(self) -> tuple[fx.Node, ...]:
-        return tuple(self.node.all_input_nodes)
-
-    def _layer(self, layer: nn.Linear | _ConvNd | _BatchNorm) -> _Made | None:
-        if len(self._sources) != 1:
-            return None
-        if isinstance(layer, _BatchNorm):
-            return self._batch_norm(layer)
-        if isinstance(layer, nn.Linear):
-            return self._linear(layer) if self.kind == ROWS else None
-        return self._convolution(layer) if self.kind == IMAGES else None
-
-    def _batch_norm(self, layer: _BatchNorm) -> _Made | None:
-        mean, variance = layer.running_mean, layer.running_var
-        if mean is None or variance is None:
-            return None
-        if self.kind == ROWS and len(self.recorded.node_values[self.node][0].shape) != 2:
-            return None  # its channels are not the last dimension
-        weight = torch.ones_like(variance) if layer.weight is None else layer.weight.detach()
-        bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
-
-        def instruction(sources: tuple[int, ...], weights: Weights) -> Pointwise:
-            scale = weight * torch.rsqrt(variance + layer.eps)
-            begun = weights.add_factors(scale.float(), (bias - mean * scale).float())
-            return Pointwise(sources[0], weights=begun, channels=layer.num_features)
-
-        return _Made(self._sources, instruction)
-
-    def _linear(self, layer: nn.Linear) -> _Made | None:
-        """A convolution with one tap."""
-        one = (1, 1, 1)
-        return self._weighted(layer, (layer.in_features, layer.out_features), (one, one, (0, 0, 0), one), 1)
-
-    def _convolution(self, layer: _ConvNd) -> _Made | None:
-        known = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
-        batched = len(self.recorded.node_values[self.node][0].shape) == layer.weight.dim()
-        if isinstance(layer, _ConvTransposeNd) or not known or not batched:
-            return None
-        padding = tuple(int(pad) for pad in layer.padding)
-        window = _three(layer.kernel_size, 1), _three(layer.stride, 1), _three(padding, 0)
-        channels = layer.in_channels, layer.out_channels
-        return self._weighted(layer, channels, (*window, _three(layer.dilation, 1)), layer.groups)
-
-    def _weighted(
-        self,
-        layer: nn.Linear | _ConvNd,
-        channels: tuple[int, int],
-        window: tuple[Three, Three, Three, Three],
-        groups: int,
-    ) -> _Made | None:
-        """A layer with these channels in and out, kernel, stride, padding and dilation; None if too large."""
-        weight, bias = layer.weight, layer.bias
-        if not can_pack(weight, groups):
-            return None
-        width = segment_width(weight, groups)
-
-        def instruction(sources: tuple[int, ...], weights: Weights) -> Convolution:
-            packed = pack(weight, bias, groups, width)
-            counts = -(-channels[0] // width), len(packed.values)
-            return Convolution(sources[0], weights.add(packed), *channels, *window, *counts)
-
-        return _Made(
-            self._sources, instruction, RegionLayer(str(self.node.target), tuple(weight.shape), groups)
-        )
-
-    def _operation(self, call: Call) -> _Made | None:
-        if call.computed or call.opaque or call.aliases or call.op.namespace != "aten":
-            return None
-        if any(value.constant is not None for value in call.inputs):
-            return None
-        if self.kind == IMAGES:
-            return self._pointwise(call) or self._pool(call) or self._mean(call) or self._concatenate(call)
-        return self._pointwise(call)
-
-    def _pointwise(self, call: Call) -> _Made | None:
-        if call.name in ("add", "mul"):
-            return self._pair(call)
-        if len(self._sources) != 1:
-            return None
-        function, bounds = "identity", NO_BOUNDS
-        if call.name == "relu":
-            bounds = (0.0, inf)
-        elif call.name in ("hardtanh", "clamp"):
-            low, high = (*call.args[1:], *([None] * 2))[:2] if call.name == "clamp" else _hardtanh(call)
-            if not all(isinstance(bound, int | float | None) for bound in (low, high)) or call.kwargs:
-                return None
-            bounds = (-inf if low is None else float(low), inf if high is None else float(high))
-        elif call.name == "gelu":
-            function = "gelu_tanh" if call.kwargs.get("approximate") == "tanh" else "gelu"
-        elif call.name in _FUNCTIONS:
-            function = _FUNCTIONS[call.name]
-        else:
-            return None
-        return _Made(self._sources, lambda s, _: Pointwise(s[0], function=function, bounds=bounds))
-
-    def _pair(self, call: Call) -> _Made | None:
-        operation = {"add": "add", "mul": "multiply"}[call.name]
-        sources, values = self._sources, call.inputs
-        if call.kwargs or len(values) != 2 or len(sources) != 2 or len(call.args) != 2:
-            return None
-        shapes = [value.shape for value in values]
-        if shapes[0] != shapes[1]:
-            if self.kind != IMAGES:
-                return None
-            large = max((0, 1), key=lambda index: shapes[index].numel())
-            whole, one = shapes[large], shapes[1 - large]
-            if one != (*whole[:2], *([1] * (len(whole) - 2))):
-                return None
-            sources = (sources[large], sources[1 - large])
-        elif any(value.varying != values[0].varying for value in values):
-            return None
-        return _Made(sources, lambda s, _: Pointwise(s[0], s[1], operation))
-
-    def _pool(self, call: Call) -> _Made | None:
-        if call.name not in _POOLS or len(self._sources) != 1:
-            return None
-        dims = len(call.outputs[0].shape) - 2
-        largest = _POOLS[call.name]
-        names = ("kernel", "stride", "padding", *(("dilation", "ceil") if largest else ("ceil", "counted")))
-        values = dict(zip(names, call.args[1:], strict=False))
-        kernel = _many(values["kernel"], dims)
-        stride = _many(values.get("stride") or kernel, dims)
-        padding = _many(values.get("padding", 0), dims)
-        plain = _many(values.get("dilation", 1), dims) == (1,) * dims and not values.get("ceil", False)
-        if not plain or call.kwargs or (not values.get("counted", True) and any(padding)):
-            return None
-        if len(call.args) > 6:
-            return None
-        return _Made(
-            self._sources,
-            lambda s, _: Pool(s[0], largest, _three(kernel, 1), _three(stride, 1), _three(padding, 0)),
-        )
-
-    def _mean(self, call: Call) -> _Made | None:
-        if call.name != "mean" or len(self._sources) != 1 or len(call.args) != 3 or not call.args[2]:
-            return None
-        rank = len(call.inputs[0].shape)
-        if sorted(dim % rank for dim in call.args[1] or ()) != list(range(2, rank)):
-            return None
-        return _Made(self._sources, lambda s, _: Mean(s[0]))
-
-    def _concatenate(self, call: Call) -> _Made | None:
-        dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-        if call.name != "cat" or dim not in (1, 1 - len(call.outputs[0].shape)):
-            return None
-        sources = tuple(leaf for leaf in _listed(self.node) if isinstance(leaf, fx.Node))
-        if len(sources) != len(call.inputs):
-            return None
-        return _Made(sources, lambda s, _: Concatenate(s))
-
-
-def _listed(node: fx.Node) -> Sequence[Any]:
-    first = node.args[0] if node.args else node.kwargs.get("tensors", ())
-    return first if isinstance(first, list | tuple) else ()
-
-
-def _hardtanh(call: Call) -> tuple[Any, Any]:
-    low, high = (*call.args[1:], *(-1.0, 1.0)[len(call.args) - 1 :])[:2]
-    return low, high
-
-
-def _many(value: Any, dims: int) -> tuple[int, ...]:
-    listed = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return listed if len(listed) == dims else listed * dims
-
-
-def _three(values: Sequence[int], missing: int) -> Three:
-    depth, height, width = (*([missing] * (3 - len(values))), *values)
-    return depth, height, width

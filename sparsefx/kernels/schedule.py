@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels.code import LANES
 from sparsefx.kernels.plan import Given, Plan, contiguous
 from sparsefx.kernels.program import Program, read_program
@@ -21,6 +22,9 @@ from sparsefx.kernels.shapes import Shape, of_values
 _MOST_ROWS = 16 * LANES
 _MOVE = 1.5  # cycles to move an element out of the lanes, or into them
 _SECTION = 20000.0  # cycles for a section besides
+
+_MOST_APART = 2**31 - 1  # elements from the first to the last that a plan moves: distances have 32 bits
+_MOST_IN_LANES = 2**28  # elements of a channel; its distances are in bytes, and there are borders
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,17 @@ def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) 
         given: its inputs.
         total: images, or rows.
         threads: that there are.
+
+    Raises:
+        ArgumentError: an image is too large.
     """
     program = read_program(text)
-    sizes = _sizes(program, total)
+    sizes = [size for size in _sizes(program, total) if _fits(program, given, size)]
+    if not sizes:
+        raise ArgumentError(
+            f"an input of {given[0].channels} channels of {given[0].size} is too large for sparse kernels, "
+            "which tell places by 32 bits; export with kernels='dense'"
+        )
     found = []
     for part, apart in itertools.product(sizes, {False, threads > 1}):
         cycles, chosen = _choose(text, given, part, sizes, 1 if apart else threads)
@@ -75,6 +87,18 @@ def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) 
 def _sizes(program: Program, total: int) -> list[int]:
     least, most = (1, LANES) if program.dims else (LANES, _MOST_ROWS)
     return [1 << n for n in range(9) if least <= 1 << n <= most and (1 << n < 2 * total or 1 << n == least)]
+
+
+def _fits(program: Program, given: tuple[Given, ...], size: int) -> bool:
+    """Whether 32 bits tell all distances within so many images or rows."""
+    shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
+    results = [contiguous(program.dims, *shape) for shape in shapes[len(given) :]]
+    for item in (*given, *results):
+        lengths = (size, *item.size) if program.dims else (1, 1, 1, size)
+        apart = sum(step * (length - 1) for step, length in zip(item.steps, lengths, strict=True))
+        if apart > _MOST_APART or math.prod(lengths) > _MOST_IN_LANES:
+            return False
+    return True
 
 
 def _choose(

@@ -156,6 +156,16 @@ def test_threads_compute_the_same(threads, number, images):
     close(region(x), alone)  # the order of sums may depend on how the work is divided
 
 
+def test_images_far_apart(tmp_path):
+    """More elements from one image to the next than 32 bits tell."""
+    case = Case(images=2)
+    x, weight, bias = case.tensors()
+    apart = 2**31
+    memory = torch.from_file(str(tmp_path / "memory"), shared=True, size=apart + x[0].numel())  # no bytes yet
+    far = memory.as_strided(x.shape, (apart, *x.stride()[1:])).copy_(x)
+    close(region_of(case, weight, bias)(far), case.expected(x, weight, bias))
+
+
 @pytest.mark.parametrize(
     "form",
     [
