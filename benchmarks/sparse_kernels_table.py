@@ -14,7 +14,14 @@ def write(records: Sequence[Record]) -> None:
     for kind, make in TABLES.items():
         found = [record for record in records if record["kind"] == kind]
         if found:
-            write_section("kernels.md", kind, make(found))
+            write_section("kernels.md", kind, make(_in_order(found)))
+
+
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """By model as they come, then by density, batch and threads."""
+    models = list(dict.fromkeys(record["model"] for record in records))
+    sizes = ("density", "batch", "threads")
+    return sorted(records, key=lambda r: (models.index(r["model"]), *(r[name] for name in sizes)))
 
 
 def of_networks(records: Sequence[Record]) -> str:
