@@ -90,7 +90,8 @@ def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]
     elif isinstance(item, Pointwise):
         _check_pointwise(item, number, tensors)
     elif isinstance(item, Pool):
-        _need(type(item.largest) is bool, f"instruction {number}: kind of pooling")
+        known = type(item.largest) is bool and type(item.ceil) is bool and item.largest >= item.ceil
+        _need(known, f"instruction {number}: kind of pooling")
 
 
 def _check_pointwise(item: Pointwise, number: int, tensors: Sequence[Tensor]) -> None:

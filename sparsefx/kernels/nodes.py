@@ -210,14 +210,15 @@ class Node:
         kernel = _many(values["kernel"], dims)
         stride = _many(values.get("stride") or kernel, dims)
         padding = _many(values.get("padding", 0), dims)
-        plain = _many(values.get("dilation", 1), dims) == (1,) * dims and not values.get("ceil", False)
+        ceil = bool(values.get("ceil", False))
+        plain = _many(values.get("dilation", 1), dims) == (1,) * dims and largest >= ceil
         if not plain or call.kwargs or (not values.get("counted", True) and any(padding)):
             return None
         if len(call.args) > 6:
             return None
         return Made(
             self._sources,
-            lambda s, _: Pool(s[0], largest, _three(kernel, 1), _three(stride, 1), _three(padding, 0)),
+            lambda s, _: Pool(s[0], largest, _three(kernel, 1), _three(stride, 1), _three(padding, 0), ceil),
         )
 
     def _mean(self, call: Call) -> Made | None:

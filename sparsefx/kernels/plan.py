@@ -147,7 +147,7 @@ class Plan:
 
     def _pool(self, item: Pool, source: Value) -> Value:
         source, layout = self._slide(item, source, source.layout.channels)
-        if item.largest and any(item.padding) and not source.nonnegative:
+        if item.largest and (any(item.padding) or item.ceil) and not source.nonnegative:
             copy = Value(source.layout, outside=-np.inf)
             self._steps.append(Relay(source, copy))
             source = copy

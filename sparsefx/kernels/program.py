@@ -63,13 +63,23 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pool:
-    """The largest of each window, or its mean with zeros outside of the image counted."""
+    """The largest of each window, or its mean with zeros outside of the image counted.
+
+    Attributes:
+        source: the value that it reads.
+        largest: which of the two.
+        kernel: depth, height and width of the window.
+        stride: as of the pooling; these and the following by depth, height and width.
+        padding: on both sides.
+        ceil: whether the last window may reach beyond the padding; of the largest alone.
+    """
 
     source: int
     largest: bool
     kernel: Three
     stride: Three
     padding: Three
+    ceil: bool = False
 
     @property
     def operands(self) -> tuple[int, ...]:

@@ -108,13 +108,23 @@ def _of_result(item: Instruction, values: Sequence[Shape]) -> Shape:
 def slid(size: tuple[Any, Any, Any], item: Convolution | Pool) -> tuple[Any, Any, Any]:
     """The size of the result of sliding a window over an image."""
     dilation = item.dilation if isinstance(item, Convolution) else (1, 1, 1)
+    ceil = isinstance(item, Pool) and item.ceil
     depth, height, width = (
-        (length + 2 * pad - spread * (window - 1) - 1) // step + 1
+        _positions(length, spread * (window - 1) + 1, step, pad, ceil)
         for length, window, step, pad, spread in zip(
             size, item.kernel, item.stride, item.padding, dilation, strict=True
         )
     )
     return depth, height, width
+
+
+def _positions(length: Any, reach: int, step: int, pad: int, ceil: bool) -> Any:
+    """How many windows there are along an axis; ``ceil``: the last one may end outside, but begins inside."""
+    rest = length + 2 * pad - reach
+    if not ceil:
+        return rest // step + 1
+    last = (rest + step - 1) // step
+    return last if last * step >= length + pad else last + 1
 
 
 def _problem(item: Instruction, values: Sequence[Shape], result: Shape) -> str:

@@ -138,6 +138,25 @@ def test_a_residual_and_an_activation(case: Case):
     close(region(x, residual), (expected + residual).clamp(0, 6))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from([1, 2, 3, 16]),
+    st.tuples(*[st.integers(4, 17)] * 2),
+    *[st.tuples(*[st.integers(1, 4)] * 2)] * 2,
+    st.booleans(),
+    st.booleans(),
+)
+def test_largest_of_windows(images, size, window, stride, padded, ceil):
+    case = Case(images=images, size=size)
+    x, weight, bias = case.tensors()
+    padding = tuple(w // 2 if padded else 0 for w in window)
+    pool = Pool(1, True, (1, *window), (1, *stride), (0, *padding), ceil)
+    text = Program(2, 1, (case.instruction(), pool), (2,)).text
+    expected = case.expected(x, weight, bias)
+    expected = torch.nn.functional.max_pool2d(expected, window, stride, padding, ceil_mode=ceil)
+    close(region([x], list(case.weights(weight, bias)), text)[0], expected)
+
+
 @settings(max_examples=50, deadline=None)
 @given(cases())
 def test_packing_keeps_the_weight(case: Case):
