@@ -150,8 +150,9 @@ def measure_trained(record: workers.Record, options: argparse.Namespace) -> None
     model, x = network(folder.name.split("_")[0], record["batch"])
     state = torch.load(folder / "model.pt", weights_only=True)
     model.load_state_dict({name: tensor for name, tensor in state.items() if not name.endswith(".mask")})
-    estimate = sparsefx.estimate_speedup(model, (x,))
-    record |= {"sparse_estimate": estimate.sparse_by_time, "dense_estimate": estimate.dense_by_time}
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        estimate = sparsefx.estimate_speedup(model, (x,))
+        record |= {"sparse_estimate": estimate.sparse_by_time, "dense_estimate": estimate.dense_by_time}
     compare(record, model, x, contenders.TORCH | contenders.OTHERS, options)
 
 

@@ -37,10 +37,14 @@ def of_layers(records: Sequence[Record]) -> str:
 def of_trained(records: Sequence[Record]) -> str:
     """Trained networks, with the paper's estimates."""
     extra = {
-        "estimate, sparse convolution": lambda r: f"{r['sparse_estimate']:.1f}x",
-        "estimate, dense convolution": lambda r: f"{r['dense_estimate']:.1f}x",
+        "estimate, sparse convolution": lambda r: _times(r.get("sparse_estimate")),
+        "estimate, dense convolution": lambda r: _times(r.get("dense_estimate")),
     }
     return _compared(records, {"model": lambda r: r["model"]}, extra)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x"
 
 
 def of_auto(records: Sequence[Record]) -> str:
