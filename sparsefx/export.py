@@ -6,11 +6,13 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import prune
 
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
@@ -169,10 +171,16 @@ def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
             "with dense ones, and export it again"
         )
     if kernels == "auto" and not native.available():
-        warnings.warn(f"kernels='auto' takes dense ones: {native.MISSING}", stacklevel=3)
+        _tell_missing()
         return []
     native.require()
     return [Regions(SparseKernels(measured=kernels == "auto"))]
+
+
+@cache
+def _tell_missing() -> None:
+    """Once in a process."""
+    warnings.warn(f"kernels='auto' takes dense ones: {native.MISSING}", stacklevel=4)
 
 
 @contextmanager
@@ -241,11 +249,19 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     except Exception as error:  # an attribute such as a lock or an open file
         raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
     for module in plain.modules():
+        _make_permanent(module)
         if isinstance(module, MaskedLayer):
             unmask_layer(module)
         else:
             detach_masks(module)
     return plain
+
+
+def _make_permanent(module: nn.Module) -> None:
+    """What ``torch.nn.utils.prune`` multiplies by masks at each call becomes the weight."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
 
 
 def _detached(model: nn.Module) -> dict[int, Tensor]:

@@ -11,6 +11,7 @@ from networks import NETWORKS, PATTERNS, build, empty, randomize_norms, relative
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import prune
 
 import sparsefx
 from sparsefx import ArgumentError, ExportReport, InvariantError, MaskedLinear
@@ -39,6 +40,19 @@ def test_float32_stays_within_rounding(name: str) -> None:
     compact = sparsefx.export(model, (x,))
     with torch.no_grad():
         assert relative_difference(compact(x), model(x)) <= 1e-5
+
+
+def test_torchs_own_pruning_becomes_permanent() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
+    prune.random_unstructured(model[4], "weight", amount=0.5)
+    prune.random_unstructured(model[0], "bias", amount=0.9)
+    model, x = model.double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    torch.testing.assert_close(compact(x), model(x), rtol=1e-12, atol=1e-12)
+    assert compact.get_submodule("0").out_channels < 8
+    assert prune.is_pruned(model)  # the caller's model is as before
 
 
 def test_vgg_is_as_small_as_one_built_by_hand() -> None:

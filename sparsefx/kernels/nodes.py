@@ -121,11 +121,10 @@ class Node:
         return self._weighted(layer, (layer.in_features, layer.out_features), (one, one, (0, 0, 0), one), 1)
 
     def _convolution(self, layer: _ConvNd) -> Made | None:
-        known = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
         batched = len(self.recorded.node_values[self.node][0].shape) == layer.weight.dim()
-        if isinstance(layer, _ConvTransposeNd) or not known or not batched:
+        padding = _padding(layer)
+        if isinstance(layer, _ConvTransposeNd) or padding is None or not batched:
             return None
-        padding = tuple(int(pad) for pad in layer.padding)
         window = _three(layer.kernel_size, 1), _three(layer.stride, 1), _three(padding, 0)
         channels = layer.in_channels, layer.out_channels
         return self._weighted(layer, channels, (*window, _three(layer.dilation, 1)), layer.groups)
@@ -237,6 +236,16 @@ class Node:
         if len(sources) != len(call.inputs):
             return None
         return Made(sources, lambda s, _: Concatenate(s))
+
+
+def _padding(layer: _ConvNd) -> tuple[int, ...] | None:
+    """Zeros on both sides; None if something else is there, or not as many on either."""
+    if layer.padding_mode != "zeros":
+        return None
+    if layer.padding == "same":
+        both = [spread * (size - 1) for spread, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return None if any(pad % 2 for pad in both) else tuple(pad // 2 for pad in both)
+    return (0,) * len(layer.kernel_size) if layer.padding == "valid" else tuple(map(int, layer.padding))
 
 
 def _listed(node: fx.Node) -> Sequence[Any]:

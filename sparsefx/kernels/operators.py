@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,10 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
 def _(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
     shapes = output_shapes(read_program(program), [tuple(tensor.shape) for tensor in inputs])
     return [inputs[0].new_empty(shape) for shape in shapes]
+
+
+def _backward(ctx: Any, *gradients: Any) -> Any:
+    raise RuntimeError("sparse kernels give no gradients (autograd); export with kernels='dense' for them")
+
+
+region.register_autograd(_backward)
