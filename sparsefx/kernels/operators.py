@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels import native
 from sparsefx.kernels.program import read_program
 from sparsefx.kernels.shapes import checked_shapes, output_shapes
@@ -27,6 +28,7 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
     Returns:
         The program's outputs, of the inputs' type.
     """
+    _check_types(inputs)
     shapes = checked_shapes(program, tuple(tuple(tensor.shape) for tensor in inputs))
     sources = [tensor.detach().float() for tensor in inputs]
     outputs = [torch.empty(shape) for shape in shapes]
@@ -41,5 +43,17 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
 
 @region.register_fake
 def _(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+    _check_types(inputs)
+    devices = {str(tensor.device) for tensor in (*inputs, *weights)}
+    if len(devices) > 1:  # weights without memory must not give outputs that have some, filled with anything
+        raise ArgumentError(
+            f"inputs and weights are on {' and '.join(sorted(devices))}; move them to one device"
+        )
     shapes = output_shapes(read_program(program), [tuple(tensor.shape) for tensor in inputs])
     return [inputs[0].new_empty(shape) for shape in shapes]
+
+
+def _check_types(inputs: list[Tensor]) -> None:
+    for tensor in inputs:
+        if not tensor.is_floating_point():
+            raise ArgumentError(f"input is of {tensor.dtype}; sparse kernels take floating point numbers")
