@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,7 +93,9 @@ class Regions:
         """Rewrite the graph in place. Runs after all passes that look into layers."""
         reports: list[RegionReport] = []
         for kind in self.backend.kinds:
-            program = record(graph_module, inputs[:1])
+            program = record(graph_module, inputs)
+            if _writes_unseen(graph_module, program):
+                break
             values = _values(graph_module, inputs[0])
             found: list[tuple[Part, nn.Module]] = []
             waiting = _partitions(graph_module, self._supports(kind, graph_module, program))
@@ -134,8 +136,34 @@ def _partitions(
     partitioner = CapabilityBasedPartitioner(
         graph_module, _Support(supports), allows_single_node_partition=True
     )
-    proposed = [sorted(part.nodes, key=order.__getitem__) for part in partitioner.propose_partitions()]
-    return [tuple(nodes) for nodes in sorted(proposed, key=lambda nodes: order[nodes[0]])]
+    proposed = [group for part in partitioner.propose_partitions() for group in _connected(part.nodes)]
+    found = [tuple(sorted(group, key=order.__getitem__)) for group in proposed]
+    return sorted(found, key=lambda nodes: order[nodes[0]])
+
+
+def _connected(nodes: Iterable[fx.Node]) -> list[set[fx.Node]]:
+    """Nodes that read one another or the same value; others, which may have other sizes, are apart."""
+    groups: list[set[fx.Node]] = []  # of nodes and what they read
+    for node in nodes:
+        merged = {node, *node.all_input_nodes}
+        for group in [group for group in groups if group & merged]:
+            groups.remove(group)
+            merged |= group
+        groups.append(merged)
+    chosen = {*nodes}
+    return [group & chosen for group in groups]
+
+
+def _writes_unseen(graph_module: fx.GraphModule, program: Program) -> bool:
+    """Whether a node reads something else than what its sources made, since another one wrote there.
+
+    The edges do not tell what has to come before what, then, and no node may move.
+    """
+    for node in graph_module.graph.nodes:
+        made = {id(value) for source in node.all_input_nodes for value in program.node_values[source]}
+        if any(id(value) not in made for value in program.node_inputs[node]):
+            return True
+    return False
 
 
 def _part(graph_module: fx.GraphModule, nodes: tuple[fx.Node, ...]) -> Part:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels.code import LANES, VECTOR_BYTES
 from sparsefx.kernels.program import Three
 
@@ -100,8 +101,19 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Bytes in all."""
-        return (self.channels - 1) * self.channel + int(self.places()[-1]) + VECTOR_BYTES
+        """Bytes in all.
+
+        Raises:
+            ArgumentError: 32 bits do not tell the places of a channel, borders and all.
+        """
+        steps = self.depth, self.row, VECTOR_BYTES
+        last = sum((length - 1) * step for length, step in zip(self.room, steps, strict=True))
+        if last >= 2**31:
+            raise ArgumentError(
+                f"an image of {self.size} with borders of {self.before} and {self.after} is too large for "
+                "sparse kernels, which tell places by 32 bits; export with kernels='dense'"
+            )
+        return (self.channels - 1) * self.channel + last + VECTOR_BYTES
 
     @property
     def start(self) -> int:

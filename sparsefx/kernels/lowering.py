@@ -66,7 +66,7 @@ class _Builder:
 
     def add(self, node: fx.Node, made: Made) -> None:
         item = made.instruction(tuple(self.numbers[source] for source in made.sources), self.weights)
-        fused = self._fused(made.sources, item)
+        fused = None if made.spreads else self._fused(made.sources, item)
         if fused is not None:
             number, item = fused
             self.instructions[number - len(self.inputs)] = item

@@ -34,17 +34,25 @@ IMAGES, ROWS = "images", "rows"
 _TYPES = (torch.float32, torch.bfloat16)
 _FUNCTIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
 _FUNCTIONS |= {"hardsigmoid": "hardsigmoid", "hardswish": "hardswish"}
-_POOLS = {"max_pool2d_with_indices": True, "max_pool3d_with_indices": True}
-_POOLS |= {"avg_pool2d": False, "avg_pool3d": False}
+_POOLS = {"max_pool2d_with_indices": (2, True), "max_pool3d_with_indices": (3, True)}
+_POOLS |= {"avg_pool2d": (2, False), "avg_pool3d": (3, False)}
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a node computes: a function of its sources' numbers, which adds to the weights."""
+    """What a node computes.
+
+    Attributes:
+        sources: the nodes that it reads.
+        instruction: a function of their numbers, which adds to the weights.
+        layer: the layer that it is; None for an operation.
+        spreads: whether the second source has one element for a whole image of the first.
+    """
 
     sources: tuple[fx.Node, ...]
     instruction: Callable[[tuple[int, ...], Weights], Instruction]
     layer: RegionLayer | None = None
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ class Node:
             *self.recorded.node_inputs.get(self.node, ()),
             *self.recorded.node_values.get(self.node, ()),
         ]
-        if not values or any(value.dtype not in _TYPES for value in values):
+        types = {value.dtype for value in values}
+        if len(types) != 1 or not types <= {*_TYPES}:
             return None
         layer = layer_of(self.graph_module, self.node)
         if isinstance(layer, nn.Linear | _ConvNd | _BatchNorm):
@@ -183,27 +192,30 @@ class Node:
 
     def _pair(self, call: Call) -> Made | None:
         operation = {"add": "add", "mul": "multiply"}[call.name]
-        sources, values = self._sources, call.inputs
-        if call.kwargs or len(values) != 2 or len(sources) != 2 or len(call.args) != 2:
+        sources, values = self._sources, self.recorded.node_inputs[self.node]  # in the same order
+        if call.kwargs or {len(call.inputs), len(call.args), len(values), len(sources)} != {2}:
             return None
         shapes = [value.shape for value in values]
         if shapes[0] != shapes[1]:
             if self.kind != IMAGES:
                 return None
             large = max((0, 1), key=lambda index: shapes[index].numel())
-            whole, one = shapes[large], shapes[1 - large]
-            if one != (*whole[:2], *([1] * (len(whole) - 2))):
+            whole, one = values[large], values[1 - large]
+            spread = (*whole.shape[:2], *([1] * (len(whole.shape) - 2)))
+            if one.shape != spread or one.varying != whole.varying & {0, 1}:
                 return None
-            sources = (sources[large], sources[1 - large])
-        elif any(value.varying != values[0].varying for value in values):
+            pair = sources[large], sources[1 - large]
+            return Made(pair, lambda s, _: Pointwise(s[0], s[1], operation), spreads=True)
+        if any(value.varying != values[0].varying for value in values):
             return None
         return Made(sources, lambda s, _: Pointwise(s[0], s[1], operation))
 
     def _pool(self, call: Call) -> Made | None:
         if call.name not in _POOLS or len(self._sources) != 1:
             return None
-        dims = len(call.outputs[0].shape) - 2
-        largest = _POOLS[call.name]
+        dims, largest = _POOLS[call.name]
+        if len(call.outputs[0].shape) != dims + 2:
+            return None  # one image, without a batch
         names = ("kernel", "stride", "padding", *(("dilation", "ceil") if largest else ("ceil", "counted")))
         values = dict(zip(names, call.args[1:], strict=False))
         kernel = _many(values["kernel"], dims)

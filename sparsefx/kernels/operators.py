@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels import native
 from sparsefx.kernels.program import read_program
 from sparsefx.kernels.shapes import checked_shapes, output_shapes
@@ -28,7 +29,12 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
 
     Returns:
         The program's outputs, of the inputs' type.
+
+    Raises:
+        ArgumentError: an input has another type or shape than the program takes.
+        MissingPackageError: llvmlite is not installed.
     """
+    _check_types(inputs, weights)
     shapes = checked_shapes(program, tuple(tuple(tensor.shape) for tensor in inputs))
     sources = [tensor.detach().float() for tensor in inputs]
     outputs = [torch.empty(shape) for shape in shapes]
@@ -43,6 +49,12 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
 
 @region.register_fake
 def _(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+    _check_types(inputs, weights)
+    devices = {str(tensor.device) for tensor in (*inputs, *weights)}
+    if len(devices) > 1:  # weights without memory must not give outputs that have some, filled with anything
+        raise ArgumentError(
+            f"inputs and weights are on {' and '.join(sorted(devices))}; move them to one device"
+        )
     shapes = output_shapes(read_program(program), [tuple(tensor.shape) for tensor in inputs])
     return [inputs[0].new_empty(shape) for shape in shapes]
 
@@ -52,3 +64,11 @@ def _backward(ctx: Any, *gradients: Any) -> Any:
 
 
 region.register_autograd(_backward)
+
+
+def _check_types(inputs: list[Tensor], weights: list[Tensor]) -> None:
+    """Like torch, refuse what could only be computed less exactly than it was given."""
+    for tensor in inputs:
+        wider = tensor.dtype == torch.float64 and weights[-1].dtype != torch.float64
+        if wider or not tensor.is_floating_point():
+            raise ArgumentError(f"input is of {tensor.dtype}; these sparse kernels take {weights[-1].dtype}")

@@ -158,7 +158,7 @@ class Plan:
         source, layout = self._slide(item, source, item.out_channels)
         self._reach(item, source, layout)
         residual = None if item.residual is None else self._in_layout(self._values[item.residual], layout)
-        value = Value(layout, item.bounds[0] >= 0)
+        value = Value(layout, min(item.bounds) >= 0)
         tiling = choose_tiling(item, layout.tile, source.layout.pitch)
         return self._add(Convolve(item, self._weights(item), source, value, residual, tiling, self.threads))
 
@@ -172,7 +172,7 @@ class Plan:
         if item.weights is not None and item.channels is not None:
             ends = item.weights, item.weights + item.channels
             factors = self._weight(2, 4 * ends[0]), self._weight(2, 4 * ends[1])
-        value = Value(source.layout.bare, item.bounds[0] >= 0)
+        value = Value(source.layout.bare, min(item.bounds) >= 0)
         return self._add(Compute(item, factors, source, other, value))
 
     def _spread(self, value: Value, split: Split) -> Value:

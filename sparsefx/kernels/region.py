@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsefx.kernels.check import check
 from sparsefx.kernels.operators import region
 from sparsefx.kernels.packed import packed_at, unpack
 from sparsefx.kernels.program import Convolution, Program, read_program
@@ -63,6 +64,20 @@ class SparseRegion(nn.Module):
     def tensors(self) -> list[Tensor]:
         """The weights, in order."""
         return [getattr(self, name) for name in _TENSORS]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Refuse weights that the program does not fit: kernels read where they say, without looking."""
+        given = [
+            state_dict.get(prefix + name, own) for name, own in zip(_TENSORS, self.tensors(), strict=True)
+        ]
+        try:
+            if not any(tensor.is_meta for tensor in given):
+                check(self.program, given, self.layers)
+        except ValueError as error:
+            *_, messages = rest
+            messages.append(f"weights of other layers than those of {prefix[:-1] or 'the region'}: {error}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def weights(self) -> Iterator[tuple[RegionLayer, Tensor, Tensor]]:
         """The layers that it replaces, each with its weight and bias."""

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_programs import Case, cases, region_of
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels import course, plan, running, schedule, tiling
 from sparsefx.kernels.operators import region
 from sparsefx.kernels.packed import Weights, unpack
-from sparsefx.kernels.program import Pool, Program, read_program
+from sparsefx.kernels.program import Mean, Pool, Program, read_program
 from sparsefx.kernels.schedule import Schedule
 
 
@@ -241,6 +242,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import torch
 from kernel_programs import Case, region_of
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels import course, plan, running, schedule, tiling
 from sparsefx.kernels.running import run
 
@@ -310,3 +312,20 @@ def test_touches_only_its_own_memory():
         check=False,
     )
     assert run.stdout.strip() == "untouched", run.stderr[-2000:]
+
+
+def test_the_mean_of_a_large_image():
+    """A single sum would lose what is small beside it."""
+    program = Program(2, 1, (Mean(0),), (1,))
+    x = torch.full((1, 1, 512, 512), 0.1)
+    (output,) = region([x], list(Weights().tensors), program.text)
+    torch.testing.assert_close(output, x[:, :, :1, :1], rtol=1e-5, atol=0)
+
+
+def test_a_border_beyond_32_bits_is_refused():
+    case = Case(size=(8, 8), padding=(6000, 6000), window=(1, 1))
+    item = case.instruction()
+    text = Program(2, 1, (item,), (1,)).text
+    x, weight, bias = case.tensors()
+    with pytest.raises(ArgumentError, match="32 bits"):
+        region([x], list(case.weights(weight, bias)), text)

@@ -209,19 +209,6 @@ def test_wrong_inputs():
         compact(x[:, :, :2, :2])
 
 
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize(("window", "padding"), [(3, "same"), (3, "valid"), (4, "same")])
-def test_padding_in_words(window, padding):
-    layer = nn.Conv2d(3, 4, window, padding=padding, dilation=1)
-    layer.weight *= torch.rand_like(layer.weight) < 0.5
-    x = torch.randn(2, 3, 9, 9)
-    model = nn.Sequential(layer).eval()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
-    assert bool(regions_of(compact)) == (window % 2 == 1)  # otherwise there is more on one side
-    close(compact(x), model(x))
-
-
 def test_without_the_compiler(monkeypatch):
     sparsefx.export.__globals__["_tell_missing"].cache_clear()
     monkeypatch.setattr(native, "available", lambda: False)
@@ -235,3 +222,114 @@ def test_without_the_compiler(monkeypatch):
         warnings.simplefilter("error")
         sparsefx.export(model, (x,), kernels="auto")  # it was said once
         sparsefx.export(model, (x,))
+
+
+class Given(nn.Module):
+    """Two convolutions, ``a`` and ``b``, and a gate of 1x1, ``g``, called by a function."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+        self.a, self.b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.g = nn.Conv2d(4, 4, 1)
+
+    def forward(self, *inputs):
+        return self.call(self, *inputs)
+
+
+def gate(net, x):
+    return net.g(x.mean((2, 3), keepdim=True))
+
+
+def written(net, x):
+    y = net.a(x)
+    y.view(y.shape).relu_()
+    return net.b(y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize(
+    ("call", "layers"),
+    [
+        (lambda net, x: net.a(x) + gate(net, x), {"a", "g"}),
+        (lambda net, x: gate(net, x) + net.a(x), {"a", "g"}),
+        (lambda net, x: torch.mul(other=gate(net, x), input=net.a(x)), {"a", "g"}),
+        (written, set()),
+        (lambda net, x: nn.functional.max_pool2d(net.a(x).clamp(0, -1), 3, 1, 1), {"a"}),
+        (lambda net, x: net.a(x).mean((2, 3), keepdim=True, dtype=torch.bfloat16), {"a"}),
+        (lambda net, x: torch.relu(x.bfloat16()) + net.a(x), {"a"}),
+        (lambda net, x: (torch.tanh(x[:, 0].mean(1, keepdim=True)), net.a(x)), {"a"}),
+    ],
+)
+def test_unusual_uses_of_layers(call, layers, size):
+    torch.manual_seed(0)
+    model, x = Given(call).eval(), torch.randn(2, 4, size, size)
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    assert {name for region in regions_of(compact) for name, _, _ in region.layers} == layers
+    for other in (x, torch.randn(3, 4, 7, 9)):
+        torch.testing.assert_close(compact(other), model(other), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_that_share_nothing_are_regions_apart():
+    model = Given(lambda net, x, y: (net.a(x), net.b(y))).eval()
+    x = torch.randn(2, 4, 6, 5)
+    compact = sparsefx.export(model, (x, x), kernels="sparse")
+    assert len(regions_of(compact)) == 2
+    for outputs in zip(compact(x, x[:1]), model(x, x[:1]), strict=True):
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)])
+def test_pooling_of_a_single_image_is_not_that_of_a_batch(pool):
+    model, x = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), pool).eval(), torch.randn(2, 3, 8)
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    assert regions_of(compact)
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    ("kernel", "padding", "taken"), [(3, "same", True), (2, "same", False), (2, "valid", True)]
+)
+def test_padding_by_name(kernel, padding, taken):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, kernel, padding=padding)).eval(), torch.randn(2, 3, 8, 7)
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    assert bool(regions_of(compact)) == taken
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+def test_other_types_are_refused():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    region, x = regions_of(compact)[0], torch.ones(2, 3, 24, 24)
+    for type_ in (torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float64):
+        with pytest.raises(ArgumentError, match="take torch.float32"):
+            region(x.to(type_))
+
+
+@torch.no_grad()
+def test_weights_without_memory_give_no_outputs():
+    model, x = model_and_input()
+    region = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0]
+    assert copy.deepcopy(region).to("meta")(x.to("meta")).is_meta
+    with pytest.raises(ArgumentError, match="cpu and meta"):
+        copy.deepcopy(region).to("meta")(x)
+
+
+@torch.no_grad()
+def test_weights_that_do_not_fit_are_not_loaded():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    expected = compact(x)
+    forged = {name: tensor.clone() for name, tensor in compact.state_dict().items()}
+    for name in forged:
+        if name.endswith("indices"):
+            forged[name] *= 1000
+    with pytest.raises(RuntimeError, match="weights of other layers"):
+        compact.load_state_dict(forged)
+    assert torch.equal(compact(x), expected)

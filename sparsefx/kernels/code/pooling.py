@@ -77,15 +77,16 @@ def mean(together: int) -> Kernel:
 
 
 def _sum(code: Code, image: Value) -> Value:
+    """By rows, then planes: one sum of very many is too large for what is added to it."""
     zero = ir.Constant(VECTOR, None)
     with code.loop_carrying(number(0), code["depth"], [zero]) as (z, (outer,), after_depth):
         plane = code.at(image, code.mul(z, code["source_depth"]))
-        with code.loop_carrying(number(0), code["height"], [outer]) as (y, (middle,), after_row):
+        with code.loop_carrying(number(0), code["height"], [zero]) as (y, (middle,), after_row):
             row = code.at(plane, code.mul(y, code["source_row"]))
-            with code.loop_carrying(number(0), code["width"], [middle]) as (x, (inner,), after_place):
+            with code.loop_carrying(number(0), code["width"], [zero]) as (x, (inner,), after_place):
                 after_place.append(code.fadd(inner, code.read_vector(row, code.mul(x, number(4 * LANES)))))
-            after_row.append(inner)
-        after_depth.append(middle)
+            after_row.append(code.fadd(middle, inner))
+        after_depth.append(code.fadd(outer, middle))
     return outer
 
 
