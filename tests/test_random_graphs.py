@@ -195,7 +195,7 @@ def check_random_network(data: st.DataObject) -> None:
 unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(unhurried, max_examples=300)
+@settings(unhurried, max_examples=150)
 @given(st.data())
 def test_export_of_a_random_network(data: st.DataObject) -> None:
     check_random_network(data)
