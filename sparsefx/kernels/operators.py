@@ -23,7 +23,8 @@ def region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Te
     """Run a program.
 
     Args:
-        inputs: images ``[N, C, *size]``, or rows ``[..., C]``; of any floating type, computed in float32.
+        inputs: images ``[N, C, *size]``, or rows ``[..., C]``: floating point numbers, no wider than the
+            weights; computed in float32.
         weights: three tensors, as :class:`sparsefx.kernels.packed.Weights` lays them out.
         program: see :class:`sparsefx.kernels.program.Program`.
 

@@ -83,7 +83,7 @@ def packed_at(item: Convolution, tensors: Sequence[Tensor]) -> Packed:
     """A layer's part of a region's three tensors."""
     indices, codes, values = tensors
     row, code, value = item.weights
-    coded = codes if code_type(item.codes) == torch.int16 else indices
+    coded = codes if are_short(item.codes) else indices
     bias = value + item.nonzeros
     return Packed(
         indices[row : row + item.out_channels * item.segments + 1],
@@ -99,9 +99,9 @@ def can_pack(weight: Tensor, groups: int) -> bool:
     return 0 < codes <= MOST_CODES
 
 
-def code_type(codes: int) -> torch.dtype:
-    """The integers that are large enough for so many codes."""
-    return torch.int16 if codes <= 2**15 else torch.int32
+def are_short(codes: int) -> bool:
+    """Whether 16 bits are enough for so many codes; otherwise they have 32."""
+    return codes <= 2**15
 
 
 def segment_width(weight: Tensor, groups: int) -> int:
@@ -136,7 +136,7 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed
     counts = (channel_out * segments + channel // width).bincount(minlength=out * segments)
     rows[1:] = counts.cumsum(0)
     taps = flat.shape[2]
-    codes = (channel * taps + tap).to(code_type(inputs * groups * taps))
+    codes = (channel * taps + tap).to(torch.int16 if are_short(inputs * groups * taps) else torch.int32)
     filled = torch.zeros(out) if bias is None else bias.detach().float().clone()
     return Packed(rows, codes, values, filled)
 

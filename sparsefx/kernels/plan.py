@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from sparsefx.kernels.calls import Calls
 from sparsefx.kernels.lanes import Layout, Split, split_for
 from sparsefx.kernels.memory import place
 from sparsefx.kernels.moves import Border, Enter, Leave, Outside, Relay
-from sparsefx.kernels.packed import code_type
+from sparsefx.kernels.packed import are_short
 from sparsefx.kernels.program import (
     Concatenate,
     Convolution,
@@ -195,8 +194,7 @@ class Plan:
     def _weights(self, item: Convolution) -> tuple[Address, ...]:
         """Rows, codes, values and bias."""
         row, code, value = item.weights
-        short = code_type(item.codes) == torch.int16
-        codes = self._weight(1, 2 * code) if short else self._weight(0, 4 * code)
+        codes = self._weight(1, 2 * code) if are_short(item.codes) else self._weight(0, 4 * code)
         bias = self._weight(2, 4 * (value + item.nonzeros))
         return self._weight(0, 4 * row), codes, self._weight(2, 4 * value), bias
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-
 from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.convolution import Tile
-from sparsefx.kernels.packed import code_type
+from sparsefx.kernels.packed import are_short
 from sparsefx.kernels.program import Convolution, Three
 
 _FORMS = tuple(
@@ -69,7 +67,7 @@ def candidates(item: Convolution, size: Three) -> Iterator[Tiling]:
     """All that are sensible."""
     _, height, width = size
     blocks = {-(-item.segments // count) for count in _BLOCKS}
-    short = code_type(item.codes) == torch.int16
+    short = are_short(item.codes)
     for rows, columns in _FORMS:
         if rows <= height and columns <= width:
             unroll = 1

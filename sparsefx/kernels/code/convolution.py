@@ -28,7 +28,6 @@ activation's bounds; ``rows[channel * segments + segment]`` is where the nonzero
 channel begin, ``together`` of which are a block. ``offsets`` has for every code the vectors from a window's
 first element to the one that it stands for; where they are the codes themselves, it is not read."""
 
-
 _LINE_BYTES = 64
 _AHEAD = 48  # nonzeros that are asked for before a visit; what follows them, processors guess
 
@@ -118,9 +117,9 @@ def _fetch(code: Code, tile: Tile, block: Value, channel: Value) -> None:
     last = code.sub(code["channels"], number(1))
     next_, second = (code.smaller(code.add(channel, number(n)), last) for n in (1, 2))
     first = code.mul(block, code["together"])
-    row = code.add(code.mul(next_, code["segments"]), first)
+    row, later = (code.add(code.mul(n, code["segments"]), first) for n in (next_, second))
     start = code.read_index(code["rows"], row)
-    code.fetch(code["rows"], code.mul(code.add(code.mul(second, code["segments"]), first), number(4)))
+    code.fetch(code["rows"], code.mul(later, number(4)))
     for name, size in (("codes", 2 if tile.short else 4), ("values", 4)):
         for ahead in range(0, size * _AHEAD, _LINE_BYTES):
             code.fetch(code[name], code.mul(start, number(size)), number(ahead))
