@@ -10,12 +10,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.plan import Given, Plan, channels_last, contiguous
 from sparsefx.kernels.program import Program, read_program
 from sparsefx.kernels.schedule import Schedule, plan_for, schedule_for
 from sparsefx.kernels.sections import Section
 from sparsefx.kernels.shapes import Shape, of_values
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.errors import ArgumentError
-from sparsefx.kernels.code import LANES, VECTOR_BYTES
 from sparsefx.kernels.program import Three
+from sparsefx.kernels.vectors import LANES, VECTOR_BYTES
 
 Offsets = NDArray[np.int32]
 

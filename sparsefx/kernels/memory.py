@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.steps import Address, Convolve, Step, Value
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 
 def place(steps: Sequence[Step]) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsefx.kernels.code import LANES, VECTOR_BYTES
 from sparsefx.kernels.code.moving import exchange, gather, scatter
 from sparsefx.kernels.code.transposing import turn_in, turn_out
 from sparsefx.kernels.lanes import Layout, Offsets
 from sparsefx.kernels.steps import Address, Argument, Call, Step, Value, float_bits
 from sparsefx.kernels.tiling import moving
+from sparsefx.kernels.vectors import LANES, VECTOR_BYTES
 
 
 @dataclass(frozen=True)

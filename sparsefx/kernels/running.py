@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsefx.kernels import native, team
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.driving import DRIVE, EACH, EACH_HEAD
 from sparsefx.kernels.course import course_for
 from sparsefx.kernels.plan import Given
 from sparsefx.kernels.program import Program, read_program
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 Cells = NDArray[np.int64]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sparsefx.errors import ArgumentError
-from sparsefx.kernels.code import LANES
 from sparsefx.kernels.plan import Given, Plan, contiguous
 from sparsefx.kernels.program import Program, read_program
 from sparsefx.kernels.sections import Section, live, section
 from sparsefx.kernels.shapes import Shape, of_values
+from sparsefx.kernels.vectors import LANES
 
 _MOST_ROWS = 16 * LANES
 _MOVE = 1.5  # cycles to move an element out of the lanes, or into them

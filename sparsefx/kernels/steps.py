@@ -11,7 +11,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.builder import Kernel
 from sparsefx.kernels.code.convolution import convolution
 from sparsefx.kernels.code.pointwise import Form, pointwise
@@ -19,6 +18,7 @@ from sparsefx.kernels.code.pooling import mean, pool
 from sparsefx.kernels.lanes import Layout
 from sparsefx.kernels.program import NO_BOUNDS, Convolution, Pointwise, Pool
 from sparsefx.kernels.tiling import Tiling, moving, tiling_cost
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 
 @dataclass(frozen=True)

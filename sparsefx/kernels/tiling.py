@@ -7,32 +7,49 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.convolution import Tile
 from sparsefx.kernels.packed import are_short
 from sparsefx.kernels.program import Convolution, Three
+from sparsefx.kernels.vectors import LANES, SUMS, VECTOR_BYTES
 
 _FORMS = tuple(
-    (rows, columns)
-    for rows in (1, 2, 4)
-    for columns in (1, 2, 4, 7, 8, 14, 16)
-    if rows * columns <= 16  # sums in registers, with room for the inputs and the weight; AVX-512 has 32
+    (rows, columns) for rows in (1, 2, 4) for columns in (1, 2, 4, 7, 8, 14, 16) if rows * columns <= SUMS
 )
 """Tiles, each of which is a kernel to compile."""
 
 _BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _BUSY = 6  # sums that keep the multiply-add unit busy
 
-# Cycles; fitted to the times of 5,500 tilings of 172 layers on a processor with AVX-512 (Zen 4), with the
-# weights in its caches and without. The tiling that the model likes best takes 5% longer than the best one in
-# the mean.
-_NONZERO = 0.65
-_ROW = 0.64  # of a tile, for each nonzero
-_VISIT = 20.0  # of an output channel, for each block
-_WAIT = 1.5  # for each sum that is stored and taken up again
-_JUMP = 0.3  # for each nonzero, once, if there are blocks: weights come slowly if not one after the other
-_LOADS = ((50 * 1024, 1.3), (228 * 1024, 1.7), (math.inf, 1.9))
-"""Of a load, by the bytes among which it falls: about what the first two levels of cache hold, and more."""
+
+@dataclass(frozen=True)
+class Costs:
+    """Cycles that parts of a convolution take.
+
+    Attributes:
+        nonzero: of a tile, for each nonzero.
+        row: of each row of a tile, for each nonzero.
+        visit: of an output channel, for each block.
+        wait: for each sum that is stored and taken up again.
+        jump: for each nonzero, once, if there are blocks: weights come slowly if not one after the other.
+        loads: of a load, by the bytes among which it falls: about what the first two levels of cache hold,
+            and more.
+    """
+
+    nonzero: float
+    row: float
+    visit: float
+    wait: float
+    jump: float
+    loads: tuple[tuple[float, float], ...]
+
+
+# Fitted by benchmarks/tilings.py to the times of 5,500 tilings of 172 layers on a processor with AVX-512
+# (Zen 4), and of 12,000 of 128 layers on one with AVX2 (Zen 3).
+_COSTS = (
+    Costs(0.65, 0.64, 20.0, 1.5, 0.3, ((50 * 1024, 1.3), (228 * 1024, 1.7), (math.inf, 1.9)))
+    if LANES == 16
+    else Costs(1.9, 0.42, 19.0, 2.1, 0.0, ((35 * 1024, 1.3), (139 * 1024, 1.8), (math.inf, 2.6)))
+)
 
 _MOVES = ((704 * 1024, 0.0), (3 * 1024 * 1024, 2.0), (math.inf, 12.0))
 """Of moving a vector once, by the bytes of the value that it belongs to."""
@@ -93,10 +110,10 @@ def tiling_cost(tiling: Tiling, item: Convolution, size: Three, pitch: Three) ->
         (tile.width - 1) * item.stride[2] + item.kernel[2],
     )
     bytes_read = channels * math.prod(map(min, reach, pitch)) * VECTOR_BYTES
-    load = _by_size(_LOADS, bytes_read)
-    nonzeros = item.nonzeros * (_NONZERO + _ROW * tile.height + tile.positions * load)
-    visits = item.out_channels * blocks * (_VISIT + (_WAIT * tile.positions if blocks > 1 else 0))
-    jumps = _JUMP * item.nonzeros if blocks > 1 else 0
+    load = _by_size(_COSTS.loads, bytes_read)
+    nonzeros = item.nonzeros * (_COSTS.nonzero + _COSTS.row * tile.height + tile.positions * load)
+    visits = item.out_channels * blocks * (_COSTS.visit + (_COSTS.wait * tile.positions if blocks > 1 else 0))
+    jumps = _COSTS.jump * item.nonzeros if blocks > 1 else 0
     return tile.count(size) * (nonzeros + visits) + jumps
 
 

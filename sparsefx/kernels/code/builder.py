@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from sparsefx.kernels.code import LANES, VECTOR_BYTES
+from sparsefx.kernels.vectors import LANES, VECTOR_BYTES
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()

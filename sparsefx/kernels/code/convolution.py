@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.builder import F32, I16, I32, I64, VECTOR, Code, Kernel, Value, number
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 ARGUMENTS = (
     *("*source", "*target", "*residual", "*scratch", "scratch_step"),

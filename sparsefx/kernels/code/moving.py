@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from sparsefx.kernels.code import LANES
 from sparsefx.kernels.code.builder import (
     F32,
     I1,
@@ -23,6 +22,7 @@ from sparsefx.kernels.code.builder import (
     Value,
     number,
 )
+from sparsefx.kernels.vectors import LANES
 
 _POINTERS = ir.VectorType(POINTER, LANES)
 _MASK = ir.VectorType(I1, LANES)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.kernels.code import VECTOR_BYTES
 from sparsefx.kernels.code.builder import F32, Code, Kernel, Value, number
 from sparsefx.kernels.code.functions import FUNCTIONS
+from sparsefx.kernels.vectors import VECTOR_BYTES
 
 
 @dataclass(frozen=True)

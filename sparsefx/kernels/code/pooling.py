@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from sparsefx.kernels.code import LANES
 from sparsefx.kernels.code.builder import I64, INDICES, VECTOR, Code, Kernel, Value, number
+from sparsefx.kernels.vectors import LANES
 
 _IMAGE = ("channels", "depth", "height", "width")
 

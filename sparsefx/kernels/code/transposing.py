@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from sparsefx.kernels.code import LANES
 from sparsefx.kernels.code.builder import F32, I1, I32, INDICES, POINTER, VECTOR, Code, Kernel, Value, number
+from sparsefx.kernels.vectors import LANES
 
 _MASK = ir.VectorType(I1, LANES)
 _ARGUMENTS = ("*source", "*target", "*places", "*elements", "count", "channels", "lanes_channel")
