@@ -44,11 +44,11 @@ class Costs:
 
 
 # Fitted by benchmarks/tilings.py to the times of 5,500 tilings of 172 layers on a processor with AVX-512
-# (Zen 4), and of 12,000 of 128 layers on one with AVX2 (Zen 3).
+# (Zen 4), and of 3,900 of 82 layers on one with AVX2 (Zen 3).
 _COSTS = (
     Costs(0.65, 0.64, 20.0, 1.5, 0.3, ((50 * 1024, 1.3), (228 * 1024, 1.7), (math.inf, 1.9)))
     if LANES == 16
-    else Costs(1.9, 0.42, 19.0, 2.1, 0.0, ((35 * 1024, 1.3), (139 * 1024, 1.8), (math.inf, 2.6)))
+    else Costs(2.4, 0.21, 23.0, 1.6, 0.0, ((21 * 1024, 1.3), (88 * 1024, 1.8), (math.inf, 2.2)))
 )
 
 _MOVES = ((704 * 1024, 0.0), (3 * 1024 * 1024, 2.0), (math.inf, 12.0))

@@ -29,7 +29,8 @@ channel begin, ``together`` of which are a block. ``offsets`` has for every code
 first element to the one that it stands for; where they are the codes themselves, it is not read."""
 
 _LINE_BYTES = 64
-_AHEAD = 48  # nonzeros that are asked for before a visit; what follows them, processors guess
+_VISITS = 3  # output channels from asking for weights to using them
+_AHEAD = 96  # nonzeros that are asked for; what follows them, processors guess
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ def _segments(code: Code, block: Value, channel: Value) -> tuple[Value, Value]:
 
 
 def _fetch(code: Code, tile: Tile, block: Value, channel: Value) -> None:
-    """Ask for the next output channel's weights, which are elsewhere: processors do not guess where."""
+    """Ask for the weights of a later output channel, which are elsewhere: processors do not guess where."""
     last = code.sub(code["channels"], number(1))
-    next_, second = (code.smaller(code.add(channel, number(n)), last) for n in (1, 2))
+    soon, later = (code.smaller(code.add(channel, number(n * _VISITS)), last) for n in (1, 2))
     first = code.mul(block, code["together"])
-    row, later = (code.add(code.mul(n, code["segments"]), first) for n in (next_, second))
+    row, row_later = (code.add(code.mul(n, code["segments"]), first) for n in (soon, later))
     start = code.read_index(code["rows"], row)
-    code.fetch(code["rows"], code.mul(later, number(4)))
+    code.fetch(code["rows"], code.mul(row_later, number(4)))
     for name, size in (("codes", 2 if tile.short else 4), ("values", 4)):
         for ahead in range(0, size * _AHEAD, _LINE_BYTES):
             code.fetch(code[name], code.mul(start, number(size)), number(ahead))
