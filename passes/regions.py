@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,8 +62,8 @@ class Backend(Protocol):
         """Names that it tells parts apart by."""
         ...
 
-    def supports(self, kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program) -> bool:
-        """Whether a node can belong to a part of this kind."""
+    def supported(self, kind: str, graph_module: fx.GraphModule, program: Program) -> set[fx.Node]:
+        """The nodes that can belong to a part of this kind."""
         ...
 
     def build(
@@ -98,7 +98,7 @@ class Regions:
                 break
             values = _values(graph_module, inputs[0])
             found: list[tuple[Part, nn.Module]] = []
-            waiting = _partitions(graph_module, self._supports(kind, graph_module, program))
+            waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
             while waiting:
                 part = _part(graph_module, waiting.pop(0))
                 built = self.backend.build(kind, graph_module, part, program, values)
@@ -107,34 +107,27 @@ class Regions:
                     found.append((part, built.module))
                 elif built and built.without:
                     again = set(part.nodes) - built.without
-                    waiting += _partitions(graph_module, again.__contains__)
+                    waiting += _partitions(graph_module, again)
             _replace(graph_module, found)
         taken = [report for report in reports if report.taken]
         layers = sum(len(report.layers) for report in taken)
         detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
         return Outcome(bool(taken), detail, regions=tuple(reports))
 
-    def _supports(
-        self, kind: str, graph_module: fx.GraphModule, program: Program
-    ) -> Callable[[fx.Node], bool]:
-        return lambda node: self.backend.supports(kind, graph_module, node, program)
-
 
 class _Support(OperatorSupportBase):
-    def __init__(self, supports: Callable[[fx.Node], bool]) -> None:
-        self.supports = supports
+    def __init__(self, nodes: set[fx.Node]) -> None:
+        self.nodes = nodes
 
     def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
-        return self.supports(node)
+        return node in self.nodes
 
 
-def _partitions(
-    graph_module: fx.GraphModule, supports: Callable[[fx.Node], bool]
-) -> list[tuple[fx.Node, ...]]:
+def _partitions(graph_module: fx.GraphModule, supported: set[fx.Node]) -> list[tuple[fx.Node, ...]]:
     """The largest connected parts whose nodes are all supported, each with its nodes in the graph's order."""
     order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     partitioner = CapabilityBasedPartitioner(
-        graph_module, _Support(supports), allows_single_node_partition=True
+        graph_module, _Support(supported), allows_single_node_partition=True
     )
     proposed = [group for part in partitioner.propose_partitions() for group in _connected(part.nodes)]
     found = [tuple(sorted(group, key=order.__getitem__)) for group in proposed]

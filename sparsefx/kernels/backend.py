@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
-from sparsefx.kernels.lowering import Lowered, lower, supports
+from sparsefx.kernels.lowering import Lowered, lower, supported
 from sparsefx.kernels.nodes import IMAGES, ROWS
 from sparsefx.kernels.region import SparseRegion
 from sparsefx.passes.pipeline import RegionReport
@@ -28,9 +28,9 @@ class SparseKernels:
     measured: bool
     kinds = (IMAGES, ROWS)
 
-    def supports(self, kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program) -> bool:
-        """Whether a node has an instruction."""
-        return supports(kind, graph_module, node, program)
+    def supported(self, kind: str, graph_module: fx.GraphModule, program: Program) -> set[fx.Node]:
+        """The nodes that have an instruction."""
+        return supported(kind, graph_module, program)
 
     def build(
         self,
@@ -57,7 +57,7 @@ class SparseKernels:
         if report.taken:
             return Built(region, report)
         layers = [node for node in part.nodes if node.target in names]
-        slower = frozenset(n for n in layers if _is_slower(kind, graph_module, n, program, values))
+        slower = frozenset(n for n in layers if _is_slower(graph_module, n, program, values))
         return Built(None, report, slower if len(slower) < len(layers) else frozenset())
 
 
@@ -66,11 +66,13 @@ def _region(lowered: Lowered) -> SparseRegion:
 
 
 def _is_slower(
-    kind: str, graph_module: fx.GraphModule, node: fx.Node, program: Program, values: Mapping[fx.Node, Any]
+    graph_module: fx.GraphModule, node: fx.Node, program: Program, values: Mapping[fx.Node, Any]
 ) -> bool:
     """Whether a layer on its own is slower by sparse kernels."""
+    layer = graph_module.get_submodule(str(node.target))
+    kind = ROWS if isinstance(layer, nn.Linear) else IMAGES
     lowered = lower(kind, graph_module, [node], node.all_input_nodes, [node], program)
     assert lowered is not None
-    region, layer = _region(lowered), graph_module.get_submodule(str(node.target))
+    region = _region(lowered)
     (x,) = (values[source] for source in node.all_input_nodes)
     return not is_faster(lambda: region(x), lambda: layer(x))

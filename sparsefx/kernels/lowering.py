@@ -23,9 +23,26 @@ class Lowered:
     layers: tuple[RegionLayer, ...]
 
 
-def supports(kind: str, graph_module: fx.GraphModule, node: fx.Node, recorded: Recorded) -> bool:
-    """Whether a node has an instruction in regions of this kind."""
-    return Node(kind, graph_module, node, recorded).make() is not None
+def supported(kind: str, graph_module: fx.GraphModule, recorded: Recorded) -> set[fx.Node]:
+    """The nodes that have an instruction in regions of this kind."""
+    dims: dict[fx.Node, int] = {}  # of the images that a node computes, or that its rows were
+    for node in graph_module.graph.nodes:
+        made = Node(kind, graph_module, node, recorded).make()
+        if made is None:
+            continue
+        ranks = [_rank(source, recorded) for source in made.sources]
+        if kind == IMAGES and _rank(node, recorded) == 2 and max(ranks) == 2:
+            before = {dims.get(source) for source in made.sources}
+            if None not in before and len(before) == 1:
+                dims[node] = dims[made.sources[0]]
+        else:
+            dims[node] = max(ranks)
+    return {*dims}
+
+
+def _rank(node: fx.Node, recorded: Recorded) -> int:
+    values = recorded.node_values.get(node, ())
+    return len(values[0].shape) if values else 0
 
 
 def lower(
@@ -36,18 +53,24 @@ def lower(
     outputs: Sequence[fx.Node],
     recorded: Recorded,
 ) -> Lowered | None:
-    """The program of some nodes; None where there is no layer with weights among them."""
-    shape = recorded.node_values[nodes[0]][0].shape
+    """The program of some nodes; None where there is no layer with weights among them.
+
+    Regions of images are left to those of rows where rows enter, and where there are no convolutions.
+    """
+    if kind == IMAGES and any(_rank(node, recorded) == 2 for node in inputs):
+        return None
     builder = _Builder(list(inputs), set(outputs))
     for node in nodes:
         made = Node(kind, graph_module, node, recorded).make()
         assert made is not None
         builder.add(node, made)
-    if not builder.layers:
+    least = 3 if kind == IMAGES else 2
+    if not any(len(layer.shape) >= least for layer in builder.layers):
         return None
-    dims = len(shape) - 2 if kind == IMAGES else 0
+    dims = _rank(inputs[0], recorded) - 2 if kind == IMAGES else 0
     results = tuple(builder.numbers[node] for node in outputs)
-    program = Program(dims, len(inputs), tuple(builder.instructions), results)
+    flat = tuple(builder.numbers[node] for node in outputs if dims and _rank(node, recorded) == 2)
+    program = Program(dims, len(inputs), tuple(builder.instructions), results, flat)
     return Lowered(program, builder.weights.tensors, tuple(builder.layers))
 
 
@@ -66,6 +89,9 @@ class _Builder:
 
     def add(self, node: fx.Node, made: Made) -> None:
         item = made.instruction(tuple(self.numbers[source] for source in made.sources), self.weights)
+        if item == Pointwise(item.source) and self._only_read_here(made.sources[0]):
+            self.numbers[node] = item.source
+            return
         fused = None if made.spreads else self._fused(made.sources, item)
         if fused is not None:
             number, item = fused

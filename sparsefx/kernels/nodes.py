@@ -29,7 +29,8 @@ from sparsefx.passes.program import Call
 from sparsefx.passes.program import Program as Recorded
 
 IMAGES, ROWS = "images", "rows"
-"""Kinds of regions: convolutions on ``[N, C, *size]``, or linear layers on ``[..., C]``."""
+"""Kinds of regions: convolutions on ``[N, C, *size]``, and what follows where images of one element become
+``[N, C]``; or linear layers on ``[..., C]``."""
 
 _TYPES = (torch.float32, torch.bfloat16)
 _FUNCTIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
@@ -93,7 +94,7 @@ class Node:
     def _fits(self) -> bool:
         """Whether its values are images, or rows."""
         shapes = [value.shape for value in self.recorded.node_values[self.node]]
-        return len(shapes) >= 1 and (len(shapes[0]) in (3, 4, 5) or self.kind == ROWS)
+        return len(shapes) >= 1 and (len(shapes[0]) in (2, 3, 4, 5) or self.kind == ROWS)
 
     @property
     def _sources(self) -> tuple[fx.Node, ...]:
@@ -105,7 +106,8 @@ class Node:
         if isinstance(layer, _BatchNorm):
             return self._batch_norm(layer)
         if isinstance(layer, nn.Linear):
-            return self._linear(layer) if self.kind == ROWS else None
+            flat = len(self.recorded.node_values[self.node][0].shape) == 2
+            return self._linear(layer) if self.kind == ROWS or flat else None
         return self._convolution(layer) if self.kind == IMAGES else None
 
     def _batch_norm(self, layer: _BatchNorm) -> Made | None:
@@ -166,7 +168,8 @@ class Node:
         if any(value.constant is not None for value in call.inputs):
             return None
         if self.kind == IMAGES:
-            return self._pointwise(call) or self._pool(call) or self._mean(call) or self._concatenate(call)
+            makers = self._pointwise, self._flatten, self._pool, self._mean, self._concatenate
+            return next(filter(None, (make(call) for make in makers)), None)
         return self._pointwise(call)
 
     def _pointwise(self, call: Call) -> Made | None:
@@ -232,8 +235,16 @@ class Node:
             lambda s, _: Pool(s[0], largest, _three(kernel, 1), _three(stride, 1), _three(padding, 0), ceil),
         )
 
+    def _flatten(self, call: Call) -> Made | None:
+        """Images of one element as rows."""
+        if call.name not in ("view", "squeeze") or len(self._sources) != 1:
+            return None
+        image, rows = call.inputs[0], call.outputs[0]
+        one = len(image.shape) in (3, 4, 5) and image.shape == (*rows.shape, *([1] * (len(image.shape) - 2)))
+        return Made(self._sources, lambda s, _: Pointwise(s[0])) if one and rows.varying <= {0} else None
+
     def _mean(self, call: Call) -> Made | None:
-        if call.name != "mean" or len(self._sources) != 1 or len(call.args) != 3 or not call.args[2]:
+        if call.name != "mean" or len(self._sources) != 1 or len(call.args) not in (2, 3) or call.kwargs:
             return None
         rank = len(call.inputs[0].shape)
         if sorted(dim % rank for dim in call.args[1] or ()) != list(range(2, rank)):

@@ -157,12 +157,14 @@ class Program:
         inputs: number of input values.
         instructions: in the order of computation.
         outputs: the values that the region returns.
+        flat: those of them whose images are of one element and which are returned as ``[N, C]``.
     """
 
     dims: int
     inputs: int
     instructions: tuple[Instruction, ...]
     outputs: tuple[int, ...]
+    flat: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -173,6 +175,7 @@ class Program:
             "inputs": self.inputs,
             "instructions": listed,
             "outputs": self.outputs,
+            "flat": self.flat,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -182,7 +185,8 @@ def read_program(text: str) -> Program:
     """A program from its text."""
     content = json.loads(text)
     instructions = tuple(_instruction(item) for item in content["instructions"])
-    return Program(content["dims"], content["inputs"], instructions, tuple(content["outputs"]))
+    outputs, flat = tuple(content["outputs"]), tuple(content.get("flat", ()))
+    return Program(content["dims"], content["inputs"], instructions, outputs, flat)
 
 
 def _instruction(item: dict[str, Any]) -> Instruction:

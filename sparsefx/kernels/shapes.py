@@ -39,7 +39,11 @@ def output_shapes(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[t
     if not program.dims:
         return [(*inputs[0][:-1], values[output].channels) for output in program.outputs]
     missing = 3 - program.dims
-    return [(inputs[0][0], values[o].channels, *values[o].size[missing:]) for o in program.outputs]
+    sizes = [() if output in program.flat else values[output].size[missing:] for output in program.outputs]
+    return [
+        (inputs[0][0], values[output].channels, *size)
+        for output, size in zip(program.outputs, sizes, strict=True)
+    ]
 
 
 def infer(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[Shape]:
@@ -83,6 +87,12 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
         problem = _problem(item, values, values[len(inputs) + number])
         if problem:
             raise ArgumentError(f"input is {first}; {problem}")
+    for output in program.flat:
+        if values[output].size != (1, 1, 1):
+            raise ArgumentError(
+                f"input is {first}; its image inside would be flattened at {values[output].size}, not at one "
+                "element, as the example's was"
+            )
 
 
 def _of_input(program: Program, shape: tuple[Any, ...]) -> Shape:

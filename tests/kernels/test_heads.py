@@ -1,0 +1,148 @@
+"""Linear layers after images of one element belong to the region of the convolutions before them."""
+
+import pytest
+import torch
+from torch import nn
+
+import sparsefx
+from sparsefx.errors import ArgumentError
+from sparsefx.kernels import backend
+from sparsefx.kernels.region import SparseRegion
+
+
+def exported(model, *inputs, kernels="sparse"):
+    """The masked model, what becomes of it, and the regions in that."""
+    torch.manual_seed(0)
+    sparse = sparsefx.sparsify(model, density=0.5).eval()
+    compact = sparsefx.export(sparse, inputs, kernels=kernels)
+    return sparse, compact, [module for module in compact.modules() if isinstance(module, SparseRegion)]
+
+
+def close(output, expected):
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+class Head(nn.Module):
+    """A convolution, its image as rows in some way, and linear layers."""
+
+    def __init__(self, flatten, dims=2):
+        super().__init__()
+        conv = nn.Conv2d if dims == 2 else nn.Conv1d
+        self.body, self.flatten = conv(3, 20, 3, padding=1), flatten
+        self.norm = nn.BatchNorm1d(20)
+        self.head = nn.Sequential(nn.Linear(20, 9), nn.ReLU(), nn.Linear(9, 5))
+
+    def forward(self, x):
+        return self.head(self.norm(self.flatten(self.body(x))))
+
+
+def pooled(x):
+    return nn.functional.adaptive_avg_pool2d(x, 1)
+
+
+FLATTEN = {
+    "flatten": lambda x: pooled(x).flatten(1),
+    "torch.flatten": lambda x: torch.flatten(pooled(x).relu(), 1),
+    "reshape": lambda x: pooled(x).reshape(-1, 20),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean from the end": lambda x: x.relu().mean([-1, -2]),
+    "max": lambda x: nn.functional.max_pool2d(x, 8).flatten(1),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FLATTEN)
+def test_one_region_for_the_network(name):
+    model, compact, regions = exported(Head(FLATTEN[name]), torch.randn(2, 3, 8, 8))
+    assert [name for name, _, _ in regions[0].layers] == ["body", "head.0", "head.2"]
+    for images in (1, 2, 7, 16, 33):
+        x = torch.randn(images, 3, 8, 8)
+        close(compact(x), model(x))
+
+
+@torch.no_grad()
+def test_in_one_dimension():
+    model, compact, regions = exported(Head(lambda x: x.mean(2), dims=1), torch.randn(2, 3, 8))
+    assert len(regions) == 1
+    x = torch.randn(3, 3, 50)
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+def test_both_are_read():
+    """Rows and the image that they were are both returned."""
+
+    class Both(Head):
+        def forward(self, x):
+            image = pooled(self.body(x))
+            rows = image.flatten(1)
+            again = image.flatten(1)
+            return image, rows, again, self.head(rows)
+
+    model, compact, regions = exported(Both(None), torch.randn(2, 3, 8, 8))
+    assert len(regions) == 1
+    x = torch.randn(5, 3, 8, 8)
+    for output, expected in zip(compact(x), model(x), strict=True):
+        assert output.shape == expected.shape
+        close(output, expected)
+
+
+@torch.no_grad()
+def test_other_rows_come_in():
+    """What reads rows from elsewhere, or from images of other dimensions, is computed all the same."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.long, self.table = nn.Conv2d(3, 6, 3), nn.Conv1d(3, 6, 3), nn.Linear(4, 6)
+            self.head = nn.Linear(18, 5)
+
+        def forward(self, x, y, z):
+            rows = [self.flat(x).mean((2, 3)), self.long(y).mean(2), torch.relu(self.table(z))]
+            return self.head(torch.cat(rows, 1))
+
+    inputs = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8), torch.randn(2, 4)
+
+    model, compact, regions = exported(Joined(), *inputs)
+    layers = {name for region in regions for name, _, _ in region.layers}
+    assert layers == {"flat", "long", "table", "head"}
+    close(compact(*inputs), model(*inputs))
+
+
+@torch.no_grad()
+def test_images_that_are_not_of_one_element():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(24, 5))
+    x = torch.randn(2, 3, 8, 8)
+    model, compact, regions = exported(model, x)
+    assert len(regions) == 2
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+def test_another_size_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(6, 5))
+    _, compact, _ = exported(model, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ArgumentError, match=r"flattened at \(1, 2, 2\), not at one element"):
+        compact(torch.randn(2, 3, 16, 16))
+
+
+@torch.no_grad()
+def test_auto_tries_a_slow_head_apart(monkeypatch):
+    seconds = iter([(2.0, 1.0), (1.0, 2.0), (1.0, 2.0)])  # all, the body, the head
+    monkeypatch.setattr(backend, "medians", lambda *_: next(seconds))
+    slow = iter([False, True, False])  # the body, and the first layer of the head
+    monkeypatch.setattr(backend, "is_faster", lambda *_: not next(slow))
+    x = torch.randn(2, 3, 8, 8)
+    model, compact, regions = exported(Head(FLATTEN["mean"]), x, kernels="auto")
+    assert [[name for name, _, _ in region.layers] for region in regions] == [["body"], ["head.0", "head.2"]]
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+def test_torch_exports_it_for_any_batch():
+    _, compact, _ = exported(Head(FLATTEN["flatten"]), torch.randn(2, 3, 8, 8))
+    program = torch.export.export(
+        compact, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("images")},)
+    )
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(program.module()(x), compact(x))
