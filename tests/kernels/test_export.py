@@ -117,6 +117,13 @@ def test_is_exported_by_torch_with_any_batch_size(tmp_path):
     assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(other), compact(other))
 
 
+def test_the_operator_is_as_torch_wants_it():
+    model, x = model_and_input()
+    region = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0]
+    sample = ([x], region.tensors(), region.program)
+    torch.library.opcheck(torch.ops.sparsefx.region.default, sample)
+
+
 @torch.no_grad()
 def test_is_compiled_without_a_break():
     model, x = model_and_input()
