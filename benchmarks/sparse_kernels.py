@@ -12,8 +12,8 @@ a finished run of ``sparsefx train``; BatchNorm folded in every contender. Conte
 runs one at least 0.05 s. Times are medians, and dense is the fastest of torch's ways (``contenders.TORCH``)
 by its median; the ratio is the median of the turns' ratios of that one to the sparse kernels. ONNX Runtime
 and OpenVINO follow with turns of their own, as their threads disturb torch's. Every output is compared with
-eager's. Results are appended to a file of JSON lines; what is there already is not measured
-again. Each measurement has its own process.
+eager's. Results are appended to a file of JSON lines; what is there already, of a processor with as
+wide vectors, is not measured again. Each measurement has its own process.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx.experiments.networks import NETWORKS
 from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.vectors import LANES
 
 RESULTS = Path("benchmarks/records/sparse_kernels.jsonl")
 LEAST = 0.05  # seconds of a turn
@@ -70,12 +71,13 @@ def main() -> None:
         return
     known = {key(record) for record in workers.read(options.results)}
     for record in COMMANDS[options.command](options):
+        record |= {"lanes": LANES}
         if key(record) not in known:
             ended = workers.run(measure, (record, options), timeout=TIMEOUT, gigabytes=GIGABYTES)
             print(*record.values(), ended or "measured", flush=True)
 
 
-KEY = ("kind", "model", "layer", "density", "batch", "threads")
+KEY = ("kind", "model", "layer", "density", "batch", "threads", "lanes")
 
 
 def key(record: workers.Record) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import contenders
@@ -10,11 +11,12 @@ from workers import Record
 
 
 def write(records: Sequence[Record]) -> None:
-    """Write every table for which something was measured."""
-    for kind, make in TABLES.items():
-        found = [record for record in records if record["kind"] == kind]
+    """Write every table for which something was measured, for processors with AVX-512 and for others."""
+    for lanes, (kind, make) in itertools.product((16, 8), TABLES.items()):
+        found = [record for record in records if (record["kind"], record["lanes"]) == (kind, lanes)]
         if found:
-            write_section("kernels.md", kind, make(_in_order(found)))
+            section = kind if lanes == 16 else f"{kind}, {lanes} lanes"
+            write_section("kernels.md", section, make(_in_order(found)))
 
 
 def _in_order(records: Sequence[Record]) -> list[Record]:

@@ -10,9 +10,9 @@ from sparsefx.cycle import AdaptiveThreshold, ForAllLayers
 _ADAM = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
 
 TUNING: Mapping[str, Mapping[str, Any]] = {
-    # Bellec et al. 2018, code: plain SGD, and the random walk instead of weight decay
-    "deep-r": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
-    "soft-deep-r": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+    # Bellec et al. 2018, code: plain SGD, its learning rate, and the random walk instead of weight decay
+    "deep-r": {"lr": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+    "soft-deep-r": {"lr": 0.05, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
     # Molchanov, Ashukha & Vetrov 2017, code: Adam; the penalty takes the place of weight decay. Their
     # learning rate falls in a line; here it falls as the data set's recipe says
     "variational-dropout": _ADAM,

@@ -43,8 +43,9 @@ def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
     _need(type(program.outputs) is tuple and bool(program.outputs), "its outputs are none")
     made = all(_is_index(one, values) and one >= program.inputs for one in program.outputs)
     _need(made and len({*program.outputs}) == len(program.outputs), "its outputs are not there")
-    flat = type(program.flat) is tuple and all(one in program.outputs for one in program.flat)
-    _need(flat and (program.dims > 0 or not program.flat), "it flattens what is no output")
+    ends = {*range(program.inputs), *program.outputs} if program.dims else set()
+    flat = type(program.flat) is tuple and all(type(one) is int and one in ends for one in program.flat)
+    _need(flat, "it flattens what is no input or output")
     convolutions = [item for item in program.instructions if isinstance(item, Convolution)]
     _need(len(layers) == len(convolutions), f"it has {len(convolutions)} layers, not {len(layers)}")
     for layer, item in zip(layers, convolutions, strict=True):

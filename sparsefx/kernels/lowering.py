@@ -55,10 +55,8 @@ def lower(
 ) -> Lowered | None:
     """The program of some nodes; None where there is no layer with weights among them.
 
-    Regions of images are left to those of rows where rows enter, and where there are no convolutions.
+    Linear layers alone are left to regions of rows.
     """
-    if kind == IMAGES and any(_rank(node, recorded) == 2 for node in inputs):
-        return None
     builder = _Builder(list(inputs), set(outputs))
     for node in nodes:
         made = Node(kind, graph_module, node, recorded).make()
@@ -67,9 +65,10 @@ def lower(
     least = 3 if kind == IMAGES else 2
     if not any(len(layer.shape) >= least for layer in builder.layers):
         return None
-    dims = _rank(inputs[0], recorded) - 2 if kind == IMAGES else 0
+    dims = max(_rank(node, recorded) for node in inputs) - 2 if kind == IMAGES else 0
     results = tuple(builder.numbers[node] for node in outputs)
-    flat = tuple(builder.numbers[node] for node in outputs if dims and _rank(node, recorded) == 2)
+    rows = [node for node in (*inputs, *outputs) if dims and _rank(node, recorded) == 2]
+    flat = tuple(builder.numbers[node] for node in rows)
     program = Program(dims, len(inputs), tuple(builder.instructions), results, flat)
     return Lowered(program, builder.weights.tensors, tuple(builder.layers))
 

@@ -157,7 +157,7 @@ class Program:
         inputs: number of input values.
         instructions: in the order of computation.
         outputs: the values that the region returns.
-        flat: those of them whose images are of one element and which are returned as ``[N, C]``.
+        flat: those of its inputs and outputs that are ``[N, C]``: images of one element.
     """
 
     dims: int

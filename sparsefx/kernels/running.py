@@ -71,7 +71,7 @@ def _as_rows(program: Program, tensor: Tensor) -> Tensor:
 def _given(program: Program, tensor: Tensor) -> Given:
     if not program.dims:
         return Given(tensor.shape[1], (1, 1, 1), (0, 0, 0, tensor.stride(0)), tensor.stride(1))
-    missing = 3 - program.dims
+    missing = 5 - tensor.dim()
     depth, height, width = (*([1] * missing), *tensor.shape[2:])
     planes, rows, columns = (*([0] * missing), *tensor.stride()[2:])
     steps = (tensor.stride(0), planes, rows, columns)

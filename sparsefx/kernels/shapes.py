@@ -73,12 +73,13 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
     if len(inputs) != program.inputs:
         raise ArgumentError(f"{len(inputs)} inputs were given; the region takes {program.inputs}")
     first = inputs[0]
-    dims = program.dims + 2
-    if program.dims and any(len(shape) != dims for shape in inputs):
-        raise ArgumentError(
-            f"input is {first}; these sparse kernels take {dims} dimensions, [N, C, ...], as the example "
-            "inputs of the export had"
-        )
+    for number, shape in enumerate(inputs):
+        dims = 2 if number in program.flat else program.dims + 2
+        if program.dims and len(shape) != dims:
+            raise ArgumentError(
+                f"input is {shape}; these sparse kernels take {dims} dimensions, [N, C, ...], as the example "
+                "inputs of the export had"
+            )
     together = [shape[:1] if program.dims else shape[:-1] for shape in inputs]
     if any(one != together[0] for one in together):
         raise ArgumentError(f"inputs are {', '.join(map(str, inputs))}, which do not belong together")
@@ -87,10 +88,10 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
         problem = _problem(item, values, values[len(inputs) + number])
         if problem:
             raise ArgumentError(f"input is {first}; {problem}")
-    for output in program.flat:
-        if values[output].size != (1, 1, 1):
+    for number in program.flat:
+        if values[number].size != (1, 1, 1):
             raise ArgumentError(
-                f"input is {first}; its image inside would be flattened at {values[output].size}, not at one "
+                f"input is {first}; its image inside would be flattened at {values[number].size}, not at one "
                 "element, as the example's was"
             )
 
@@ -98,7 +99,7 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
 def _of_input(program: Program, shape: tuple[Any, ...]) -> Shape:
     if not program.dims:
         return Shape(shape[-1], (1, 1, 1))
-    missing: tuple[Any, ...] = (1,) * (3 - program.dims)
+    missing: tuple[Any, ...] = (1,) * (5 - len(shape))
     depth, height, width = (*missing, *shape[2:])
     return Shape(shape[1], (depth, height, width))
 

@@ -91,7 +91,7 @@ def test_outputs_and_inputs():
     program, tensors, layers = made()
     refused({**program, "outputs": [3]}, tensors, layers, "outputs")
     refused({**program, "outputs": []}, tensors, layers, "outputs")
-    refused({**program, "flat": [0]}, tensors, layers, "flattens")
+    refused({**program, "flat": [5]}, tensors, layers, "flattens")
     refused({**program, "flat": None}, tensors, layers, "no program")
     refused({**program, "inputs": 0}, tensors, layers, "inputs")
     refused({**program, "dims": 4}, tensors, layers, "dimension")

@@ -110,6 +110,32 @@ def test_other_rows_come_in():
 
 
 @torch.no_grad()
+def test_rows_of_another_region_come_in():
+    class Fused(nn.Module):
+        """Features of two depths, an operation without an instruction between them."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 7, 3)
+            self.head = nn.Linear(13, 5)
+
+        def forward(self, x):
+            x = self.first(x)
+            early = x.mean((2, 3))
+            late = self.second(x + early.sin()[:, :, None, None]).mean((2, 3))
+            return self.head(torch.cat([early, late], 1))
+
+    model, compact, regions = exported(Fused(), torch.randn(2, 3, 8, 8))
+    assert [[name for name, _, _ in region.layers] for region in regions] == [["first"], ["second", "head"]]
+    for images in (1, 3, 20):
+        x = torch.randn(images, 3, 8, 8)
+        close(compact(x), model(x))
+    image = torch.randn(2, 6, 8, 8)
+    with pytest.raises(ArgumentError, match=r"8\); these sparse kernels take 2 dimensions"):
+        regions[1](image, image, image)
+
+
+@torch.no_grad()
 def test_images_that_are_not_of_one_element():
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(24, 5))
     x = torch.randn(2, 3, 8, 8)
