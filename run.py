@@ -30,7 +30,7 @@ STEPS = {
         ["-m", "ruff", "check"],
         ["-m", "ruff", "format", "--check"],
         ["-m", "mypy"],
-        ["-m", "pytest"],
+        ["-m", "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"],
     ],
     "docs": [["-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", "build/docs"]],
 }
