@@ -42,17 +42,17 @@ def lenet_300_100_norm(classes: int = 10, width: float = 1.0) -> nn.Module:
 def lenet5_caffe(classes: int = 10, width: float = 1.0) -> nn.Module:
     """Two 5x5 convolutions and two linear layers: 430,500 weights, 580 biases.
 
-    With a ReLU after each convolution, as in the code of Dettmers & Zettlemoyer (2019); Caffe's own and
-    SNIP's have none.
+    With a ReLU for each convolution, as in the code of Dettmers & Zettlemoyer (2019); Caffe's own and
+    SNIP's have none. It comes after the pooling, where it does the same to a quarter of the elements.
     """
     first, second, hidden = scaled(20, width), scaled(50, width), scaled(500, width)
     return nn.Sequential(
         nn.Conv2d(1, first, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(first, second, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(second * 4 * 4, hidden),
         nn.ReLU(),
