@@ -25,6 +25,7 @@ from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.compare import gives, interpret, run
 from sparsefx.passes.examples import Inputs, at_other_sizes
 from sparsefx.passes.explain import Explain
+from sparsefx.passes.flatten import NameFlatten
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.gather import Gather
@@ -174,7 +175,7 @@ def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
         _tell_missing()
         return []
     native.require()
-    return [Regions(SparseKernels(measured=kernels == "auto"))]
+    return [NameFlatten(), Regions(SparseKernels(measured=kernels == "auto"))]
 
 
 @cache

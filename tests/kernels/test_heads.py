@@ -44,6 +44,7 @@ FLATTEN = {
     "flatten": lambda x: pooled(x).flatten(1),
     "torch.flatten": lambda x: torch.flatten(pooled(x).relu(), 1),
     "reshape": lambda x: pooled(x).reshape(-1, 20),
+    "view": lambda x: (lambda x: x.view(x.size(0), -1))(pooled(x)),
     "mean": lambda x: x.mean((2, 3)),
     "mean from the end": lambda x: x.relu().mean([-1, -2]),
     "max": lambda x: nn.functional.max_pool2d(x, 8).flatten(1),

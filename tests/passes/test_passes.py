@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.flatten import NameFlatten
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
 from sparsefx.passes.line_up import LineUp
@@ -31,6 +32,56 @@ def test_remove_identities() -> None:
     model = nn.Sequential(nn.Identity(), nn.Linear(3, 2), nn.Dropout(), nn.Dropout1d())
     graph_module = check_pass(RemoveIdentities(), model, image(2, 3), removes=3)
     assert text(graph_module) == ["input_1 = input()", "_1 = Linear[2, 3]+b(input_1)", "output = output(_1)"]
+
+
+class Reshaped(nn.Module):
+    def __init__(self, reshape) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.reshape = reshape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reshape(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: x.reshape((x.size()[0], -1)),
+        lambda x: torch.reshape(x, shape=(x.size(0), -1)),
+    ],
+)
+def test_a_reshape_that_flattens_is_named(reshape) -> None:  # type: ignore[no-untyped-def]
+    graph_module = check_pass(NameFlatten(), Reshaped(reshape), image(2, 3, 5), image(4, 3, 5))
+    assert text(graph_module)[1:-1] == [f"{list(graph_module.graph.nodes)[1]} = flatten(x, 1)"]
+
+
+def test_a_reshape_to_the_batch_of_another_tensor_is_named() -> None:
+    model = Reshaped(lambda x: x.relu().view(x.size(0), -1))
+    graph_module = check_pass(NameFlatten(), model, image(2, 3, 5), image(4, 3, 5))
+    assert text(graph_module)[2] == "view = flatten(relu, 1)"
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.view(x.size(1), -1),
+        lambda x: x.view(-1, x.size(0)),
+        lambda x: x.view(x.size(0), 3, -1),
+        lambda x: x.view(3 * x.size(0), -1),
+        lambda x: x.flatten(1).t().reshape(x.shape[0], -1),
+        lambda x: x[:, 0, 0].view(x.size(0), -1),
+    ],
+)
+def test_other_reshapes_stay(reshape) -> None:  # type: ignore[no-untyped-def]
+    check_pass(NameFlatten(), Reshaped(reshape), image(2, 3, 5), image(4, 3, 5), removes=0)
+
+
+def test_a_vector_is_not_flattened() -> None:
+    """It becomes a column; ``flatten`` from the second dimension on would fail."""
+    model = nn.Sequential(Reshaped(lambda x: x.sum((1, 2))), Reshaped(lambda x: x.view(x.size(0), -1)))
+    check_pass(NameFlatten(), model, image(2, 3, 5), image(4, 3, 5), removes=0)
 
 
 class Functional(nn.Module):

@@ -1,0 +1,72 @@
+"""Flatten by name: what writes it as a reshape reads a size of the tensor, and so keeps the tensor."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsefx.passes.examples import Inputs
+from sparsefx.passes.layers import erase_unused
+from sparsefx.passes.pipeline import Outcome
+from sparsefx.passes.program import Program
+from sparsefx.passes.record import record
+from sparsefx.passes.recorder import is_reshape
+
+
+@dataclass(frozen=True)
+class NameFlatten:
+    """Turn ``x.view(x.size(0), -1)`` into ``torch.flatten(x, 1)``."""
+
+    name = "name_flatten"
+
+    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+        """Rewrite the reshapes in place."""
+        nodes = [node for node in graph_module.graph.nodes if _size_of(node) is not None]
+        program = record(graph_module, inputs) if nodes else None
+        nodes = [node for node in nodes if program and _flattens(node, program)]
+        for node in nodes:
+            sizes = [read for read in node.all_input_nodes if read is not node.args[0]]
+            node.op, node.target = "call_function", torch.flatten
+            node.args, node.kwargs = (node.args[0], 1), {}
+            erase_unused(graph_module.graph, [*sizes, *(size.args[0] for size in sizes)])
+        graph_module.recompile()
+        return Outcome(bool(nodes), f"{len(nodes)} named")
+
+
+def _flattens(node: fx.Node, program: Program) -> bool:
+    """Whether the first size that a reshape is given is its own tensor's, whatever the input's size."""
+    source, read = node.all_input_nodes[0], _size_of(node)
+    assert read is not None
+    values = [program.node_values[tensor][0] for tensor in (source, read)]
+    batches = source is read or all(0 in value.varying for value in values)
+    return batches and values[0].shape[0] == values[1].shape[0] and len(values[0].shape) > 1
+
+
+def _size_of(node: fx.Node) -> fx.Node | None:
+    """The tensor whose first size is what a node reshapes to, before whatever is left; None for others."""
+    if not is_reshape(node) or not isinstance(node.args[0], fx.Node):
+        return None
+    sizes: Any = node.args[1:] or (node.kwargs["shape"],)
+    sizes = sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes
+    if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
+        return None
+    return _read_first(sizes[0])
+
+
+def _read_first(node: fx.Node) -> fx.Node | None:
+    """The tensor that ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]`` is read off."""
+    read: Any = node.args[0] if node.args else None
+    if not isinstance(read, fx.Node) or node.kwargs:
+        return None
+    if node.target == "size":
+        return read if node.args[1:] == (0,) else None
+    if node.target is not operator.getitem or node.args[1] != 0 or read.kwargs:
+        return None
+    whole = (read.target == "size" and len(read.args) == 1) or (
+        read.target is getattr and read.args[1] == "shape"
+    )
+    return read.args[0] if whole and isinstance(read.args[0], fx.Node) else None
