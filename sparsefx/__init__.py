@@ -18,6 +18,7 @@ from sparsefx.errors import (
     SparseFxError,
 )
 from sparsefx.export import export
+from sparsefx.export_report import ExportReport
 from sparsefx.layers import (
     MaskedConv1d,
     MaskedConv2d,
@@ -30,9 +31,10 @@ from sparsefx.layers import (
 )
 from sparsefx.masks import MaskedWeight, apply_masks, masked_weights
 from sparsefx.methods import METHODS, Method, Training, method
+from sparsefx.model_report import ModelReport
 from sparsefx.optimizer import SparseMomentum
 from sparsefx.pruning import prune, prune_below
-from sparsefx.report import ExportReport, ModelReport, report
+from sparsefx.report import report
 from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
 from sparsefx.sparsify import sparsify

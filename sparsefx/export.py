@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
+from sparsefx.export_report import compare
 from sparsefx.inputs import positional
 from sparsefx.kernels import native
 from sparsefx.kernels.backend import SparseKernels
@@ -42,7 +43,6 @@ from sparsefx.passes.regions import Regions
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
-from sparsefx.report import compare
 
 Kernels = Literal["dense", "sparse", "auto"]
 """What computes the layers of an export."""

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.costs import arrivals, layer_flops, layer_seconds, maskable_layers
 from sparsefx.errors import ArgumentError
-from sparsefx.report import LayerReport, describe
+from sparsefx.model_report import LayerReport, describe
 from sparsefx.table import Table, Tabular
 
 

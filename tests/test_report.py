@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import sparsefx
 from sparsefx import ArgumentError, ExportReport, ModelReport
 from sparsefx.layers import mask_layer
-from sparsefx.report import empty_channels
+from sparsefx.model_report import empty_channels
 
 
 class Functional(nn.Module):

@@ -18,9 +18,9 @@ from sparsefx.archive.rebuild import rebuild
 from sparsefx.archive.report_data import read_report
 from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
+from sparsefx.export_report import ExportReport
 from sparsefx.masks import has_masks
 from sparsefx.passes.plain_values import DataError, fields
-from sparsefx.report import ExportReport
 
 _PLAN = {"format": int, "sha256": str, "sparsefx": str, "torch": str, "modules": list}
 

@@ -13,7 +13,7 @@ from torch import nn
 import sparsefx
 from sparsefx.experiments.record import Final, LayerRow, Run
 from sparsefx.masks import masked_weights
-from sparsefx.report import describe
+from sparsefx.model_report import describe
 
 if TYPE_CHECKING:
     from sparsefx.experiments.train import Experiment

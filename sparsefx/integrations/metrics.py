@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masks import MaskedWeight, masked_weights
-from sparsefx.report import empty_channels
+from sparsefx.model_report import empty_channels
 from sparsefx.sharding import whole
 from sparsefx.sparse_optimizer import SparseOptimizer
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsefx.report import LayerChange, LayerReport
+from sparsefx.export_report import LayerChange
+from sparsefx.model_report import LayerReport
 
 
 class Counts(NamedTuple):

@@ -12,7 +12,8 @@ from torch import nn
 
 import sparsefx
 from sparsefx import ArgumentError, ExportReport, ModelReport, plot
-from sparsefx.report import LayerChange, LayerReport
+from sparsefx.export_report import LayerChange
+from sparsefx.model_report import LayerReport
 
 pytest.importorskip("matplotlib")
 
