@@ -8,6 +8,7 @@ zeros outside of the image, the neighbouring lane's values inside.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,13 +65,13 @@ class Layout:
         """Without a border."""
         return replace(self, before=(0, 0, 0), after=(0, 0, 0))
 
-    @property
+    @cached_property
     def room(self) -> Three:
         """Depth, rows and columns of a tile with its border."""
         depth, height, width = (b + t + a for b, t, a in zip(self.before, self.tile, self.after, strict=True))
         return depth, height, width
 
-    @property
+    @cached_property
     def pitch(self) -> Three:
         """Planes from one channel to the next, rows from one plane, and vectors from one row.
 
@@ -84,17 +85,17 @@ class Layout:
         )
         return depth, height, width
 
-    @property
+    @cached_property
     def row(self) -> int:
         """Bytes from one row to the next."""
         return self.pitch[2] * VECTOR_BYTES
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Bytes from one plane to the next."""
         return self.pitch[1] * self.row
 
-    @property
+    @cached_property
     def channel(self) -> int:
         """Bytes from one channel to the next."""
         return self.pitch[0] * self.depth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from sparsefx.kernels.program import Concatenate, Instruction, Program
@@ -23,6 +24,7 @@ class Section:
     writes: tuple[int, ...]
 
 
+@lru_cache(maxsize=512)
 def section(program: Program, first: int, last: int) -> Section:
     """The instructions from ``first`` to before ``last``."""
     chosen = program.instructions[first:last]

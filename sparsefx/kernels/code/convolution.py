@@ -10,6 +10,7 @@ of the segments that the weights are marked in. A linear layer is a convolution 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from sparsefx.kernels.code.builder import F32, I16, I32, I64, VECTOR, Code, Kernel, Value, number
 from sparsefx.kernels.vectors import VECTOR_BYTES
@@ -64,6 +65,7 @@ class Tile:
         return self.height * self.width
 
 
+@cache
 def convolution(tile: Tile) -> Kernel:
     """The kernel for tiles of this form. The image must be at least as large as a tile."""
     code = Code(ARGUMENTS)

@@ -7,6 +7,8 @@ none.
 
 from __future__ import annotations
 
+from functools import cache
+
 from llvmlite import ir
 
 from sparsefx.kernels.code.builder import (
@@ -28,6 +30,7 @@ _POINTERS = ir.VectorType(POINTER, LANES)
 _MASK = ir.VectorType(I1, LANES)
 
 
+@cache
 def gather() -> Kernel:
     """Lanes from anywhere; ``fill`` (the bits of a float) where a lane has no source."""
     code = Code(
@@ -49,6 +52,7 @@ def gather() -> Kernel:
     return code.finish()
 
 
+@cache
 def scatter() -> Kernel:
     """Lanes to anywhere; a lane without a target is left out."""
     code = Code(
@@ -69,6 +73,7 @@ def scatter() -> Kernel:
     return code.finish()
 
 
+@cache
 def exchange(patterns: tuple[tuple[int, ...], ...]) -> Kernel:
     """Lanes of a value to other lanes of the same; ``fill`` (the bits of a float) where a lane has no source.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from sparsefx.kernels.code.builder import F32, Code, Kernel, Value, number
 from sparsefx.kernels.code.functions import FUNCTIONS
@@ -24,6 +25,7 @@ class Form:
     function: str = "identity"
 
 
+@cache
 def pointwise(form: Form) -> Kernel:
     """The kernel of this form. ``other_column`` is 0 where the second value has one element a channel."""
     second = ("*other", "other_channel", "other_depth", "other_row", "other_column") if form.operation else ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from llvmlite import ir
 
 from sparsefx.kernels.code.builder import I64, INDICES, VECTOR, Code, Kernel, Value, number
@@ -10,6 +12,7 @@ from sparsefx.kernels.vectors import LANES
 _IMAGE = ("channels", "depth", "height", "width")
 
 
+@cache
 def pool(largest: bool) -> Kernel:
     """The largest of a window's values, or their sum times ``scale``; NaN in a window gives NaN.
 
@@ -46,6 +49,7 @@ def pool(largest: bool) -> Kernel:
     return code.finish()
 
 
+@cache
 def mean(together: int) -> Kernel:
     """The mean of each channel's whole image.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 from llvmlite import ir
 
@@ -19,6 +20,7 @@ _ARGUMENTS = ("*source", "*target", "*places", "*elements", "count", "channels",
 """``channels`` are at least 16; ``lanes_channel`` is bytes from one to the next on the side of the lanes."""
 
 
+@cache
 def turn_in() -> Kernel:
     """Into lanes; 0 where a lane has no source."""
     code = Code(_ARGUMENTS)
@@ -34,6 +36,7 @@ def turn_in() -> Kernel:
     return code.finish()
 
 
+@cache
 def turn_out() -> Kernel:
     """Out of lanes; a lane without a target is left out."""
     code = Code(_ARGUMENTS)
