@@ -15,15 +15,18 @@ from sparsefx.passes.layers import erase_unused, is_plain, layer_of
 from sparsefx.passes.origins import follow
 from sparsefx.passes.pipeline import Outcome
 
+_DROPOUT_FUNCTIONS = frozenset({
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+})  # fmt: skip
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
 class RemoveIdentities:
-    """Take out ``nn.Identity`` and dropout layers: in evaluation they hand their input on.
+    """Take out ``nn.Identity`` and dropout: in evaluation they hand their input on.
 
     Attributes:
-        dropout: whether to take out dropout layers too; a model that will be trained needs them.
+        dropout: whether to take out dropout too; a model that will be trained needs it.
     """
 
     dropout: bool = True
@@ -35,11 +38,20 @@ class RemoveIdentities:
         kinds = (nn.Identity, *_DROPOUTS) if self.dropout else (nn.Identity,)
         for node in list(graph_module.graph.nodes):
             layer = layer_of(graph_module, node)
-            if isinstance(layer, kinds) and _hands_on(layer) and len(node.args) == 1:
+            module = isinstance(layer, kinds) and _hands_on(layer) and len(node.args) == 1
+            if module or (self.dropout and _drops_nothing(node)):
                 node.replace_all_uses_with(node.args[0])
                 graph_module.graph.erase_node(node)
                 removed += 1
         return Outcome(removed > 0, f"{removed} removed")
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether a node is ``F.dropout(x, p, False)``, or another dropout called as a function."""
+    if node.op != "call_function" or node.target not in _DROPOUT_FUNCTIONS or not node.args:
+        return False
+    training = dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)) | node.kwargs
+    return training.get("training", True) is False
 
 
 def _hands_on(layer: nn.Module) -> bool:

@@ -12,7 +12,6 @@ from torch import fx
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.layers import erase_unused
 from sparsefx.passes.pipeline import Outcome
-from sparsefx.passes.program import Program
 from sparsefx.passes.record import record
 from sparsefx.passes.recorder import is_reshape
 
@@ -25,9 +24,9 @@ class NameFlatten:
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Rewrite the reshapes in place."""
-        nodes = [node for node in graph_module.graph.nodes if _size_of(node) is not None]
+        nodes = [node for node in graph_module.graph.nodes if _keeps_first(node)]
         program = record(graph_module, inputs) if nodes else None
-        nodes = [node for node in nodes if program and _flattens(node, program)]
+        nodes = [node for node in nodes if program and len(program.node_inputs[node][0].shape) > 1]
         for node in nodes:
             sizes = [read for read in node.all_input_nodes if read is not node.args[0]]
             node.op, node.target = "call_function", torch.flatten
@@ -37,24 +36,18 @@ class NameFlatten:
         return Outcome(bool(nodes), f"{len(nodes)} named")
 
 
-def _flattens(node: fx.Node, program: Program) -> bool:
-    """Whether the first size that a reshape is given is its own tensor's, whatever the input's size."""
-    source, read = node.all_input_nodes[0], _size_of(node)
-    assert read is not None
-    values = [program.node_values[tensor][0] for tensor in (source, read)]
-    batches = source is read or all(0 in value.varying for value in values)
-    return batches and values[0].shape[0] == values[1].shape[0] and len(values[0].shape) > 1
+def _keeps_first(node: fx.Node) -> bool:
+    """Whether a node reshapes a tensor to its own first size and whatever is left.
 
-
-def _size_of(node: fx.Node) -> fx.Node | None:
-    """The tensor whose first size is what a node reshapes to, before whatever is left; None for others."""
+    That of another tensor may be another one at other sizes of the input, even where all examples agree.
+    """
     if not is_reshape(node) or not isinstance(node.args[0], fx.Node):
-        return None
+        return False
     sizes: Any = node.args[1:] or (node.kwargs["shape"],)
     sizes = sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
-        return None
-    return _read_first(sizes[0])
+        return False
+    return _read_first(sizes[0]) is node.args[0]
 
 
 def _read_first(node: fx.Node) -> fx.Node | None:

@@ -36,19 +36,21 @@ class KeptChannels:
 
 @dataclass(frozen=True)
 class RegionReport:
-    """Layers that a backend can compute together.
+    """Layers that a backend can compute together, or one that it cannot compute.
 
     Attributes:
         layers: their names.
         dense: seconds of the graph's own nodes on the example inputs; None where it was not measured.
         sparse: seconds of the backend, likewise.
         taken: whether the backend computes them now.
+        reason: why the backend cannot; empty where it can.
     """
 
     layers: tuple[str, ...]
     dense: float | None
     sparse: float | None
     taken: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +12,11 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
-from torch.fx.passes.tools_common import legalize_graph
 from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.interpreter import Interpreter
+from sparsefx.passes.layers import CONTRACTIONS, layer_of
 from sparsefx.passes.pipeline import Outcome, RegionReport
 from sparsefx.passes.program import Program
 from sparsefx.passes.record import record
@@ -66,6 +67,10 @@ class Backend(Protocol):
         """The nodes that can belong to a part of this kind."""
         ...
 
+    def left_out(self, graph_module: fx.GraphModule, program: Program) -> Mapping[str, str]:
+        """The names of layers that can belong to no part, each with the reason."""
+        ...
+
     def build(
         self,
         kind: str,
@@ -92,15 +97,24 @@ class Regions:
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Rewrite the graph in place. Runs after all passes that look into layers."""
         reports: list[RegionReport] = []
+        left: dict[str, str] = {}
         for kind in self.backend.kinds:
             program = record(graph_module, inputs)
             if _writes_unseen(graph_module, program):
+                why = "the graph writes in place to what other nodes read"
+                nodes = [
+                    n for n in graph_module.graph.nodes if isinstance(layer_of(graph_module, n), CONTRACTIONS)
+                ]
+                left |= {str(node.target): why for node in nodes}
                 break
+            left |= self.backend.left_out(graph_module, program)
             values = _values(graph_module, inputs[0])
             found: list[tuple[Part, nn.Module]] = []
             waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
             while waiting:
                 part = _part(graph_module, waiting.pop(0))
+                if not part.outputs:
+                    continue  # nothing reads it
                 built = self.backend.build(kind, graph_module, part, program, values)
                 reports += [built.report] if built else []
                 if built and built.module is not None:
@@ -112,6 +126,7 @@ class Regions:
         taken = [report for report in reports if report.taken]
         layers = sum(len(report.layers) for report in taken)
         detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
+        reports += [RegionReport((name,), None, None, False, reason) for name, reason in left.items()]
         return Outcome(bool(taken), detail, regions=tuple(reports))
 
 
@@ -129,12 +144,14 @@ def _partitions(graph_module: fx.GraphModule, supported: set[fx.Node]) -> list[t
     partitioner = CapabilityBasedPartitioner(
         graph_module, _Support(supported), allows_single_node_partition=True
     )
-    proposed = [group for part in partitioner.propose_partitions() for group in _connected(part.nodes)]
+    found_parts = [[*part.nodes] for part in partitioner.propose_partitions()]
+    # The partitioner adds what takes a tensor apart by indices, too.
+    proposed = [group for nodes in found_parts for group in _connected([n for n in nodes if n in supported])]
     found = [tuple(sorted(group, key=order.__getitem__)) for group in proposed]
     return sorted(found, key=lambda nodes: order[nodes[0]])
 
 
-def _connected(nodes: Iterable[fx.Node]) -> list[set[fx.Node]]:
+def _connected(nodes: Sequence[fx.Node]) -> list[set[fx.Node]]:
     """Nodes that read one another or the same value; others, which may have other sizes, are apart."""
     groups: list[set[fx.Node]] = []  # of nodes and what they read
     for node in nodes:
@@ -188,8 +205,20 @@ def _replace(graph_module: fx.GraphModule, found: Sequence[tuple[Part, nn.Module
                 results[node] = call if single else graph.call_function(operator.getitem, (call, index))
                 node.replace_all_uses_with(results[node])
         erase_nodes(graph_module, list(part.nodes))
-    if found:
-        legalize_graph(graph_module)  # what reads a part may have stood before its last node
+    _sort(graph)  # what reads a part may have stood before its last node
+
+
+def _sort(graph: fx.Graph) -> None:
+    """Bring each node behind what it reads, and otherwise leave the order; what nothing reads stays, too."""
+    waiting: list[fx.Node] = []
+    placed: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        waiting.append(node)
+        while ready := [one for one in waiting if all(source in placed for source in one.all_input_nodes)]:
+            placed |= dict.fromkeys(ready)
+            waiting = [one for one in waiting if one not in placed]
+    for one, following in itertools.pairwise(placed):
+        one.append(following)
 
 
 def _free_name(graph_module: fx.GraphModule) -> str:

@@ -20,6 +20,7 @@ from sparsefx.export_report import compare
 from sparsefx.inputs import positional
 from sparsefx.kernels import native
 from sparsefx.kernels.backend import SparseKernels
+from sparsefx.kernels.region import SparseRegion
 from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
@@ -97,9 +98,9 @@ def export(
     Raises:
         InvariantError: a weight is not zero outside its mask.
         ArgumentError: the example inputs do not run, they or the model have no values or the model some that
-            hold NaN, it cannot be copied, ``align`` is not a positive integer, or ``gather`` or
-            ``round_groups`` is none of the three; ``kernels`` likewise, or it is not ``"dense"`` together
-            with ``fold_batchnorm=False``.
+            hold NaN, it cannot be copied or has sparse kernels already, ``align`` is not a positive integer,
+            ``gather`` or ``round_groups`` is none of the three; ``kernels`` likewise, or it is not
+            ``"dense"`` together with ``fold_batchnorm=False``.
         MissingPackageError: ``kernels="sparse"`` without llvmlite; with ``"auto"``, a warning says so.
 
     Example:
@@ -213,6 +214,10 @@ def _check(
     for name, when in choices.items():
         if when not in get_args(When):
             raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
+    if any(isinstance(module, SparseRegion) for module in model.modules()):
+        raise ArgumentError(
+            "model has sparse kernels in it, so it was exported already; export the model it came from"
+        )
     check_undivided(model, "export")
     inputs = positional(example_inputs)
     _check_tensors(model, inputs)

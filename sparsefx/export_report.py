@@ -80,8 +80,24 @@ class ExportReport(Tabular):
 
     @property
     def regions(self) -> tuple[RegionReport, ...]:
-        """The parts that sparse kernels can compute, with the times measured; none of dense kernels."""
+        """The parts that sparse kernels can compute, with times, and the layers that they cannot.
+
+        Empty with ``kernels="dense"``. :meth:`kernels` tells of a layer what computes it.
+        """
         return tuple(one for step in self.passes for one in step.regions)
+
+    def kernels(self, layer: str) -> str:
+        """What computes a layer: ``"sparse"`` or ``"dense"`` kernels.
+
+        Args:
+            layer: the layer's name.
+
+        Raises:
+            ArgumentError: there is no such layer.
+        """
+        self._change(layer)
+        taken = any(layer in region.layers for region in self.regions if region.taken)
+        return "sparse" if taken else "dense"
 
     @property
     def kept(self) -> tuple[KeptChannels, ...]:
@@ -104,9 +120,7 @@ class ExportReport(Tabular):
             >>> print(sparsefx.export(net, (torch.randn(1, 4),)).report.why("2"))
             2 has 1 of 2 output channels empty: the model returns them
         """
-        change = next((change for change in self.layers if change.name == layer), None)
-        if change is None:
-            raise unknown_name("layer", layer, [change.name for change in self.layers])
+        change = self._change(layer)
         if change.after is None:
             return f"{layer} was removed"
         sizes = {"input": change.after.in_channels, "output": change.after.out_channels}
@@ -130,9 +144,21 @@ class ExportReport(Tabular):
         totals = {"channels_before": self.channels_before, "channels_after": self.channels_after}
         return {**asdict(self), **totals}
 
+    def _change(self, layer: str) -> LayerChange:
+        change = next((change for change in self.layers if change.name == layer), None)
+        if change is None:
+            raise unknown_name("layer", layer, [change.name for change in self.layers])
+        return change
+
     def _table(self) -> Table:
         header = ["layer", "in", "", "out", "", "parameters", "", "FLOPs", ""]
         rows = [[change.name, *_before_after(change)] for change in self.layers]
+        if self.regions:
+            header.append("kernels")
+            rows = [
+                [*row, self.kernels(change.name) if change.after else ""]
+                for row, change in zip(rows, self.layers, strict=True)
+            ]
         lines = [
             f"parameters {format_count(self.parameters_before)} -> {format_count(self.parameters_after)}, "
             f"channels {self.channels_before} -> {self.channels_after}"
@@ -174,6 +200,8 @@ def _region_line(region: RegionReport) -> str:
     """What computes some layers, and why."""
     names = region.layers[0] if len(region.layers) == 1 else f"{region.layers[0]} to {region.layers[-1]}"
     kernels = "sparse" if region.taken else "dense"
+    if region.reason:
+        return f"{names}: {kernels} kernels ({region.reason})"
     if region.dense is None or region.sparse is None:
         return f"{names}: {kernels} kernels"
     times = f"dense {1e3 * region.dense:.2f} ms, sparse {1e3 * region.sparse:.2f} ms"

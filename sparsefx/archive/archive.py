@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sparsefx.archive.report_data import read_report
 from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
 from sparsefx.export_report import ExportReport
+from sparsefx.kernels import native
+from sparsefx.kernels.region import SparseRegion
 from sparsefx.masks import has_masks
 from sparsefx.passes.plain_values import DataError, fields
 
@@ -111,6 +114,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if report is not None:
         compact.report = report  # type: ignore[assignment]
     remember(compact, model)
+    if not native.available() and any(isinstance(module, SparseRegion) for module in compact.modules()):
+        warnings.warn(f"{source} has sparse kernels and cannot be run here: {native.MISSING}", stacklevel=2)
     return compact
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from sparsefx.kernels.lowering import Lowered, lower, supported
+from sparsefx.kernels.lowering import Lowered, left_out, lower, supported
 from sparsefx.kernels.nodes import IMAGES, ROWS
 from sparsefx.kernels.region import SparseRegion
 from sparsefx.passes.pipeline import RegionReport
@@ -31,6 +31,10 @@ class SparseKernels:
     def supported(self, kind: str, graph_module: fx.GraphModule, program: Program) -> set[fx.Node]:
         """The nodes that have an instruction."""
         return supported(kind, graph_module, program)
+
+    def left_out(self, graph_module: fx.GraphModule, program: Program) -> dict[str, str]:
+        """The names of layers that have none, each with the reason."""
+        return left_out(graph_module, program)
 
     def build(
         self,

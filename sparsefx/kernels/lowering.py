@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
-from sparsefx.kernels.nodes import IMAGES, Made, Node
+from sparsefx.kernels.nodes import IMAGES, ROWS, Made, Node
 from sparsefx.kernels.packed import Weights
 from sparsefx.kernels.program import NO_BOUNDS, Convolution, Instruction, Pointwise, Program
 from sparsefx.kernels.region import RegionLayer
+from sparsefx.passes.layers import CONTRACTIONS, layer_of
 from sparsefx.passes.program import Program as Recorded
 
 
@@ -38,6 +39,15 @@ def supported(kind: str, graph_module: fx.GraphModule, recorded: Recorded) -> se
         else:
             dims[node] = max(ranks)
     return {*dims}
+
+
+def left_out(graph_module: fx.GraphModule, recorded: Recorded) -> dict[str, str]:
+    """The names of layers that no region can have, each with the reason."""
+    nodes = [
+        node for node in graph_module.graph.nodes if isinstance(layer_of(graph_module, node), CONTRACTIONS)
+    ]
+    reasons = {str(node.target): Node(ROWS, graph_module, node, recorded).why_not() for node in nodes}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _rank(node: fx.Node, recorded: Recorded) -> int:

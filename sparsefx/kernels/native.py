@@ -31,9 +31,11 @@ def require() -> None:
 
     Raises:
         MissingPackageError: llvmlite is not installed.
+        ArgumentError: the environment asks for a width of vectors that there is not.
     """
     if not available():
         raise MissingPackageError(MISSING)
+    from sparsefx.kernels import vectors  # noqa: F401  # refuses what the environment asks for, too
 
 
 @cache

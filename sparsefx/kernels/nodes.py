@@ -35,6 +35,7 @@ IMAGES, ROWS = "images", "rows"
 _TYPES = (torch.float32, torch.bfloat16)
 _FUNCTIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
 _FUNCTIONS |= {"hardsigmoid": "hardsigmoid", "hardswish": "hardswish"}
+_FLATTENS = ("flatten", torch.flatten)
 _POOLS = {"max_pool2d_with_indices": (2, True), "max_pool3d_with_indices": (3, True)}
 _POOLS |= {"avg_pool2d": (2, False), "avg_pool3d": (3, False)}
 
@@ -67,20 +68,50 @@ class Node:
 
     def make(self) -> Made | None:
         """What the node computes; None if no instruction does."""
-        if self.node.op not in ("call_module", "call_function", "call_method") or self._writes():
-            return None
-        values = [
-            *self.recorded.node_inputs.get(self.node, ()),
-            *self.recorded.node_values.get(self.node, ()),
-        ]
-        types = {value.dtype for value in values}
-        if len(types) != 1 or not types <= {*_TYPES}:
+        if self.node.op not in ("call_module", "call_function", "call_method") or self.why_not():
             return None
         layer = layer_of(self.graph_module, self.node)
         if isinstance(layer, nn.Linear | _ConvNd | _BatchNorm):
-            return self._layer(layer) if is_plain(layer) and self._fits() else None
+            return self._layer(layer) if self._fits() else None
         calls = self.recorded.calls_of(self.node)
+        if self.node.target == "contiguous" or (self.node.target in _FLATTENS and not calls):
+            return Made(self._sources, lambda s, _: Pointwise(s[0])) if self._fits() else None
         return self._operation(calls[0]) if len(calls) == 1 and self._fits() else None
+
+    def why_not(self) -> str:
+        """Why no region can have the node, whatever is around it; empty where one may."""
+        inputs, outputs = (
+            values.get(self.node, ()) for values in (self.recorded.node_inputs, self.recorded.node_values)
+        )
+        types = {value.dtype for value in (*inputs, *outputs)}
+        if len(types) != 1 or not types <= {*_TYPES}:
+            return "it computes in " + " and ".join(sorted(str(type_) for type_ in types))
+        if self._writes():
+            return "it writes in place to what others read"
+        layer = layer_of(self.graph_module, self.node)
+        return self._why_not(layer) if isinstance(layer, nn.Linear | _ConvNd | _BatchNorm) else ""
+
+    def _why_not(self, layer: nn.Linear | _ConvNd | _BatchNorm) -> str:
+        """The same, of layers alone."""
+        if not is_plain(layer):
+            return "it has a hook or a forward of its own"
+        if isinstance(layer, _BatchNorm):
+            return ""
+        if isinstance(layer, _ConvTransposeNd):
+            return "it is a transposed convolution"
+        if isinstance(layer, _ConvNd) and layer.padding_mode != "zeros":
+            return f"it pads by padding_mode={layer.padding_mode!r}"
+        if isinstance(layer, _ConvNd) and _padding(layer) is None:
+            return "it pads its sides differently"
+        if (
+            isinstance(layer, _ConvNd)
+            and len(self.recorded.node_values[self.node][0].shape) != layer.weight.dim()
+        ):
+            return "its input has no batch dimension"
+        if layer.weight.device.type != "cpu":
+            return f"its weight is on {layer.weight.device}"
+        groups = layer.groups if isinstance(layer, _ConvNd) else 1
+        return "" if can_pack(layer.weight, groups) else "its weight is empty, or too large"
 
     def _writes(self) -> bool:
         """Whether it writes into a value that others read."""
@@ -126,16 +157,14 @@ class Node:
 
         return Made(self._sources, instruction)
 
-    def _linear(self, layer: nn.Linear) -> Made | None:
+    def _linear(self, layer: nn.Linear) -> Made:
         """A convolution with one tap."""
         one = (1, 1, 1)
         return self._weighted(layer, (layer.in_features, layer.out_features), (one, one, (0, 0, 0), one), 1)
 
-    def _convolution(self, layer: _ConvNd) -> Made | None:
-        batched = len(self.recorded.node_values[self.node][0].shape) == layer.weight.dim()
+    def _convolution(self, layer: _ConvNd) -> Made:
         padding = _padding(layer)
-        if isinstance(layer, _ConvTransposeNd) or padding is None or not batched:
-            return None
+        assert padding is not None
         window = _three(layer.kernel_size, 1), _three(layer.stride, 1), _three(padding, 0)
         channels = layer.in_channels, layer.out_channels
         return self._weighted(layer, channels, (*window, _three(layer.dilation, 1)), layer.groups)
@@ -146,11 +175,9 @@ class Node:
         channels: tuple[int, int],
         window: tuple[Three, Three, Three, Three],
         groups: int,
-    ) -> Made | None:
-        """A layer with these channels in and out, kernel, stride, padding and dilation; None if too large."""
+    ) -> Made:
+        """A layer with these channels in and out, kernel, stride, padding and dilation."""
         weight, bias = layer.weight, layer.bias
-        if not can_pack(weight, groups):
-            return None
         width = segment_width(weight, groups)
 
         def instruction(sources: tuple[int, ...], weights: Weights) -> Convolution:
@@ -240,14 +267,18 @@ class Node:
         if call.name not in ("view", "squeeze") or len(self._sources) != 1:
             return None
         image, rows = call.inputs[0], call.outputs[0]
-        one = len(image.shape) in (3, 4, 5) and image.shape == (*rows.shape, *([1] * (len(image.shape) - 2)))
-        return Made(self._sources, lambda s, _: Pointwise(s[0])) if one and rows.varying <= {0} else None
+        rank = len(image.shape)
+        if rank not in (3, 4, 5) or image.shape != (*rows.shape, *([1] * (rank - 2))):
+            return None
+        if call.name == "squeeze" and not _over_space(call, rank):
+            return None  # it drops a batch of one, too
+        alike = rows.varying == image.varying & {0}
+        return Made(self._sources, lambda s, _: Pointwise(s[0])) if alike else None
 
     def _mean(self, call: Call) -> Made | None:
         if call.name != "mean" or len(self._sources) != 1 or len(call.args) not in (2, 3) or call.kwargs:
             return None
-        rank = len(call.inputs[0].shape)
-        if sorted(dim % rank for dim in call.args[1] or ()) != list(range(2, rank)):
+        if len(call.inputs[0].shape) < 3 or not _over_space(call, len(call.inputs[0].shape)):
             return None
         return Made(self._sources, lambda s, _: Mean(s[0]))
 
@@ -261,10 +292,15 @@ class Node:
         return Made(sources, lambda s, _: Concatenate(s))
 
 
+def _over_space(call: Call, rank: int) -> bool:
+    """Whether an operation is told to go over all dimensions but batch and channels."""
+    told = call.args[1] if len(call.args) > 1 else None
+    dims = told if isinstance(told, list | tuple) else () if told is None else (told,)
+    return sorted(dim % rank for dim in dims) == list(range(2, rank))
+
+
 def _padding(layer: _ConvNd) -> tuple[int, ...] | None:
-    """Zeros on both sides; None if something else is there, or not as many on either."""
-    if layer.padding_mode != "zeros":
-        return None
+    """Zeros on both sides; None if there are not as many on either."""
     if layer.padding == "same":
         both = [spread * (size - 1) for spread, size in zip(layer.dilation, layer.kernel_size, strict=True)]
         return None if any(pad % 2 for pad in both) else tuple(pad // 2 for pad in both)

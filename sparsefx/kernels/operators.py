@@ -18,6 +18,7 @@ _LIBRARY.define(
     "region(Tensor[] inputs, Tensor[] weights, str program) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
+NO_GRADIENTS = "sparse kernels give no gradients (autograd); export with kernels='dense' for them"
 region = torch.ops.sparsefx.region.default
 
 
@@ -26,8 +27,8 @@ def _region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[T
     """Run a program.
 
     Args:
-        inputs: images ``[N, C, *size]``, or rows ``[..., C]``: floating point numbers, no wider than the
-            weights; computed in float32.
+        inputs: images ``[N, C, *size]``, or rows ``[..., C]``: floating point numbers of 32 bits at most;
+            computed in float32.
         weights: three tensors, as :class:`sparsefx.kernels.packed.Weights` lays them out.
         program: see :class:`sparsefx.kernels.program.Program`.
 
@@ -41,7 +42,7 @@ def _region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[T
     _check_types(inputs, weights)
     shapes = checked_shapes(program, tuple(tuple(tensor.shape) for tensor in inputs))
     sources = [tensor.detach().float() for tensor in inputs]
-    outputs = [torch.empty(shape) for shape in shapes]
+    outputs = [torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
     if outputs[0].numel():
         native.require()
         from sparsefx.kernels.running import run
@@ -63,7 +64,7 @@ def _fake(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Ten
 
 
 def _backward(ctx: Any, *gradients: Any) -> Any:
-    raise RuntimeError("sparse kernels give no gradients (autograd); export with kernels='dense' for them")
+    raise RuntimeError(NO_GRADIENTS)
 
 
 torch.library.register_fake("sparsefx::region", _fake, lib=_LIBRARY)
@@ -73,6 +74,8 @@ torch.library.register_autograd("sparsefx::region", _backward, lib=_LIBRARY)
 def _check_types(inputs: list[Tensor], weights: list[Tensor]) -> None:
     """Like torch, refuse what could only be computed less exactly than it was given."""
     for tensor in inputs:
-        wider = tensor.dtype == torch.float64 and weights[-1].dtype != torch.float64
-        if wider or not tensor.is_floating_point():
-            raise ArgumentError(f"input is of {tensor.dtype}; these sparse kernels take {weights[-1].dtype}")
+        if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+            raise ArgumentError(
+                f"input is of {tensor.dtype}; sparse kernels compute in float32: give them torch.float32, or "
+                "export with kernels='dense'"
+            )

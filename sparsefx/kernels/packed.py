@@ -137,14 +137,14 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed
     rows[1:] = counts.cumsum(0)
     taps = flat.shape[2]
     codes = (channel * taps + tap).to(torch.int16 if are_short(inputs * groups * taps) else torch.int32)
-    filled = torch.zeros(out) if bias is None else bias.detach().float().clone()
+    filled = torch.zeros(out, dtype=torch.float32) if bias is None else bias.detach().float().clone()
     return Packed(rows, codes, values, filled)
 
 
 def unpack(packed: Packed, shape: tuple[int, ...], groups: int) -> Tensor:
     """The weight of this shape that was packed, in float32."""
     out, inputs = shape[:2]
-    weight = torch.zeros(out, inputs, *shape[2:]).reshape(out, inputs, -1)
+    weight = torch.zeros(out, inputs, *shape[2:], dtype=torch.float32).reshape(out, inputs, -1)
     counts = packed.rows.diff().long()
     channel_out = torch.arange(len(counts)).repeat_interleave(counts) // (len(counts) // out)
     codes, taps = packed.codes.long(), weight.shape[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 
@@ -95,6 +96,8 @@ class Plan:
         threads: int,
     ) -> None:
         self.program, self.images, self.threads = program, images, threads
+        self._calls: Calls | None = None
+        self._lock = Lock()
         self._steps: list[Step] = []
         self._values: list[Value] = []
         for index, item in enumerate(given):
@@ -109,10 +112,13 @@ class Plan:
             self._steps.append(Leave(self._values[output], target))
         self.bytes = place(self._steps)
 
-    @cached_property
+    @property
     def calls(self) -> Calls:
         """Its kernels; they are compiled where they are not known yet."""
-        return Calls((call for step in self._steps for call in step.calls()), self.threads)
+        with self._lock:  # another thread's must not be replaced while it runs
+            if self._calls is None:
+                self._calls = Calls((call for step in self._steps for call in step.calls()), self.threads)
+            return self._calls
 
     @cached_property
     def costs(self) -> list[float]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sparsefx.kernels.check import check
-from sparsefx.kernels.operators import region
+from sparsefx.kernels.operators import NO_GRADIENTS, region
 from sparsefx.kernels.packed import packed_at, unpack
 from sparsefx.kernels.program import Convolution, Program, read_program
 from sparsefx.kernels.shapes import infer
@@ -58,6 +59,10 @@ class SparseRegion(nn.Module):
         Args:
             inputs: images ``[N, C, *size]`` of the convolutions, or rows ``[..., C]`` of linear layers.
         """
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(one).tangent is not None for one in inputs
+        ):
+            raise RuntimeError(NO_GRADIENTS)  # they would be lost inside
         outputs: list[Tensor] = region(list(inputs), self.tensors(), self.program)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

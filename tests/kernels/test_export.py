@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -315,8 +317,101 @@ def test_other_types_are_refused():
     compact = sparsefx.export(model, (x,), kernels="sparse")
     region, x = regions_of(compact)[0], torch.ones(2, 3, 24, 24)
     for type_ in (torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float64):
-        with pytest.raises(ArgumentError, match=r"take torch\.float32"):
+        with pytest.raises(ArgumentError, match=r"compute in float32: give them torch\.float32"):
             region(x.to(type_))
+    with pytest.raises(ArgumentError, match=r"input is of torch\.float64"):
+        copy.deepcopy(region).double()(x.double())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("type_", [torch.float64, torch.bfloat16])
+def test_the_default_type_is_not_that_of_kernels(type_):
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    expected = compact(x)
+    torch.set_default_dtype(type_)
+    try:
+        assert torch.equal(compact(x), expected)
+        sparsefx.report(compact)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_tangents_are_refused():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    with pytest.raises(RuntimeError, match="give no gradients"):
+        torch.func.jvp(compact, (x,), (torch.ones_like(x),))
+    with torch.autograd.forward_ad.dual_level():
+        compact(x)  # without a tangent
+
+
+def test_an_export_is_not_exported_again():
+    model, x = model_and_input()
+    compact = sparsefx.export(model, (x,), kernels="sparse")
+    with pytest.raises(ArgumentError, match="exported already"):
+        sparsefx.export(compact, (x,))
+
+
+def test_the_report_says_what_computes_each_layer():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mirrored = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+            self.plain, self.turned = nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 2, 3)
+
+        def forward(self, x):
+            return self.turned(self.plain(self.mirrored(x)))
+
+    report = sparsefx.export(Model(), (torch.randn(2, 3, 8, 8),), kernels="sparse").report
+    layers = ("mirrored", "plain", "turned")
+    assert [report.kernels(layer) for layer in layers] == ["dense", "sparse", "dense"]
+    text = str(report)
+    assert "mirrored: dense kernels (it pads by padding_mode='reflect')" in text
+    assert "turned: dense kernels (it is a transposed convolution)" in text
+    assert "regions: 1 of 1 regions, 1 layers" in text
+    with pytest.raises(ArgumentError, match="layer"):
+        report.kernels("other")
+    dense = sparsefx.export(Model(), (torch.randn(2, 3, 8, 8),)).report
+    assert dense.kernels("plain") == "dense"
+    assert "dense kernels" not in str(dense)
+
+
+@torch.no_grad()
+def test_new_sizes_write_no_new_kernels():
+    """A kernel is made of its tile, not of the sizes that it goes over."""
+    from sparsefx.kernels.code.convolution import convolution
+
+    layers = nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 40))
+    compact = sparsefx.export(sparsefx.sparsify(layers, 0.2).eval(), (torch.randn(2, 40),), kernels="sparse")
+    before = convolution.cache_info().misses
+    for rows in range(1, 130):
+        compact(torch.randn(rows, 40))
+    assert convolution.cache_info().misses - before < 16
+
+
+def test_threads_at_the_first_call_share_what_they_run(monkeypatch):
+    """What one of them made must not be replaced, and freed, while it runs."""
+    from sparsefx.kernels import plan
+    from sparsefx.kernels.course import course_for
+    from sparsefx.kernels.schedule import plan_for
+
+    model, x = model_and_input()
+    program = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0].program
+    build = plan.Calls
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        return build(*arguments)
+
+    monkeypatch.setattr(plan, "Calls", slow)
+    plan_for.cache_clear()
+    course_for.cache_clear()
+    first = course_for(program, (plan.contiguous(2, 3, (1, 24, 24)),), 2, 1).slots[0][0].plan
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: first.calls, range(4)))
+    assert all(calls is made[0] for calls in made)
 
 
 @torch.no_grad()

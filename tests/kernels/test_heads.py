@@ -45,6 +45,8 @@ FLATTEN = {
     "torch.flatten": lambda x: torch.flatten(pooled(x).relu(), 1),
     "reshape": lambda x: pooled(x).reshape(-1, 20),
     "view": lambda x: (lambda x: x.view(x.size(0), -1))(pooled(x)),
+    "flattened twice": lambda x: pooled(x).contiguous().flatten(1).flatten(1),
+    "dropped": lambda x: nn.functional.dropout(pooled(x), 0.5, False).flatten(1),
     "mean": lambda x: x.mean((2, 3)),
     "mean from the end": lambda x: x.relu().mean([-1, -2]),
     "max": lambda x: nn.functional.max_pool2d(x, 8).flatten(1),
@@ -162,6 +164,87 @@ def test_auto_tries_a_slow_head_apart(monkeypatch):
     x = torch.randn(2, 3, 8, 8)
     model, compact, regions = exported(Head(FLATTEN["mean"]), x, kernels="auto")
     assert [[name for name, _, _ in region.layers] for region in regions] == [["body"], ["head.0", "head.2"]]
+    close(compact(x), model(x))
+
+
+ALIKE_AT_THE_EXAMPLE = {
+    "patches of one size": (lambda h, x: h.view(x.size(0), -1).amax(1), (2, 3, 8, 8), (2, 3, 16, 16)),
+    "squeeze of a batch of one": (lambda h, x: h[..., None, None].squeeze(), (2, 3, 8, 8), (1, 3, 8, 8)),
+    "mean of everything": (lambda h, x: h - 2 * h.mean(dim=None, keepdim=True), (1, 3, 8, 8), (3, 3, 8, 8)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ALIKE_AT_THE_EXAMPLE)
+def test_what_is_alike_at_the_example_alone(name):
+    after, example, other = ALIKE_AT_THE_EXAMPLE[name]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv2d(3, 6, 3, padding=1)
+
+        def forward(self, x):
+            images = x.reshape(-1, 3, 8, 8) if name.startswith("patches") else x
+            return after(self.body(images).mean((2, 3)), x)
+
+    model, compact, _ = exported(Network(), torch.randn(example))
+    for shape in (example, other):
+        x = torch.randn(shape)
+        assert compact(x).shape == model(x).shape
+        close(compact(x), model(x))
+
+
+READ_BY_INDEX = {
+    "rows": lambda h: h[:, :, 0, 0],
+    "channels": lambda h: (h[:, :3] * h[:, 3:]).flatten(1),
+    "steps": lambda h: h[:, ::2, 1:-1].mean((2, 3)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", READ_BY_INDEX)
+def test_results_that_are_read_by_index(name):
+    model, compact, regions = exported(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Call(READ_BY_INDEX[name])),
+        torch.randn(2, 3, 8, 8),
+    )
+    assert regions
+    assert compact.report.captured == "whole"
+    x = torch.randn(5, 3, 8, 8)
+    close(compact(x), model(x))
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@torch.no_grad()
+def test_what_nothing_reads():
+    """Layers and operations without a reader, before and behind regions."""
+
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.unread, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Linear(6, 5)
+
+        def forward(self, x):
+            h = nn.functional.leaky_relu(self.body(x))
+            self.unread(h)
+            result = self.head(h.amax((2, 3)))
+            result.softmax(1).max(1)
+            result.exp().shape  # noqa: B018
+            return result
+
+    model, compact, regions = exported(Unread(), torch.randn(2, 3, 8, 8))
+    assert len(regions) == 2
+    assert compact.report.captured == "whole"
+    x = torch.randn(3, 3, 8, 8)
     close(compact(x), model(x))
 
 

@@ -32,8 +32,9 @@ def exponential(code: Code, x: Value) -> Value:
 
 
 def sigmoid(code: Code, x: Value) -> Value:
-    """1 / (1 + exp(-x))."""
-    return code.fdiv(constant(1.0), code.fadd(constant(1.0), exponential(code, code.fneg(x))))
+    """1 / (1 + exp(-x)); 0 where the exponential would leave the range of floats."""
+    value = code.fdiv(constant(1.0), code.fadd(constant(1.0), exponential(code, code.fneg(x))))
+    return code.select(code.fcmp_ordered("<", x, constant(-88.0)), constant(0.0), value)
 
 
 def tanh(code: Code, x: Value) -> Value:
