@@ -13,7 +13,8 @@ runs one at least 0.05 s. Times are medians, and dense is the fastest of torch's
 by its median; the ratio is the median of the turns' ratios of that one to the sparse kernels. ONNX Runtime
 and OpenVINO follow with turns of their own, as their threads disturb torch's. Every output is compared with
 eager's. Results are appended to a file of JSON lines; what is there already, of a processor with as
-wide vectors, is not measured again. Each measurement has its own process.
+wide vectors, is not measured again: to repeat, name a file of your own with ``--results``, for which
+``table`` prints what it writes to docs/kernels.md otherwise. Each measurement has its own process.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import sparse_kernels_table
 import torch
 import torchvision
 import workers
+from pages import write_section
 from torch import Tensor, nn
 
 import sparsefx
@@ -67,14 +69,20 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     options = parser.parse_args()
     if options.command == "table":
-        sparse_kernels_table.write(list(workers.read(options.results)))
+        for section, text in sparse_kernels_table.sections(list(workers.read(options.results))):
+            if options.results == RESULTS:
+                write_section("kernels.md", section, text)
+            else:
+                print(f"{section}\n\n{text}\n")
         return
     known = {key(record) for record in workers.read(options.results)}
     for record in COMMANDS[options.command](options):
         record |= {"lanes": LANES}
-        if key(record) not in known:
+        if key(record) in known:
+            print(*record.values(), f"is in {options.results} already; --results names a file of your own")
+        else:
             ended = workers.run(measure, (record, options), timeout=TIMEOUT, gigabytes=GIGABYTES)
-            print(*record.values(), ended or "measured", flush=True)
+            print(*record.values(), ended, flush=True)
 
 
 KEY = ("kind", "model", "layer", "density", "batch", "threads", "lanes")
@@ -136,6 +144,7 @@ def measure(record: workers.Record, options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     COMMAND_OF[record["kind"]](record, options)
+    print({name: record[name] for name in ("ratio", "best", "ms", "cold", "warm", "other") if name in record})
     workers.append(options.results, [record | {"torch": torch.__version__}])
 
 
@@ -179,7 +188,7 @@ def measure_auto(record: workers.Record, options: argparse.Namespace) -> None:
 
 
 def measure_start(record: workers.Record, options: argparse.Namespace) -> None:
-    """The first run in a new process, with no compiled kernels on disk and then with them."""
+    """The first run in a new process, with no compiled kernels on disk and with them; then another size."""
     model, x = network(record["model"], record["batch"])
     thin_out(model, record["density"])
     with tempfile.TemporaryDirectory() as folder:
@@ -194,16 +203,18 @@ def measure_start(record: workers.Record, options: argparse.Namespace) -> None:
             ).stdout
             for _ in range(2)
         ]  # fmt: skip
-    record |= {"cold": float(runs[0]), "warm": float(runs[1])}
+    (cold, _), (warm, other) = (map(float, run.split()) for run in runs)
+    record |= {"cold": cold, "warm": warm, "other": other}
 
 
 def first_run(path: str, *shape: str) -> None:
-    """Print the seconds that the first run takes beyond those of the second."""
+    """Print the seconds that the first run takes beyond those of the second; the same for three images."""
     import sparsefx.kernels.operators  # noqa: F401
 
     model, x = torch.load(path, weights_only=False), torch.randn(*map(int, shape))
-    seconds = [seconds_of(model, x) for _ in range(2)]
-    print(seconds[0] - seconds[1])
+    for size in (x, torch.cat([x] * 3)):
+        seconds = [seconds_of(model, size) for _ in range(2)]
+        print(seconds[0] - seconds[1])
 
 
 def compare(

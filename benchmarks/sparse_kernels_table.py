@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import contenders
-from pages import table, write_section
+from pages import table
 from workers import Record
 
 
-def write(records: Sequence[Record]) -> None:
-    """Write every table for which something was measured, for processors with AVX-512 and for others."""
+def sections(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Every table for which something was measured, by name, for processors with AVX-512 and for others."""
     for lanes, (kind, make) in itertools.product((16, 8), TABLES.items()):
         found = [record for record in records if (record["kind"], record["lanes"]) == (kind, lanes)]
         if found:
             section = kind if lanes == 16 else f"{kind}, {lanes} lanes"
-            write_section("kernels.md", section, make(_in_order(found)))
+            yield section, make(_in_order(found))
 
 
 def _in_order(records: Sequence[Record]) -> list[Record]:
@@ -64,8 +64,12 @@ def _auto(record: Record | None) -> str:
 
 def of_starts(records: Sequence[Record]) -> str:
     """Seconds before the first result."""
-    rows = [[r["model"], f"{r['density']:.0%}", f"{r['cold']:.2f}", f"{r['warm']:.2f}"] for r in records]
-    return table(["model", "density", "cold start, s", "warm start, s"], rows)
+    columns = {"cold": "cold start, s", "warm": "warm start, s", "other": "another batch size, s"}
+    rows = [
+        [r["model"], f"{r['density']:.0%}", *(f"{r[name]:.2f}" if name in r else "" for name in columns)]
+        for r in records
+    ]
+    return table(["model", "density", *columns.values()], rows)
 
 
 Columns = dict[str, Callable[[Record], str]]

@@ -36,6 +36,11 @@ class Calls:
         self._patched = np.array([index for index, _ in known])
         self._bases = np.array([_base(address) for _, address in known])
 
+    @property
+    def bytes(self) -> int:
+        """Bytes that it keeps."""
+        return self._cells.nbytes + sum(constant.nbytes for constant in self._constants)
+
     def at(self, memory: int, tensors: NDArray[np.int64]) -> NDArray[np.int64]:
         """The array, for memory and tensors at these addresses; it must stay where it is."""
         cells = self._cells.copy()

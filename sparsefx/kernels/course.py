@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsefx.kernels.kept import Kept
 from sparsefx.kernels.plan import Given, Plan, channels_last, contiguous
 from sparsefx.kernels.program import Program, read_program
 from sparsefx.kernels.schedule import Schedule, plan_for, schedule_for
@@ -51,9 +51,14 @@ class Course:
     threads: int
     bytes: int
 
+    @property
+    def tables(self) -> int:
+        """Bytes of what its kernels read besides values and weights."""
+        plans = {id(turn.plan): turn.plan for turns in self.slots for turn in turns}
+        return sum(plan.calls.bytes for plan in plans.values())
 
-@lru_cache(maxsize=256)
-def course_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Course:
+
+def _course_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Course:
     """What is computed.
 
     Values that one stage makes and a later one reads are in memory, after what the plans need themselves.
@@ -81,6 +86,9 @@ def course_for(text: str, given: tuple[Given, ...], total: int, threads: int) ->
     slots = min(threads, len(parts)) if schedule.apart else 1
     shared = tuple(tuple(turn for part in turns[slot::slots] for turn in part) for slot in range(slots))
     return Course(shared, together, arena + values.bytes)
+
+
+course_for = Kept(_course_for, lambda course: course.tables, most=2**28)
 
 
 def _plans(

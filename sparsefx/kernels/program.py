@@ -180,7 +180,7 @@ class Program:
         return json.dumps(content, separators=(",", ":"))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def read_program(text: str) -> Program:
     """A program from its text."""
     content = json.loads(text)

@@ -55,7 +55,6 @@ class Schedule:
     stages: tuple[Stage, ...]
 
 
-@lru_cache(maxsize=256)
 def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Schedule:
     """The schedule that takes the least time, by the plans' costs.
 
@@ -137,7 +136,7 @@ def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def plan_for(
     text: str, given: tuple[Given, ...], results: tuple[Given, ...], count: int, threads: int
 ) -> Plan:

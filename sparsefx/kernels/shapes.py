@@ -26,7 +26,7 @@ class Shape(NamedTuple):
     size: tuple[Any, Any, Any]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def checked_shapes(text: str, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """Shapes of the output tensors, if :func:`check_shapes` finds nothing wrong with those of the inputs."""
     check_shapes(read_program(text), inputs)

@@ -85,7 +85,7 @@ def any_tiling(number: int):
 
 
 def forget():
-    for function in (schedule.plan_for, schedule.schedule_for, course.course_for):
+    for function in (schedule.plan_for, course.course_for):
         function.cache_clear()
 
 

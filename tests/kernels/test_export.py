@@ -14,6 +14,7 @@ from torch import nn
 import sparsefx
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.kernels import backend, native
+from sparsefx.kernels.program import read_program
 from sparsefx.kernels.region import SparseRegion
 
 
@@ -394,11 +395,9 @@ def test_new_sizes_write_no_new_kernels():
 def test_threads_at_the_first_call_share_what_they_run(monkeypatch):
     """What one of them made must not be replaced, and freed, while it runs."""
     from sparsefx.kernels import plan
-    from sparsefx.kernels.course import course_for
-    from sparsefx.kernels.schedule import plan_for
 
-    model, x = model_and_input()
-    program = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0].program
+    compact = sparsefx.export(nn.Sequential(nn.Conv2d(3, 4, 1)), (torch.randn(2, 3, 8, 8),), kernels="sparse")
+    program = read_program(regions_of(compact)[0].program)
     build = plan.Calls
 
     def slow(*arguments):
@@ -406,9 +405,8 @@ def test_threads_at_the_first_call_share_what_they_run(monkeypatch):
         return build(*arguments)
 
     monkeypatch.setattr(plan, "Calls", slow)
-    plan_for.cache_clear()
-    course_for.cache_clear()
-    first = course_for(program, (plan.contiguous(2, 3, (1, 24, 24)),), 2, 1).slots[0][0].plan
+    ends = [[plan.contiguous(2, channels, (1, 8, 8))] for channels in (3, 4)]
+    first = plan.Plan(program, *ends, images=2, threads=1)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: first.calls, range(4)))
     assert all(calls is made[0] for calls in made)

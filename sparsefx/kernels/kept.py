@@ -1,0 +1,47 @@
+"""Results that are kept while they fit into memory set apart for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+Made = TypeVar("Made")
+
+
+class Kept(Generic[Made]):
+    """A function whose results are kept; those that were not used for longest go first.
+
+    Args:
+        make: makes a result of its arguments, which tell results apart.
+        size: bytes that a result takes.
+        most: bytes for all; the last result is kept even if it takes more.
+    """
+
+    def __init__(self, make: Callable[..., Made], size: Callable[[Made], int], most: int) -> None:
+        self._make, self._size, self._most = make, size, most
+        self._lock = Lock()
+        self.cache_clear()
+
+    def __call__(self, *arguments: Hashable) -> Made:
+        """The result for these arguments."""
+        with self._lock:
+            if arguments in self._made:
+                self._made.move_to_end(arguments)
+                return self._made[arguments][0]
+        made = self._make(*arguments)  # other threads may go on, and one may make the same
+        size = self._size(made)
+        with self._lock:
+            _, replaced = self._made.pop(arguments, (made, 0))
+            self._made[arguments] = made, size
+            self._bytes += size - replaced
+            while self._bytes > self._most and len(self._made) > 1:
+                _, (_, dropped) = self._made.popitem(last=False)
+                self._bytes -= dropped
+        return made
+
+    def cache_clear(self) -> None:
+        """Forget all results."""
+        self._made: OrderedDict[tuple[Hashable, ...], tuple[Made, int]] = OrderedDict()
+        self._bytes = 0
