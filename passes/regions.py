@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from sparsefx.passes.pipeline import Outcome, RegionReport
 from sparsefx.passes.program import Program
 from sparsefx.passes.record import record
 from sparsefx.passes.recorder import untouched
+from sparsefx.passes.timing import medians
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,17 @@ class Regions:
 
     Attributes:
         backend: what computes them.
+        measured: replace none where the whole graph is not faster here for it. What is faster alone may
+            not be so among others, which use the same caches.
     """
 
     backend: Backend
+    measured: bool = False
     name = "regions"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
         """Rewrite the graph in place. Runs after all passes that look into layers."""
+        before = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
         reports: list[RegionReport] = []
         left: dict[str, str] = {}
         for kind in self.backend.kinds:
@@ -126,8 +132,25 @@ class Regions:
         taken = [report for report in reports if report.taken]
         layers = sum(len(report.layers) for report in taken)
         detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
+        if self.measured and taken:
+            new, old = _seconds(graph_module, before, inputs[0])
+            detail += f"; dense {1e3 * old:.2f} ms, now {1e3 * new:.2f} ms"
+            if new >= old:
+                graph_module.graph, taken = before.graph, []
+                graph_module.delete_all_unused_submodules()
+                reports = [replace(report, taken=False) for report in reports]
+                detail += ", so none is taken"
         reports += [RegionReport((name,), None, None, False, reason) for name, reason in left.items()]
         return Outcome(bool(taken), detail, regions=tuple(reports))
+
+
+def _seconds(
+    graph_module: fx.GraphModule, other: fx.GraphModule, example: tuple[Any, ...]
+) -> tuple[float, float]:
+    """What two graphs of the same layers take."""
+    graph_module.recompile()
+    with untouched(graph_module, example) as copies:
+        return medians(lambda: graph_module(*copies), lambda: other(*copies))
 
 
 class _Support(OperatorSupportBase):

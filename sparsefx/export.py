@@ -81,7 +81,8 @@ def export(
             learns as a whole, so that ``"auto"`` gathers and rounds nothing.
         kernels: what computes the layers that are left: torch's ``"dense"`` kernels; ``"sparse"`` ones, which
             take as long as there are nonzero weights, on the CPU, in float32 and without gradients; or with
-            ``"auto"``, for each part of the graph, the faster on this machine at the example's size.
+            ``"auto"``, for each part of the graph and in the end for all of it, the faster on this machine at
+            the example's size.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
@@ -176,7 +177,8 @@ def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
         _tell_missing()
         return []
     native.require()
-    return [NameFlatten(), Regions(SparseKernels(measured=kernels == "auto"))]
+    measured = kernels == "auto"
+    return [NameFlatten(), Regions(SparseKernels(measured), measured)]
 
 
 @cache

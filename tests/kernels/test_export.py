@@ -164,16 +164,32 @@ def test_auto_says_what_it_measured():
     model, x = model_and_input()
     compact = sparsefx.export(model, (x,), kernels="auto")
     assert compact.report.regions
+    given_up = "so none is taken" in str(compact.report)
     for region in compact.report.regions:
         assert region.dense > 0
         assert region.sparse > 0
-        assert region.taken == (region.sparse < 0.95 * region.dense)
+        assert region.taken == (region.sparse < 0.95 * region.dense and not given_up)
     assert len(regions_of(compact)) == sum(region.taken for region in compact.report.regions)
     with torch.no_grad():
         close(compact(x), model(x))
 
 
+def test_a_network_that_is_not_faster_stays_dense(monkeypatch):
+    model, x = model_and_input()
+    monkeypatch.setattr(backend, "medians", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr("sparsefx.passes.regions.medians", lambda *_: (0.003, 0.002))
+    compact = sparsefx.export(model, (x,), kernels="auto")
+    dense = sparsefx.export(model, (x,))
+    assert not regions_of(compact)
+    assert compact.state_dict().keys() == dense.state_dict().keys()
+    assert not any(region.taken for region in compact.report.regions)
+    assert "dense 2.00 ms, now 3.00 ms, so none is taken" in str(compact.report)
+    with torch.no_grad():
+        close(compact(x), model(x))
+
+
 def test_layers_that_slow_a_region_down_are_left_out(monkeypatch):
+    monkeypatch.setattr("sparsefx.passes.regions.medians", lambda *_: (1.0, 2.0))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
     x = torch.randn(2, 3, 8, 8)
     seconds = iter([(2.0, 1.0), (1.0, 2.0), (1.0, 2.0)])  # the whole, then what is left on both sides
