@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+_BLOCK = 8192  # values, of each of which there are a few numbers a component at once
 _SAME = 1e-10  # components with a divergence below this are one
 
 
@@ -34,6 +37,14 @@ class Mixture:
     def log_prob(self, values: Tensor) -> Tensor:
         """The log density of each value, shape (N,)."""
         return self.joint(values).logsumexp(-1)
+
+    def total_log_prob(self, values: Tensor) -> Tensor:
+        """The sum of the values' log densities; several times as fast as through :meth:`log_prob`.
+
+        Its gradient is made along with it, in blocks that stay in the caches.
+        """
+        total: Tensor = _TotalLogProb.apply(values, *self._parts())
+        return total
 
     def responsibilities(self, values: Tensor) -> Tensor:
         """The probability of each component given a value, shape (N, J)."""
@@ -77,3 +88,35 @@ class Mixture:
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.log_proportions, self.means, self.log_precisions
+
+
+class _TotalLogProb(torch.autograd.Function):
+    """The sum of the log densities of values, shape (N,), under a mixture's parts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, log_proportions: Tensor, means: Tensor, log_precisions: Tensor
+    ) -> Tensor:
+        precisions, of_values, total = log_precisions.exp(), torch.empty_like(values), values.new_zeros(())
+        constants = log_proportions + 0.5 * (log_precisions - math.log(2 * math.pi))
+        shift, scale, constants = means.unsqueeze(1), (-0.5 * precisions).unsqueeze(1), constants.unsqueeze(1)
+        first, second, third = values.new_zeros(3, len(means)).unbind()  # moments of what each one explains
+        for block, gradient in zip(values.split(_BLOCK), of_values.split(_BLOCK), strict=True):
+            distances = block - shift  # components come first: sums over them, and over values, are fast so
+            shares = torch.addcmul(constants, distances * scale, distances)
+            largest = shares.amax(0)
+            whole = shares.sub_(largest).exp_().sum(0)
+            total += (largest + whole.log()).sum()
+            shares /= whole
+            pulls = shares * distances
+            torch.mv(pulls.t(), precisions, out=gradient).neg_()
+            first += shares.sum(1)
+            second += pulls.sum(1)
+            third += pulls.mul_(distances).sum(1)
+        ctx.save_for_backward(of_values, first, precisions * second, 0.5 * (first - precisions * third))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient * saved for saved in ctx.saved_tensors)

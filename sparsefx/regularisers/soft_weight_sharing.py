@@ -20,7 +20,7 @@ class SoftWeightSharing(Regulariser):
     priors of the precisions. Component 0 has mean 0 and a fixed proportion near 1. At the decision alike
     components are merged, the mean nearest to 0 becomes 0, and each weight takes the mean of the
     component that is most responsible for it; what the zero component takes is pruned. Start from a
-    trained model. A step costs memory for ``components`` numbers a weight, several times over.
+    trained model.
 
     The paper trains the weights by Adam at 5e-4, in 30 epochs of batches of 256.
 
@@ -87,7 +87,7 @@ class SoftWeightSharing(Regulariser):
         """Log density, up to a constant, of all weights and of the precisions; a scalar."""
         shapes, rates = self.means.new_tensor(self._priors).unbind(1)
         of_precisions = (shapes - 1) * self.log_precisions - rates * self.log_precisions.exp()
-        return self.mixture().log_prob(self._weights()).sum() + of_precisions.sum()
+        return self.mixture().total_log_prob(self._weights()) + of_precisions.sum()
 
     def _penalty(self) -> Tensor:
         return -self._strength * self.log_prior()

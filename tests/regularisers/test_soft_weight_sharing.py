@@ -63,6 +63,21 @@ def test_a_far_value_has_a_finite_log_density() -> None:
     assert float(mixture.log_prob(value)) == pytest.approx(float(explicit(mixture).log_prob(value)))
 
 
+def test_the_total_and_its_gradient_are_those_of_each_value() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(20_001, dtype=torch.float64).mul(0.3).requires_grad_()  # some blocks and a rest
+    values.data[0] = 40.0
+    parts = [torch.randn(5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    mixture = Mixture(parts[0].log_softmax(0), *parts[1:])
+    one, other = mixture.log_prob(values).sum(), mixture.total_log_prob(values)
+    torch.testing.assert_close(other, one)
+    for factor in (1.0, -0.3):
+        expected = torch.autograd.grad(factor * one, (values, *parts), retain_graph=True)
+        gradients = torch.autograd.grad(factor * other, (values, *parts), retain_graph=True)
+        torch.testing.assert_close(gradients, expected)
+    assert mixture.total_log_prob(values[:0]) == 0
+
+
 def test_responsibilities_sum_to_one_and_follow_bayes() -> None:
     model, method = method_of(components=7)
     mixture, values = method.mixture(), weights_of(model)
