@@ -241,7 +241,8 @@ def _sort(graph: fx.Graph) -> None:
             placed |= dict.fromkeys(ready)
             waiting = [one for one in waiting if one not in placed]
     for one, following in itertools.pairwise(placed):
-        one.append(following)
+        if one.next is not following:
+            one.append(following)
 
 
 def _free_name(graph_module: fx.GraphModule) -> str:
