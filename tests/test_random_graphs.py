@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsefx
+from sparsefx.errors import ArgumentError
 
 Plan = list[tuple[str, int, int]]
 """Steps by name, width and variant."""
@@ -145,6 +147,43 @@ def check_export(model: nn.Module, inputs: Callable[[int, int], Tensor], batch: 
     assert weights(compact) <= weights(model)
 
 
+@torch.no_grad()
+def check_sparse_kernels(
+    model: nn.Module, inputs: Callable[[int, int], Tensor], batch: int, size: int
+) -> None:
+    """About as exact as the network itself in float32; sizes other than the example's may be refused."""
+    exact = model.double().eval()
+    model, narrow = copy.deepcopy(exact).float(), _narrow(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compact = sparsefx.export(model, (narrow(batch, size),), kernels="sparse")
+    for other_batch, other_size in [(batch, size), (batch + 2, size), (3, size + 2), (19, size)]:
+        x = narrow(other_batch, other_size)
+        try:
+            expected = exact(x.double() if x.is_floating_point() else x)
+            dense = model(x.clone())
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        try:
+            actual = compact(x.clone())
+        except ArgumentError:
+            assert (other_batch, other_size) != (batch, size)
+            continue
+        assert actual.shape == expected.shape
+        if not bool(expected.float().isfinite().all()) or not bool(dense.isfinite().all()):
+            continue
+        error, own = (float((one.double() - expected).abs().max()) for one in (actual, dense))
+        assert error <= 30 * own + 1e-5 * max(float(expected.abs().max()), 1e-3)
+
+
+def _narrow(inputs: Callable[[int, int], Tensor]) -> Callable[[int, int], Tensor]:
+    def make(batch: int, size: int) -> Tensor:
+        x = inputs(batch, size)
+        return x.float() if x.is_floating_point() else x
+
+    return make
+
+
 def weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
@@ -182,14 +221,17 @@ INPUTS: dict[str, tuple[Callable[[int, int], Tensor], list[int]]] = {
 """What a network reads, and the sizes of the examples."""
 
 
-def check_random_network(data: st.DataObject) -> None:
+Check = Callable[[nn.Module, Callable[[int, int], Tensor], int, int], None]
+
+
+def check_random_network(data: st.DataObject, check: Check) -> None:
     torch.manual_seed(data.draw(st.integers(0, 999), "seed"))
     inputs, sizes = INPUTS[data.draw(st.sampled_from(sorted(INPUTS)), "inputs")]
     batch, size = data.draw(st.sampled_from([2, 1, 3]), "batch"), data.draw(st.sampled_from(sizes), "size")
     plan = data.draw(plans(sorted(MAP_STEPS if inputs is images else TOKEN_STEPS)), "plan")
     first = nn.Embedding(7, data.draw(st.sampled_from([4, 6]), "width")) if inputs is words else None
     end, pattern = data.draw(st.integers(0, 6), "end"), data.draw(st.sampled_from(PATTERNS), "pattern")
-    check_export(built(plan, inputs(batch, size), first, end, pattern), inputs, batch, size)
+    check(built(plan, inputs(batch, size), first, end, pattern), inputs, batch, size)
 
 
 unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -198,14 +240,27 @@ unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
 @settings(unhurried, max_examples=150)
 @given(st.data())
 def test_export_of_a_random_network(data: st.DataObject) -> None:
-    check_random_network(data)
+    check_random_network(data, check_export)
+
+
+@settings(unhurried, max_examples=50)
+@given(st.data())
+def test_a_random_network_by_sparse_kernels(data: st.DataObject) -> None:
+    check_random_network(data, check_sparse_kernels)
 
 
 @pytest.mark.slow
 @settings(unhurried, max_examples=5000)
 @given(st.data())
 def test_export_of_many_random_networks(data: st.DataObject) -> None:
-    check_random_network(data)
+    check_random_network(data, check_export)
+
+
+@pytest.mark.slow
+@settings(unhurried, max_examples=2000)
+@given(st.data())
+def test_many_random_networks_by_sparse_kernels(data: st.DataObject) -> None:
+    check_random_network(data, check_sparse_kernels)
 
 
 @pytest.mark.parametrize("steps", [MAP_STEPS, TOKEN_STEPS], ids=["maps", "tokens"])
