@@ -65,6 +65,11 @@ class Backend(Protocol):
         """Names that it tells parts apart by."""
         ...
 
+    @property
+    def measured(self) -> bool:
+        """Whether it takes only what is faster on this machine."""
+        ...
+
     def supported(self, kind: str, graph_module: fx.GraphModule, program: Program) -> set[fx.Node]:
         """The nodes that can belong to a part of this kind."""
         ...
@@ -90,13 +95,11 @@ class Regions:
     """Replace parts of the graph by modules of a backend.
 
     Attributes:
-        backend: what computes them.
-        measured: replace none where the whole graph is not faster here for it. What is faster alone may
-            not be so among others, which use the same caches.
+        backend: what computes them. If it measures, none is replaced where the whole graph is not faster
+            for it: what is faster alone may not be so among others, which use the same caches.
     """
 
     backend: Backend
-    measured: bool = False
     name = "regions"
 
     def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
@@ -132,7 +135,7 @@ class Regions:
         taken = [report for report in reports if report.taken]
         layers = sum(len(report.layers) for report in taken)
         detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
-        if self.measured and taken:
+        if self.backend.measured and taken:
             new, old = _seconds(graph_module, before, inputs[0])
             detail += f"; dense {1e3 * old:.2f} ms, now {1e3 * new:.2f} ms"
             if new >= old:

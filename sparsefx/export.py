@@ -177,8 +177,7 @@ def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
         _tell_missing()
         return []
     native.require()
-    measured = kernels == "auto"
-    return [NameFlatten(), Regions(SparseKernels(measured), measured)]
+    return [NameFlatten(), Regions(SparseKernels(measured=kernels == "auto"))]
 
 
 @cache

@@ -27,9 +27,10 @@ class Kept(Generic[Made]):
     def __call__(self, *arguments: Hashable) -> Made:
         """The result for these arguments."""
         with self._lock:
-            if arguments in self._made:
+            found = self._made.get(arguments)
+            if found is not None:
                 self._made.move_to_end(arguments)
-                return self._made[arguments][0]
+                return found[0]
         made = self._make(*arguments)  # other threads may go on, and one may make the same
         size = self._size(made)
         with self._lock:
