@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
-from sparsefx.export_report import compare
+from sparsefx.export_report import attach_report, compare
 from sparsefx.inputs import positional
 from sparsefx.kernels import native
 from sparsefx.kernels.backend import SparseKernels
@@ -157,7 +157,7 @@ def _export(
             compiled = Compiled(original, opaque={"": "what is left of it would not run in training"})
         compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
     _warn(compiled)
-    compiled.model.report = compare(original, compiled.model, inputs, compiled)  # type: ignore[assignment]
+    attach_report(compiled.model, compare(original, compiled.model, inputs, compiled))
     remember(compiled.model, original)
     return compiled.model
 

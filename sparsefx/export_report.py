@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from sparsefx.errors import unknown_name
 from sparsefx.model_report import LayerReport, describe
@@ -194,6 +195,13 @@ def compare(
         tuple(OpaqueModule(name, reason) for name, reason in compiled.opaque.items()),
         tuple(AsInEvaluation(name, what) for name, what in compiled.as_in_evaluation.items()),
     )
+
+
+def attach_report(model: nn.Module, report: ExportReport) -> None:
+    """Make a report a model's ``report``, and that of its copies."""
+    model.report = report  # type: ignore[assignment]
+    if isinstance(model, fx.GraphModule):  # of which deep copies lose what torch does not know
+        model.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})["report"] = report
 
 
 def _region_line(region: RegionReport) -> str:

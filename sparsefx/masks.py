@@ -100,15 +100,29 @@ def masked_weights(model: nn.Module) -> list[MaskedWeight]:
 
     Names are those of the bare model: prefixes added by ``torch.compile`` and
     ``DistributedDataParallel`` are removed.
+
+    Raises:
+        ArgumentError: a weight is a parameter no longer since it was masked.
     """
     names: dict[int, str] = {}
     holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
     for path, module in bare(model).named_modules():
         for parameter, mask in module.__dict__.get(_RECORD, {}).items():
-            key = id(module.get_parameter(parameter))
+            key = id(_masked_parameter(module, parameter, path))
             names.setdefault(key, _layer_name(path, parameter))
             holders.setdefault(key, []).append((module, parameter, mask))
     return [MaskedWeight(names[key], tuple(held)) for key, held in holders.items()]
+
+
+def _masked_parameter(module: nn.Module, name: str, path: str) -> nn.Parameter:
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        raise ArgumentError(
+            f"{_layer_name(path, name)} was masked and its {name!r} is a parameter no longer; weight_norm, "
+            "spectral_norm, parametrizations and torch.nn.utils.prune take weights apart: do without them, "
+            "or do so before sparsify, which keeps such layers dense"
+        )
+    return parameter
 
 
 def mask_names(model: nn.Module) -> list[str]:

@@ -45,7 +45,7 @@ def assert_identical(loaded: nn.Module, compact: nn.Module, *inputs: Any) -> Non
     if isinstance(compact, fx.GraphModule):
         loaded.graph.lint()
         assert loaded.code == compact.code
-    assert loaded.report == compact.report
+    assert loaded.report == copy.deepcopy(loaded).report == copy.deepcopy(compact).report == compact.report
     with torch.no_grad():
         actual, wanted = loaded(*copy.deepcopy(inputs)), compact(*copy.deepcopy(inputs))
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import sparsefx
-from sparsefx import InvariantError
+from sparsefx import ArgumentError, InvariantError
 from sparsefx.masks import (
     apply_masks,
     attach_mask,
@@ -217,6 +219,14 @@ def test_names_do_not_depend_on_wrappers() -> None:
     parallel = nn.DataParallel(model)
     for wrapped in (compiled, parallel, nn.DataParallel(compiled), torch.compile(parallel, backend="eager")):
         assert [masked.name for masked in masked_weights(wrapped)] == names
+
+
+@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_masked_weight_that_was_taken_apart_is_named(normalise: Callable[[nn.Module], nn.Module]) -> None:
+    model = sparsefx.sparsify(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), density=0.5)
+    normalise(model.get_submodule("1"))
+    with pytest.raises(ArgumentError, match=r"^1 was masked and its 'weight' is a parameter no longer"):
+        sparsefx.export(model, (torch.randn(1, 4),))
 
 
 def test_a_child_called_module_keeps_its_name() -> None:

@@ -19,7 +19,7 @@ from sparsefx.archive.rebuild import rebuild
 from sparsefx.archive.report_data import read_report
 from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
-from sparsefx.export_report import ExportReport
+from sparsefx.export_report import ExportReport, attach_report
 from sparsefx.kernels import native
 from sparsefx.kernels.region import SparseRegion
 from sparsefx.masks import has_masks
@@ -112,7 +112,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     except DataError as error:
         raise ArchiveError(f"{source} cannot be loaded: {error}") from error
     if report is not None:
-        compact.report = report  # type: ignore[assignment]
+        attach_report(compact, report)
     remember(compact, model)
     if not native.available() and any(isinstance(module, SparseRegion) for module in compact.modules()):
         warnings.warn(f"{source} has sparse kernels and cannot be run here: {native.MISSING}", stacklevel=2)
