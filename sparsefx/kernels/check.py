@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefx.kernels.code.names import FUNCTION_NAMES
+from sparsefx.kernels.code.names import FUNCTION_NAMES, OPERATION_NAMES
 from sparsefx.kernels.packed import MOST_CODES, MOST_INDICES, packed_at
 from sparsefx.kernels.program import (
     Convolution,
@@ -98,7 +98,7 @@ def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]
 
 
 def _check_pointwise(item: Pointwise, number: int, tensors: Sequence[Tensor]) -> None:
-    known = item.operation in ("", "add", "multiply") and item.function in FUNCTION_NAMES
+    known = item.operation in ("", *OPERATION_NAMES) and item.function in FUNCTION_NAMES
     _need(known and bool(item.operation) == (item.other is not None), f"instruction {number}: operation")
     if item.weights is not None:
         whole = _is_index(item.channels, MOST_CODES) and _is_index(item.weights, len(tensors[2]) + 1)

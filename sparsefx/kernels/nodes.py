@@ -25,7 +25,7 @@ from sparsefx.kernels.program import (
 )
 from sparsefx.kernels.region import RegionLayer
 from sparsefx.passes.layers import is_plain, layer_of
-from sparsefx.passes.program import Call
+from sparsefx.passes.program import Call, Value
 from sparsefx.passes.program import Program as Recorded
 
 IMAGES, ROWS = "images", "rows"
@@ -33,8 +33,10 @@ IMAGES, ROWS = "images", "rows"
 ``[N, C]``; or linear layers on ``[..., C]``."""
 
 _TYPES = (torch.float32, torch.bfloat16)
-_FUNCTIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "silu": "silu"}
-_FUNCTIONS |= {"hardsigmoid": "hardsigmoid", "hardswish": "hardswish"}
+_FUNCTIONS = ("sigmoid", "tanh", "silu", "mish", "hardsigmoid", "hardswish", "square")
+_PAIRS = {"add": "add", "mul": "multiply", "maximum": "maximum"}
+_POWERS = {2: "square", 3: "cube"}
+_LARGEST = torch.finfo(torch.float32).max
 _FLATTENS = ("flatten", torch.flatten)
 _POOLS = {"max_pool2d_with_indices": (2, True), "max_pool3d_with_indices": (3, True)}
 _POOLS |= {"avg_pool2d": (2, False), "avg_pool3d": (3, False)}
@@ -200,10 +202,13 @@ class Node:
         return self._pointwise(call)
 
     def _pointwise(self, call: Call) -> Made | None:
-        if call.name in ("add", "mul"):
+        if call.name in _PAIRS and len(call.inputs) == 2:
             return self._pair(call)
         if len(self._sources) != 1:
             return None
+        line = _line(call)
+        if line is not None:
+            return self._affine(*line, largest=call.name == "leaky_relu")
         function, bounds = "identity", NO_BOUNDS
         if call.name == "relu":
             bounds = (0.0, inf)
@@ -214,14 +219,33 @@ class Node:
             bounds = (-inf if low is None else float(low), inf if high is None else float(high))
         elif call.name == "gelu":
             function = "gelu_tanh" if call.kwargs.get("approximate") == "tanh" else "gelu"
+        elif call.name == "elu" and all(number == 1 for number in call.args[1:]):
+            function = "elu"
+        elif call.name == "pow" and call.args[1] in _POWERS:
+            function = _POWERS[call.args[1]]
         elif call.name in _FUNCTIONS:
-            function = _FUNCTIONS[call.name]
+            function = call.name
         else:
             return None
         return Made(self._sources, lambda s, _: Pointwise(s[0], function=function, bounds=bounds))
 
+    def _affine(self, factor: float, summand: float, *, largest: bool = False) -> Made | None:
+        """The same line for all channels, or the larger of it and of the operand itself."""
+        value = self.recorded.node_inputs[self.node][0]
+        dim = 1 if self.kind == IMAGES else len(value.shape) - 1
+        if dim in value.varying:
+            return None
+
+        def instruction(sources: tuple[int, ...], weights: Weights) -> Pointwise:
+            channels = value.shape[dim]
+            begun = weights.add_factors(*(torch.full((channels,), number, dtype=torch.float32) for number in (factor, summand)))
+            other, operation = (sources[0], "maximum") if largest else (None, "")
+            return Pointwise(sources[0], other, operation, begun, channels)
+
+        return Made(self._sources, instruction)
+
     def _pair(self, call: Call) -> Made | None:
-        operation = {"add": "add", "mul": "multiply"}[call.name]
+        operation = _PAIRS[call.name]
         sources, values = self._sources, self.recorded.node_inputs[self.node]  # in the same order
         if call.kwargs or {len(call.inputs), len(call.args), len(values), len(sources)} != {2}:
             return None
@@ -290,6 +314,26 @@ class Node:
         if len(sources) != len(call.inputs):
             return None
         return Made(sources, lambda s, _: Concatenate(s))
+
+
+def _line(call: Call) -> tuple[float, float] | None:
+    """What an operation multiplies its operand by and adds to it; None if it does anything else.
+
+    Of a leaky ReLU, what it does below zero.
+    """
+    if call.kwargs or len(call.inputs) != 1 or not isinstance(call.args[0], Value):
+        return None
+    number = (*call.args[1:], 0.01 if call.name == "leaky_relu" else None)[0]
+    if call.name == "neg":
+        return -1.0, 0.0
+    if len(call.args) > 2 or type(number) not in (int, float) or not abs(number) <= _LARGEST:
+        return None
+    lines = {"add": (1.0, number), "sub": (1.0, -number), "rsub": (-1.0, number), "mul": (number, 0.0)}
+    if number:
+        lines["div"] = 1 / number, 0.0
+    if 0 <= number <= 1:
+        lines["leaky_relu"] = number, 0.0
+    return lines.get(call.name)
 
 
 def _over_space(call: Call, rank: int) -> bool:

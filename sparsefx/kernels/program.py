@@ -106,7 +106,7 @@ class Pointwise:
     Attributes:
         source: the value whose shape the result has.
         other: a second value, of the same shape or with one element a channel; None for none.
-        operation: what is done with it: ``"add"`` or ``"multiply"``; empty for none.
+        operation: what is done with it: one of :data:`OPERATION_NAMES`; empty for none.
         weights: where the factors by channel, then the summands, begin in the region's values; applied first.
         channels: how many of them there are.
         function: the activation's name; applied before the bounds.

@@ -34,7 +34,7 @@ class Everything(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.norm(self.stem(x)))
-        x = nn.functional.max_pool2d(x - 0.5, 3, 2, 1)
+        x = nn.functional.max_pool2d(x.cos() - 0.5, 3, 2, 1)
         x = torch.cat([torch.relu(self.left(x)) + x, nn.functional.silu(self.right(x))], 1)
         x = nn.functional.hardtanh(self.down(x), -1.0, 2.0)
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))

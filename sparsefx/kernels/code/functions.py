@@ -8,7 +8,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from sparsefx.kernels.code.builder import INDICES, VECTOR, Code, Value
-from sparsefx.kernels.code.names import FUNCTION_NAMES
+from sparsefx.kernels.code.names import FUNCTION_NAMES, OPERATION_NAMES
 
 
 def constant(value: float) -> Value:
@@ -78,6 +78,31 @@ def gelu_tanh(code: Code, x: Value) -> Value:
     return code.fmul(code.fmul(x, constant(0.5)), code.fadd(inner, constant(1.0)))
 
 
+def mish(code: Code, x: Value) -> Value:
+    """X times the hyperbolic tangent of ln(1 + exp(x)): of n / (n + 2) with n = exp(x) (exp(x) + 2)."""
+    power = exponential(code, code.select(code.fcmp_ordered(">", x, constant(20.0)), constant(20.0), x))
+    n = code.fmul(power, code.fadd(power, constant(2.0)))
+    factor = code.fdiv(n, code.fadd(n, constant(2.0)))
+    return code.fmul(x, code.select(code.fcmp_ordered("<", x, constant(-88.0)), constant(0.0), factor))
+
+
+def elu(code: Code, x: Value) -> Value:
+    """Exp(x) - 1 below 0, as the product of tanh(x / 2) and exp(x) + 1, which keeps what is small."""
+    power = code.fadd(exponential(code, x), constant(1.0))
+    below = code.fmul(tanh(code, code.fmul(x, constant(0.5))), power)
+    return code.select(code.fcmp_ordered("<", x, constant(0.0)), below, x)
+
+
+def square(code: Code, x: Value) -> Value:
+    """X times x."""
+    return code.fmul(x, x)
+
+
+def cube(code: Code, x: Value) -> Value:
+    """The third power of x."""
+    return code.fmul(square(code, x), x)
+
+
 def hardsigmoid(code: Code, x: Value) -> Value:
     """X / 6 + 1 / 2 between 0 and 1."""
     line = code.call_vector("llvm.fma", x, constant(1 / 6), constant(0.5))
@@ -93,6 +118,27 @@ def identity(code: Code, x: Value) -> Value:
     """X itself."""
     return x
 
+
+def add(code: Code, one: Value, other: Value) -> Value:
+    """The sum."""
+    return code.fadd(one, other)
+
+
+def multiply(code: Code, one: Value, other: Value) -> Value:
+    """The product."""
+    return code.fmul(one, other)
+
+
+def maximum(code: Code, one: Value, other: Value) -> Value:
+    """The larger; NaN where either is."""
+    larger = code.select(code.fcmp_unordered(">", one, other), one, other)
+    return code.select(code.fcmp_unordered("uno", other, other), other, larger)
+
+
+OPERATIONS: dict[str, Callable[[Code, Value, Value], Value]] = {
+    name: globals()[name] for name in OPERATION_NAMES
+}
+"""What kernels can do with two values, by name."""
 
 FUNCTIONS: dict[str, Callable[[Code, Value], Value]] = {name: globals()[name] for name in FUNCTION_NAMES}
 """The activations that kernels know, by name."""

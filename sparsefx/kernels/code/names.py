@@ -1,3 +1,8 @@
-"""Names of the activations that kernels know."""
+"""Names of what kernels compute element by element."""
 
-FUNCTION_NAMES = (*("identity", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardsigmoid", "hardswish"),)
+OPERATION_NAMES = ("add", "multiply", "maximum")
+
+FUNCTION_NAMES = (
+    *("identity", "sigmoid", "tanh", "silu", "mish", "gelu", "gelu_tanh", "elu"),
+    *("hardsigmoid", "hardswish", "square", "cube"),
+)

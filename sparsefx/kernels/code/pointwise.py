@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from sparsefx.kernels.code.builder import F32, Code, Kernel, Value, number
-from sparsefx.kernels.code.functions import FUNCTIONS
+from sparsefx.kernels.code.functions import FUNCTIONS, OPERATIONS
 from sparsefx.kernels.vectors import VECTOR_BYTES
 
 
@@ -16,7 +16,7 @@ class Form:
 
     Attributes:
         scaled: whether the first value is multiplied by ``scale`` and ``shift`` is added, each by channel.
-        operation: with the second value: ``"add"`` or ``"multiply"``; empty for none.
+        operation: with the second value: a name in :data:`OPERATIONS`; empty for none.
         function: a name in :data:`FUNCTIONS`; the bounds come last.
     """
 
@@ -52,7 +52,7 @@ def pointwise(form: Form) -> Kernel:
                 value = code.call_vector("llvm.fma", value, *factors)
             if form.operation:
                 other = code.read_vector(rows["other"], code.mul(x, code["other_column"]))
-                value = code.fadd(value, other) if form.operation == "add" else code.fmul(value, other)
+                value = OPERATIONS[form.operation](code, value, other)
             value = code.clamp(FUNCTIONS[form.function](code, value), *bounds)
             code.write_vector(value, rows["target"], column)
     return code.finish()
