@@ -238,7 +238,8 @@ class Node:
 
         def instruction(sources: tuple[int, ...], weights: Weights) -> Pointwise:
             channels = value.shape[dim]
-            begun = weights.add_factors(*(torch.full((channels,), number, dtype=torch.float32) for number in (factor, summand)))
+            factors = (torch.full((channels,), one, dtype=torch.float32) for one in (factor, summand))
+            begun = weights.add_factors(*factors)
             other, operation = (sources[0], "maximum") if largest else (None, "")
             return Pointwise(sources[0], other, operation, begun, channels)
 
