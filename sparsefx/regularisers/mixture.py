@@ -100,12 +100,14 @@ class _TotalLogProb(torch.autograd.Function):
         precisions, of_values, total = log_precisions.exp(), torch.empty_like(values), values.new_zeros(())
         constants = log_proportions + 0.5 * (log_precisions - math.log(2 * math.pi))
         shift, scale, constants = means.unsqueeze(1), (-0.5 * precisions).unsqueeze(1), constants.unsqueeze(1)
+        # exp takes several times as long where its result is no normal number, and these are as good as 0
+        least = math.log(torch.finfo(values.dtype).tiny) + 8
         first, second, third = values.new_zeros(3, len(means)).unbind()  # moments of what each one explains
         for block, gradient in zip(values.split(_BLOCK), of_values.split(_BLOCK), strict=True):
             distances = block - shift  # components come first: sums over them, and over values, are fast so
             shares = torch.addcmul(constants, distances * scale, distances)
             largest = shares.amax(0)
-            whole = shares.sub_(largest).exp_().sum(0)
+            whole = shares.sub_(largest).clamp_(min=least).exp_().sum(0)
             total += (largest + whole.log()).sum()
             shares /= whole
             pulls = shares * distances
