@@ -42,6 +42,7 @@ class Query:
         density: fraction of the maskable weights asked for.
         options: what is set otherwise than in the method; other runs are not found.
         any_density: find runs at every density, for methods whose density is an outcome.
+        any_options: find runs with other options too, as groups of their own.
     """
 
     network: str
@@ -50,6 +51,7 @@ class Query:
     density: float
     options: Mapping[str, Any] = field(default_factory=dict)
     any_density: bool = False
+    any_options: bool = False
 
     def __call__(self, run: Run) -> bool:
         """Whether the cell is about this run."""
@@ -57,7 +59,7 @@ class Query:
         return (
             (run.network, original, run.method) == (self.network, self.data, self.method)
             and (self.any_density or run.density == self.density)
-            and run.options == dict(self.options)
+            and (self.any_options or run.options == dict(self.options))
         )
 
 
@@ -94,12 +96,12 @@ def measure(cell: Cell, runs: Sequence[Run], recipes: Recipes) -> list[Measured]
         if mean is not None and cell.baseline is not None:
             mean = _difference(mean, group, cell, runs)
         if mean is not None:
-            found.append(Measured(mean, label(group, recipes, cell.query.density)))
+            found.append(Measured(mean, label(group, recipes, cell.query)))
     return found
 
 
 def groups(runs: Iterable[Run]) -> list[Group]:
-    """Runs by configuration: full recipes and original data first, then those with more seeds."""
+    """Runs by configuration: full recipes, original data and no options first, then those with more seeds."""
     found: dict[str, Group] = {}
     for run in runs:
         found.setdefault(_key(run, "seed"), []).append(run)
@@ -118,19 +120,23 @@ def usual_recipes(runs: Iterable[Run]) -> Recipes:
     return {kind: known[min(found, key=lambda text: (-found[text], text))] for kind, found in counts.items()}
 
 
-def label(group: Group, recipes: Recipes, density: float) -> str:
-    """What sets a group apart: the data's copy, a shortened or other recipe, another density reached."""
+def label(group: Group, recipes: Recipes, query: Query) -> str:
+    """What sets a group apart: the data's copy, a shortened or other recipe, options, the density reached."""
     run = group[0]
     parts = [COPIES[run.data][1]] if run.data in COPIES else []
     if run.shortened:
         parts.append("shortened")
     usual = recipes.get((run.network, run.data, run.shortened), run.recipe)
-    changed = [name for name in sorted({*run.recipe, *usual}) if run.recipe.get(name) != usual.get(name)]
-    parts += [f"{name}={run.recipe.get(name)}" for name in changed]
+    parts += _changes(run.options, query.options) + _changes(run.recipe, usual)
     reached = sum(run.final.density for run in group) / len(group)
-    if abs(reached - density) > _SAME_DENSITY * density:
+    if abs(reached - query.density) > _SAME_DENSITY * query.density:
         parts.append(f"{100 * reached:.3g}% of the weights")
     return ", ".join(parts)
+
+
+def _changes(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    changed = [name for name in sorted({*fields, *usual}) if fields.get(name) != usual.get(name)]
+    return [f"{name}={fields.get(name)}" for name in changed]
 
 
 def _difference(mean: Mean, group: Group, cell: Cell, runs: Sequence[Run]) -> Mean | None:
@@ -149,8 +155,8 @@ def _mean(runs: Iterable[Run], metric: str) -> Mean | None:
     return mean_of(values) if values else None
 
 
-def _rank(run: Run) -> tuple[bool, bool]:
-    return run.shortened, run.data in COPIES
+def _rank(run: Run) -> tuple[bool, bool, bool]:
+    return run.shortened, run.data in COPIES, bool(run.options)
 
 
 def _key(run: Run, *without: str) -> str:

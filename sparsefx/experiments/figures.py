@@ -105,7 +105,7 @@ def _draw_histogram(panel: Any, column: str, cell: Cell, runs: Sequence[Run]) ->
     drawn = False
     for group in groups(filter(cell.query, runs)):
         for edges, shares in _shares(group):
-            about = label(group, recipes, cell.query.density)
+            about = label(group, recipes, cell.query)
             seeds = f"{len(group)} seed{'s' if len(group) > 1 else ''}"
             panel.stairs(shares, edges, label=", ".join(filter(None, [column, seeds, about])))
             drawn = True

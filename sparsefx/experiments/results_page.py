@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsefx.experiments.cells import Group, Measured, Recipes, groups, label, usual_recipes
+from sparsefx.experiments.cells import Group, Measured, Query, Recipes, groups, label, usual_recipes
 from sparsefx.experiments.figures import histogram_figure, line_figure
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.paper import figure_2, figure_3, tables
@@ -95,6 +95,7 @@ def _run_row(group: Group, recipes: Recipes) -> list[str]:
     run = group[0]
     error = mean_of([run.final.test_error for run in group])
     minutes = sum(run.seconds for run in group) / len(group) / 60
+    asked = Query(run.network, run.data, run.method, run.density, run.options)
     machines = sorted({f"{run.hardware}, torch {run.versions.get('torch', '?')}" for run in group})
     return [
         run.network,
@@ -102,7 +103,7 @@ def _run_row(group: Group, recipes: Recipes) -> list[str]:
         run.method,
         ", ".join(f"{name}={value}" for name, value in sorted(run.options.items())),
         f"{100 * run.density:g}%",
-        mean_text(Measured(error, label(group, recipes, run.density))),
+        mean_text(Measured(error, label(group, recipes, asked))),
         f"{minutes:.1f}",
         "; ".join(machines),
     ]

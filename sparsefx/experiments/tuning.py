@@ -18,6 +18,8 @@ TUNING: Mapping[str, Mapping[str, Any]] = {
     "variational-dropout": _ADAM,
     # Louizos, Welling & Kingma 2018, code: Adam
     "hard-concrete": _ADAM,
+    # Ullrich, Meeds & Welling 2017, code: Adam; without weight decay, for which the prior stands
+    "soft-weight-sharing": {**_ADAM, "lr": 5e-4},
 }
 """Fields of the recipe by method; the reasons stand beside them."""
 

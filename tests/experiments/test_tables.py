@@ -17,7 +17,7 @@ from sparsefx.experiments import published
 from sparsefx.experiments.cells import Cell, Query, groups, measure, usual_recipes
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.metrics import METRICS
-from sparsefx.experiments.paper import ABLATIONS, METHODS, NETWORKS, table_5, tables
+from sparsefx.experiments.paper import ABLATIONS, METHODS, NETWORKS, table_1, table_5, tables
 from sparsefx.experiments.published import Published
 from sparsefx.experiments.record import Run
 from sparsefx.experiments.results_page import BEGIN, END, replace_section, results_page, write_tables
@@ -120,6 +120,28 @@ def test_the_density_reached_is_said_where_it_is_another() -> None:
     ]
     labels = [found.label for found in measure(Cell(query), runs, usual_recipes(runs))]
     assert labels == ["", "epochs=9, learning_rate=None, 2.13% of the weights"]
+
+
+def test_runs_with_options_are_found_where_they_are_wanted_after_the_plain_ones() -> None:
+    plain, options = made_run(1.9, method="snip"), {"score_batches": 2}
+    runs = [made_run(error, method="snip", seed=seed, options=options) for seed, error in enumerate((1, 2))]
+    for any_options, labels in ((False, [""]), (True, ["", "score_batches=2"])):
+        query = Query("lenet-300-100", "mnist", "snip", 0.05, any_options=any_options)
+        found = measure(Cell(query), [*runs, plain], usual_recipes(runs))
+        assert [one.label for one in found] == labels
+    assert found[1].mean.value == pytest.approx(1.5)
+
+
+def test_table_1_has_the_tuned_runs_of_other_methods() -> None:
+    made: dict[str, Any] = {"network": "lenet-300-100", "density": 0.01}
+    runs = [
+        made_run(3.9, method="learning-compression", **made),
+        made_run(1.9, method="learning-compression", options={"growth": 1.2}, **made),
+        made_run(2.4, method="sparse-momentum", options={"grow": "random"}, **made),
+    ]
+    lines = {line.split(" | ")[0].strip("| "): line for line in to_markdown(table_1(), runs).splitlines()}
+    assert "3.90 (1 seed)<br>1.90 (1 seed, growth=1.2)" in lines["learning-compression, 1%"]
+    assert "2.40" not in lines["sparse momentum, 1%"]
 
 
 def test_a_difference_is_to_the_same_recipe_and_data() -> None:
