@@ -103,7 +103,7 @@ def copy_like(tensor: Tensor, weight: Tensor) -> Tensor:
 def count_true(mask: Tensor) -> int:
     """Number of True elements of a whole mask. Of a divided one every process must ask."""
     block = block_of(mask)
-    number = local(mask).sum()
+    number = local(mask).count_nonzero()
     return int(number if block is None else block.sum(number))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from sparsefx.cycle.prune import sign_of
 from sparsefx.cycle.select import magnitudes
 from sparsefx.cycle.thin import keep_largest
 from sparsefx.cycle.update import LayerOutcome
+from sparsefx.distributions import Distribution
 from sparsefx.errors import CycleError
 
 
@@ -20,17 +22,20 @@ from sparsefx.errors import CycleError
 class Hysteresis:
     """Remove below one threshold, bring back above a higher one (Guo, Yao & Chen 2016, equation 3).
 
-    The thresholds of a layer are set at the first update and stay: 0.9 and 1.1 times the value that leaves
-    ``density`` of it, or, with ``deviations``, times ``mean + deviations * std`` of the magnitudes.
+    Both are factors of a level. It follows the weights: at every update it is the value that the wanted
+    fraction of a layer's weights exceeds. With ``deviations`` it is the published one, ``mean + deviations *
+    std`` of the magnitudes at the first update, which stays; how many weights that leaves is an outcome.
 
     Attributes:
-        density: fraction of each layer that exceeds the value between the two thresholds, in [0, 1].
-        deviations: the published form instead, for all layers or for each in order.
+        density: fraction of the weights that exceed the level, in [0, 1].
+        distribution: how that is divided among layers.
+        deviations: the published level instead, one number for all layers or one for each in order.
         below: the lower threshold's factor.
         above: the upper threshold's factor.
     """
 
     density: float
+    distribution: str | Distribution = "uniform"
     deviations: float | tuple[float, ...] | None = None
     below: float = 0.9
     above: float = 1.1
@@ -38,22 +43,32 @@ class Hysteresis:
     reads_momentum = False
 
     def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
-        """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps the thresholds."""
-        levels = dict(moment.notes.get("levels", {}))
+        """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps levels that stay."""
+        for layer in layers:
+            layer.must_be_whole("a threshold between two levels")
+        levels = self._following(layers) if self.deviations is None else self._staying(layers, moment)
+        return [self._decide(layer, level) for layer, level in zip(layers, levels, strict=True)]
+
+    def _following(self, layers: Sequence[LayerState]) -> list[float]:
+        sizes = [magnitudes(stored_of(layer)) for layer in layers]
+        kept = keep_largest(layers, self.density, distribution=self.distribution)
+        return [
+            float(size[outcome.mask].min()) if outcome.record.active else math.inf
+            for size, outcome in zip(sizes, kept, strict=True)
+        ]
+
+    def _staying(self, layers: Sequence[LayerState], moment: Moment) -> list[float]:
+        levels: dict[str, float] = dict(moment.notes.get("levels", {}))
         for index, layer in enumerate(layers):
             if layer.name not in levels:
-                levels[layer.name] = self._level(layer, index)
+                levels[layer.name] = self._published(layer, self._deviations(index))
         moment.notes["levels"] = levels
-        return [self._decide(layer, levels[layer.name]) for layer in layers]
+        return [levels[layer.name] for layer in layers]
 
-    def _level(self, layer: LayerState, index: int) -> float:
-        layer.must_be_whole("a threshold between two levels")
+    def _published(self, layer: LayerState, deviations: float) -> float:
         sizes = magnitudes(stored_of(layer))
-        if self.deviations is None:
-            kept = keep_largest([layer], self.density)[0].mask
-            return float(sizes[kept].min()) if bool(kept.any()) else float(sizes.max())
         nonzero = sizes[sizes != 0]
-        return max(0.0, float(nonzero.mean() + self._deviations(index) * nonzero.std()))
+        return max(0.0, float(nonzero.mean() + deviations * nonzero.std()))
 
     def _deviations(self, index: int) -> float:
         if not isinstance(self.deviations, tuple):

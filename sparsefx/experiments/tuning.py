@@ -35,5 +35,8 @@ NETWORK_TUNING: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("dsr", "lenet-300-100-norm"): _removes(600),
     ("dsr", "wrn-28-2"): _removes(20_000),
     ("dsr", "resnet-50"): _removes(400_000),
+    # Bellec et al. 2018, code: 1, 3 and 30% of the three layers' weights, which this is close to; with 1% of
+    # each the last layer has one weight an output
+    ("deep-r", "lenet-300-100"): {"distribution": "erk"},
 }
 """Fields of the method by its name and the network's; the reasons stand beside them."""

@@ -223,7 +223,7 @@ _ROWS = (
         "dynamic-network-surgery",
         "Dynamic network surgery (Guo, Yao & Chen 2016, section 3).",
         start=1.0,
-        update=lambda method: Hysteresis(method.density),
+        update=lambda method: Hysteresis(method.density, method.distribution),
         timing=Timing(every=1, last=0.5, chance=_often_at_first),
         memory="all",
         rounds=Rounds(prunings=0),

@@ -82,21 +82,37 @@ def test_hysteresis_leaves_the_band_alone_and_brings_back_what_is_above():
     stored = torch.tensor([0.5, 0.95, 0.95, 1.05, 1.2, 1.2])
     mask = torch.tensor([1, 1, 0, 0, 0, 1]).bool()
     layer = LayerState("layer", stored * mask, mask, stored=stored)
-    moment = Moment(notes={"levels": {"layer": 1.0}})
-    assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 1, 0, 0, 1, 1]]
+    assert masks(Hysteresis(0.5)([layer], Moment())) == [[0, 1, 0, 0, 1, 1]]  # the level is 1.05
 
 
-def test_hysteresis_sets_its_thresholds_once():
+def test_hysteresis_follows_weights_that_grow():
     stored = torch.tensor([1.0, 2.0, 3.0, 4.0])
     layer = LayerState("layer", stored, torch.ones(4).bool(), stored=stored)
-    moment = Moment()
-    assert masks(Hysteresis(0.5)([layer], moment)) == [[0, 0, 1, 1]]
-    assert moment.notes["levels"] == {"layer": 3.0}
-    Hysteresis(0.5)([replace(layer, stored=stored * 10)], moment)
-    assert moment.notes["levels"] == {"layer": 3.0}
-    moment = Moment()
-    Hysteresis(0.5, deviations=1.0)([layer], moment)
-    assert moment.notes["levels"] == pytest.approx({"layer": 2.5 + 5**0.5 / 3**0.5})
+    for factor in (1, 10):
+        grown = replace(layer, stored=stored * factor)
+        assert masks(Hysteresis(0.5)([grown], Moment())) == [[0, 0, 1, 1]]
+    assert masks(Hysteresis(0.0)([layer], Moment())) == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("distribution", "counts"), [("uniform", [2, 16]), ("erk", [5, 13])])
+def test_hysteresis_divides_the_density_by_its_distribution(distribution, counts):
+    layers = [  # no weight lies between two thresholds
+        LayerState(f"{shape}", stored, stored > 0, stored=stored)
+        for shape in ((2, 4), (8, 8))
+        for stored in [2.0 ** torch.arange(shape[0] * shape[1]).view(shape)]
+    ]
+    outcomes = Hysteresis(0.25, distribution)(layers, Moment())
+    assert [outcome.record.active for outcome in outcomes] == counts
+
+
+def test_hysteresis_sets_published_thresholds_once():
+    stored = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    layer = LayerState("layer", stored, torch.ones(4).bool(), stored=stored)
+    moment, level = Moment(), 2.5 + 5**0.5 / 3**0.5
+    for factor, mask in ((1, [0, 0, 0, 1]), (10, [1, 1, 1, 1])):
+        layer = replace(layer, stored=stored * factor, mask=torch.ones(4).bool())
+        assert masks(Hysteresis(0.5, deviations=1.0)([layer], moment)) == [mask]
+        assert moment.notes["levels"] == pytest.approx({"layer": level})
     with pytest.raises(CycleError, match="has no number for layer 2"):
         Hysteresis(0.5, deviations=(1.0,))([layer, replace(layer, name="other")], Moment())
     with pytest.raises(CycleError, match="keeps no inactive values"):
