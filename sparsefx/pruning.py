@@ -198,7 +198,7 @@ def _apply(
 ) -> None:
     emptied = [layer.name for layer in layers if layer.mask.any() and not masks[layer.name].any()]
     for layer in layers:
-        if layer.name in weights:
+        if layer.name in weights and layer.weight.requires_grad:
             layer.weight.copy_(weights[layer.name])
         layer.set_mask(masks[layer.name])
     if emptied:

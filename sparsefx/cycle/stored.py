@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sparsefx.cycle.layer_state import LayerState
@@ -15,23 +15,28 @@ from sparsefx.cycle.select import magnitudes
 from sparsefx.cycle.thin import keep_largest
 from sparsefx.cycle.update import LayerOutcome
 from sparsefx.distributions import Distribution
-from sparsefx.errors import CycleError
+from sparsefx.errors import ArgumentError, CycleError
+from sparsefx.values import is_number
 
 
 @dataclass(frozen=True)
 class Hysteresis:
     """Remove below one threshold, bring back above a higher one (Guo, Yao & Chen 2016, equation 3).
 
-    Both are factors of a level. It follows the weights: at every update it is the value that the wanted
-    fraction of a layer's weights exceeds. With ``deviations`` it is the published one, ``mean + deviations *
-    std`` of the magnitudes at the first update, which stays; how many weights that leaves is an outcome.
+    Both thresholds of a layer are factors of a level, which follows the weights: at every update it is the
+    one that leaves the wanted number of them. With ``deviations`` it is the published one, ``mean +
+    deviations * std`` of the magnitudes at the first update, which stays; how many weights that leaves is an
+    outcome.
 
     Attributes:
-        density: fraction of the weights that exceed the level, in [0, 1].
+        density: fraction of the weights that stay, in [0, 1].
         distribution: how that is divided among layers.
         deviations: the published level instead, one number for all layers or one for each in order.
         below: the lower threshold's factor.
         above: the upper threshold's factor.
+
+    Raises:
+        ArgumentError: ``deviations`` are not numbers.
     """
 
     density: float
@@ -42,30 +47,32 @@ class Hysteresis:
 
     reads_momentum = False
 
+    def __post_init__(self) -> None:
+        numbers = self.deviations if isinstance(self.deviations, tuple) else (self.deviations or 0.0,)
+        if not all(map(is_number, numbers)):
+            raise ArgumentError(f"deviations={self.deviations!r} is neither a number nor a tuple of numbers")
+
     def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
         """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps levels that stay."""
-        for layer in layers:
-            layer.must_be_whole("a threshold between two levels")
-        levels = self._following(layers) if self.deviations is None else self._staying(layers, moment)
-        return [self._decide(layer, level) for layer, level in zip(layers, levels, strict=True)]
-
-    def _following(self, layers: Sequence[LayerState]) -> list[float]:
-        sizes = [magnitudes(stored_of(layer)) for layer in layers]
-        kept = keep_largest(layers, self.density, distribution=self.distribution)
-        return [
-            float(size[outcome.mask].min()) if outcome.record.active else math.inf
-            for size, outcome in zip(sizes, kept, strict=True)
+        if self.deviations is not None:
+            return self._by_levels(layers, moment)
+        # A weight is above its threshold for a level where it exceeds that level times its own factor.
+        favoured = [
+            replace(layer, stored=stored_of(layer) / torch.where(layer.mask, self.below, self.above))
+            for layer in layers
         ]
+        return keep_largest(favoured, self.density, distribution=self.distribution)
 
-    def _staying(self, layers: Sequence[LayerState], moment: Moment) -> list[float]:
+    def _by_levels(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
         levels: dict[str, float] = dict(moment.notes.get("levels", {}))
         for index, layer in enumerate(layers):
+            layer.must_be_whole("a threshold between two levels")
             if layer.name not in levels:
-                levels[layer.name] = self._published(layer, self._deviations(index))
+                levels[layer.name] = self._level(layer, self._deviations(index))
         moment.notes["levels"] = levels
-        return [levels[layer.name] for layer in layers]
+        return [self._decide(layer, levels[layer.name]) for layer in layers]
 
-    def _published(self, layer: LayerState, deviations: float) -> float:
+    def _level(self, layer: LayerState, deviations: float) -> float:
         sizes = magnitudes(stored_of(layer))
         nonzero = sizes[sizes != 0]
         return max(0.0, float(nonzero.mean() + deviations * nonzero.std()))

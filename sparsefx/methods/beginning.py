@@ -32,9 +32,9 @@ def first_model(
         generator: for random masks.
         prune_by_score: prunes a model that still has all its weights, for methods that do so first.
     """
-    model = sparsify(
-        network, method.first_density, distribution=method.distribution, dense=dense, generator=generator
-    )
+    # A mask over another one would leave active weights at 0.
+    density = 1.0 if method.constant_fan_in else method.first_density
+    model = sparsify(network, density, distribution=method.distribution, dense=dense, generator=generator)
     if method.constant_fan_in:
         _give_constant_fan_in(model, method, generator)
     if method.score is not None:

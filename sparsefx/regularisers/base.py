@@ -48,13 +48,14 @@ class Regulariser(nn.Module, ABC):
     over the ranks, as they are not the model's.
 
     Args:
-        model: a model from ``sparsify(model, density=1.0)``; ``dense=`` leaves layers out of it.
+        model: a model from ``sparsify(model, density=1.0)``; ``dense=`` leaves layers out of it, and frozen
+            layers are left out, too.
 
     Attributes:
         progress: fraction of training done, as last told to :meth:`after_step`.
 
     Raises:
-        ArgumentError: the model has no masked weights, masks that are not True everywhere, or weights that
+        ArgumentError: the model has no masked weights that learn, masks that are not True everywhere, or weights that
             are divided among processes.
     """
 
@@ -64,7 +65,7 @@ class Regulariser(nn.Module, ABC):
         super().__init__()
         check_undivided(model, "a regulariser")
         self.progress = 0.0
-        self._masked = masked_weights(model)
+        self._masked = [masked for masked in masked_weights(model) if masked.weight.requires_grad]
         self._handles: list[RemovableHandle] = []
         self._attached = False
         _check(self._masked)
@@ -186,7 +187,7 @@ def check_positive(argument: str, value: float, *, zero: bool = False) -> None:
 
 def _check(layers: list[MaskedWeight]) -> None:
     if not layers:
-        raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify(density=1.0)")
+        raise ArgumentError("model has no masked weights that learn; use sparsefx.sparsify(model, 1.0)")
     sparse = [masked.name for masked in layers if not bool(masked.mask.all())]
     if sparse:
         raise ArgumentError(

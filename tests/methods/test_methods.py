@@ -286,6 +286,8 @@ def test_thinning_that_no_update_came_to_is_done_at_the_end():
 
 def test_constant_fan_in_from_the_start():
     training = begin("srigl", density=0.3, every=3)
+    for weight, mask, _ in weights(training.model).values():
+        assert torch.equal(weight != 0, mask)  # the network's own values, none of them lost to another mask
     for _ in range(4):
         for _, mask, _ in weights(training.model).values():
             counts = mask.sum(1)
