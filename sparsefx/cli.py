@@ -11,6 +11,7 @@ import argparse
 import ast
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -126,9 +127,14 @@ def _train(options: argparse.Namespace) -> int:
     wanted = _settings(options)
     # The momentum of dead neurons shrinks below 1e-38, where a CPU takes up to twice the time for a step.
     torch.set_flush_denormal(True)
+    if not options.minutes >= 0:
+        raise ArgumentError(f"--minutes {options.minutes} is not a time between checkpoints; pass 0 or more")
     experiment = Experiment(wanted)
+    for analysis in options.analyse:
+        ANALYSES[analysis].check(experiment)
     name = file_name(experiment.configuration)
     ledger, folder = Ledger(options.results), options.runs / name.removesuffix(".json")
+    ledger.check_writable()
     if (ledger.folder / name).exists() and not options.again:
         error = Run.from_json((ledger.folder / name).read_text("utf-8")).final.test_error
         print(f"{ledger.folder / name} is there already, test error {error:.2f}%; --again runs it once more")
@@ -142,8 +148,8 @@ def _train(options: argparse.Namespace) -> int:
     run = _run(experiment, folder, options)
     if run is None:
         return _INTERRUPTED
-    path = ledger.add(run, overwrite=options.again)
     experiment.keep_model(folder, export=options.export)
+    path = ledger.add(run, overwrite=options.again)
     experiment.forget(folder)
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
     return 0
@@ -217,7 +223,8 @@ def _report(options: argparse.Namespace) -> int:
     paths = write_tables(options.ledger, options.out)
     print(*paths, sep="\n")
     if options.page is not None:
-        images = [str(path.relative_to(options.page.parent)) for path in paths if path.suffix == ".png"]
+        pictures = [path for path in paths if path.suffix == ".png"]
+        images = [Path(os.path.relpath(path, options.page.parent)).as_posix() for path in pictures]
         page = replace_section(options.page.read_text("utf-8"), results_page(Ledger(options.ledger), images))
         options.page.write_text(page, "utf-8")
         print(options.page)

@@ -150,8 +150,14 @@ def _check(scope: str, distribution: str | Distribution | None, rounds: int, min
 
 def _scores(score: Score, task: Task, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
     """The scores, held to their contract."""
-    scores = score(task)
     name = getattr(score, "__name__", repr(score))
+    try:
+        scores = score(task)
+    except torch.linalg.LinAlgError as error:
+        raise ArgumentError(
+            f"score {name!r} met a matrix that is singular or not finite, as where training has diverged: "
+            f"{error}"
+        ) from error
     for layer in layers:
         values = scores.get(layer.name)
         if values is None or values.shape != layer.mask.shape:

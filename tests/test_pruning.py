@@ -304,3 +304,10 @@ def test_qualities_are_checked():
         prune_below(model, {"1": 1.0})
     with pytest.raises(ArgumentError, match=r"quality=-1\.0 for '0' is negative"):
         prune_below(model, -1.0)
+
+
+@pytest.mark.parametrize("score", ["optimal_brain_damage", "layerwise_obs"])
+def test_curvature_of_a_diverged_network(score):
+    model, x = masked_mlp(4, 6, 3, density=1.0), torch.full((8, 4), math.inf)
+    with pytest.raises(ArgumentError, match="singular or not finite, as where training has diverged"):
+        prune(model, 0.5, score=score, batches=[(x, torch.zeros(8, dtype=torch.int64))])

@@ -44,7 +44,11 @@ class Timing:
             raise ArgumentError(
                 f"first={self.first!r} and last={self.last!r} are not 0 <= first <= last <= 1"
             )
+        if self.chance is not None and not callable(self.chance):
+            raise ArgumentError(f"chance={self.chance!r} is neither None nor a function of the step")
         if isinstance(self.every, tuple):
+            if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in self.every):
+                raise ArgumentError(f"every={self.every!r} holds no pairs: ((0.0, 100), (0.5, 200))")
             starts = [start for start, _ in self.every]
             if not starts or starts[0] != 0 or starts != sorted(starts):
                 raise ArgumentError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.analyses.specialisation import class_specialisation
+from sparsefx.errors import ArgumentError
 from sparsefx.speedup import estimate_speedup
 
 if TYPE_CHECKING:
@@ -49,8 +52,39 @@ def _top5_error(experiment: Experiment) -> float:
     return 100 * wrong / len(split)
 
 
-ANALYSES: dict[str, Callable[[Experiment], Any]] = {
-    "specialisation": _specialisation,
-    "speedup": _speedup,
-    "top5_error": _top5_error,
+def _has_convolutions(experiment: Experiment) -> None:
+    if not any(isinstance(module, _ConvNd) for module in experiment.training.model.modules()):
+        raise ArgumentError(
+            f"--analyse speedup: {experiment.settings.network.name} has no convolution to estimate one for"
+        )
+
+
+def _has_classes(experiment: Experiment) -> None:
+    if experiment.data.classes < 5:
+        raise ArgumentError(
+            f"--analyse top5_error: {experiment.data.name} has {experiment.data.classes} classes only"
+        )
+
+
+def _nothing(experiment: Experiment) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One of them.
+
+    Attributes:
+        measure: what it finds on a trained network.
+        check: raises an ArgumentError where it could not, before the network is trained.
+    """
+
+    measure: Callable[[Experiment], Any]
+    check: Callable[[Experiment], None] = _nothing
+
+
+ANALYSES: dict[str, Analysis] = {
+    "specialisation": Analysis(_specialisation),
+    "speedup": Analysis(_speedup, _has_convolutions),
+    "top5_error": Analysis(_top5_error, _has_classes),
 }

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one file, whole or not there, with the state of every random generator."""
+"""Files of a run, whole or not there: checkpoints, with the state of every random generator, and others."""
 
 from __future__ import annotations
 
@@ -19,26 +19,47 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], device: str) -> Path:
-    """Write a state, with a checksum, beside the file and move it there.
+    """Write a state, with a checksum, whole or not at all.
 
     Args:
         path: the file; its folder is made.
         state: tensors and plain data.
         device: whose random generator is saved beside the CPU's.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
     """
     generators = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(device)
+    content = saved({**state, "generators": generators})
+    return write_whole(path, _MAGIC + hashlib.sha256(content).digest() + content)
+
+
+def saved(state: Any) -> bytes:
+    """What ``torch.save`` writes."""
     buffer = io.BytesIO()
-    torch.save({**state, "generators": generators}, buffer)
-    content = buffer.getvalue()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write beside the file and move it there, so that it is never cut short; its folder is made.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")  # one that a killed run leaves is written over
-    with temporary.open("wb") as file:
-        file.write(_MAGIC + hashlib.sha256(content).digest() + content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
     return path
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsefx.errors import LedgerError
 from sparsefx.experiments.cells import Cell, Group, groups, label, measure, usual_recipes
-from sparsefx.experiments.record import Run
+from sparsefx.experiments.record import Run, file_name
 from sparsefx.experiments.tables import NOT_RUN, Table
 from sparsefx.plot.figures import new_figure
 
@@ -117,9 +118,15 @@ def _shares(group: Group) -> Iterator[tuple[list[float], list[float]]]:
     analyses = [run.analyses["specialisation"] for run in group if "specialisation" in run.analyses]
     if not analyses:
         return
-    counts = [layer["counts"] for analysis in analyses for layer in analysis["layers"]]
-    bins = [sum(bin_counts) for bin_counts in zip(*counts, strict=True)]
-    yield analyses[0]["edges"], [count / max(1, sum(bins)) for count in bins]
+    try:
+        counts = [layer["counts"] for analysis in analyses for layer in analysis["layers"]]
+        bins = [sum(bin_counts) for bin_counts in zip(*counts, strict=True)]
+        yield analyses[0]["edges"], [count / max(1, sum(bins)) for count in bins]
+    except (KeyError, TypeError, ValueError) as error:
+        names = ", ".join(file_name(run.configuration) for run in group)
+        raise LedgerError(
+            f"analyses.specialisation in {names} is not as it was written: {error!r}"
+        ) from error
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:

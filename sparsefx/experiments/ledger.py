@@ -41,9 +41,25 @@ class Ledger:
 
         Raises:
             ArgumentError: a run has no such field.
-            LedgerError: a file is damaged.
+            LedgerError: a file is damaged, or a copy of another one.
         """
-        return select((_read(path) for path in sorted(self.folder.glob("*.json"))), **filters)
+        found: dict[str, Path] = {}
+        runs = []
+        for path in sorted(self.folder.glob("*.json")):
+            runs.append(_read(path))
+            first = found.setdefault(file_name(runs[-1].configuration), path)
+            if first != path:
+                raise LedgerError(f"{path} is of the configuration and seed of {first}; delete one of them")
+        return select(runs, **filters)
+
+    def check_writable(self) -> None:
+        """Find out now whether a run could be added.
+
+        Raises:
+            OSError: the folder cannot be made or written to.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_beside(self.folder / "trial", "").unlink()
 
     def add(self, run: Run, *, overwrite: bool = False) -> Path:
         """Write a run to its file, with its epochs thinned; adding the same run again changes nothing.
@@ -130,8 +146,12 @@ def _read(path: Path) -> Run:
 def _write_beside(path: Path, text: str) -> Path:
     """A complete file in the same folder, under a name that is no run's."""
     handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError:
+        os.unlink(name)
+        raise
     os.chmod(name, 0o644)  # mkstemp's is for its owner alone
     return Path(name)
 

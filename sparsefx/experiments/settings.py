@@ -17,6 +17,9 @@ from sparsefx.experiments.tuning import NETWORK_TUNING, TUNING
 from sparsefx.methods import Method, method
 from sparsefx.values import check_count
 
+_CYCLE_FIELDS = {"prune_rate": "prune_rate", "prune_decay": "decay", "cycle_every": "every"}
+"""Fields of a recipe that are sparse momentum's, and what a method calls them."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,12 +55,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)
+        if self.seed >= 2**64:
+            raise ArgumentError(f"seed={self.seed!r} has more than 64 bits")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise ArgumentError(f"precision={self.precision!r} is not float32, bfloat16 or float16")
         try:
-            torch.device(self.device)
+            kind = torch.device(self.device).type
         except RuntimeError as error:
             raise ArgumentError(f"device={self.device!r} is not a device: {error}") from error
+        if kind not in ("cpu", "cuda"):
+            raise ArgumentError(f"device={self.device!r}: runs are for 'cpu' and 'cuda'")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ArgumentError(f"device={self.device!r}: this machine has no CUDA; pass device='cpu'")
         if not self.setting:
@@ -131,6 +138,7 @@ def settings(
     published = recipe_named(recipe_name or data)
     if data and published.data != data:
         raise ArgumentError(f"recipe {recipe_name!r} is for {published.data}, not for data={data!r}")
+    _check_cycle_fields(method_name, changes)
     tuned = {**TUNING.get(method_name, {}), **changes}
     chosen = _changed(published, tuned)
     own = {"prune_rate": chosen.prune_rate, "decay": chosen.prune_decay}
@@ -151,6 +159,16 @@ def settings(
         shortened=chosen.epochs < published.epochs,
         **where,
     )
+
+
+def _check_cycle_fields(method_name: str, changes: Mapping[str, Any]) -> None:
+    """Refuse to file a run under values that only the recipe's own method takes."""
+    for name, option in _CYCLE_FIELDS.items():
+        if name in changes and method_name != "sparse-momentum":
+            raise ArgumentError(
+                f"{name}={changes[name]!r} is of the recipe of sparse-momentum, not of method "
+                f"{method_name!r}; its own are options: {option}=..."
+            )
 
 
 def _changed(published: Recipe, changes: Mapping[str, Any]) -> Recipe:

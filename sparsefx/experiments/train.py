@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -14,8 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsefx.archive import save
+from sparsefx.errors import ArgumentError
 from sparsefx.experiments.analyse import ANALYSES
-from sparsefx.experiments.checkpoint import load_checkpoint, save_checkpoint, set_generators
+from sparsefx.experiments.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    saved,
+    set_generators,
+    write_whole,
+)
 from sparsefx.experiments.data import Data, Split, epoch_generator, load_data
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.logs import Log
@@ -60,6 +68,11 @@ class Experiment:
             device=settings.device,
         )
         self.epoch_steps = recipe.steps_per_epoch(len(self.data.train))
+        if not self.epoch_steps:
+            raise ArgumentError(
+                f"drop_last=True and batch_size={recipe.batch_size!r} leave no batch of "
+                f"{len(self.data.train)} training samples; choose a smaller one"
+            )
         self.training = start_training(settings, self.data, self.epoch_steps)
         self.model = self.training.model
         if settings.compile:
@@ -68,6 +81,7 @@ class Experiment:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[EpochRow] = []
+        self._rate = recipe.lr  # of the last step
         self._loss_sum, self._loss_steps = torch.zeros((), device=settings.device), 0
 
     @property
@@ -101,16 +115,19 @@ class Experiment:
         Returns:
             The finished run; None if it was interrupted.
         """
-        began = saved = time.monotonic()
+        began = last = time.monotonic()
         before = self.seconds
         for _ in self._steps(log):
             now = time.monotonic()
             self.seconds = before + now - began
-            if interrupt.is_set or now - saved >= checkpoint_seconds:
-                self.save(folder)
-                saved = now
             if interrupt.is_set:
+                self.save(folder)
                 return None
+            # What follows the last step may fail, and the training must not be lost by it.
+            is_over = self.training.is_last and self.step == self.training.steps
+            if is_over or now - last >= checkpoint_seconds:
+                self._save_if_possible(folder)
+                last = now
         return self._finish(analyses)
 
     def save(self, folder: Path) -> Path:
@@ -126,6 +143,12 @@ class Experiment:
             "loss": (self._loss_sum, self._loss_steps),
         }
         return save_checkpoint(folder / "checkpoint.pt", state, self.settings.device)
+
+    def _save_if_possible(self, folder: Path) -> None:
+        try:
+            self.save(folder)
+        except OSError as error:
+            warnings.warn(f"no checkpoint was written, training goes on: {error}", stacklevel=3)
 
     def resume(self, folder: Path) -> bool:
         """Go on from the folder's checkpoint; False if there is none.
@@ -153,9 +176,8 @@ class Experiment:
             folder: where to.
             export: also write the exported network to ``compact.safetensors``, for :func:`sparsefx.load`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         model = self.training.model
-        torch.save(model.state_dict(), folder / "model.pt")
+        write_whole(folder / "model.pt", saved(model.state_dict()))
         if export:
             inputs, _ = next(iter(self.data.test.batches(2)))
             save(export_model(model.eval(), (inputs,)), folder / "compact.safetensors")
@@ -196,7 +218,8 @@ class Experiment:
 
     def _learn(self, inputs: Tensor, targets: Tensor) -> None:
         optimizer = self.training.optimizer
-        factor = self.learning_rate / self.settings.recipe.lr
+        self._rate = self.learning_rate
+        factor = self._rate / self.settings.recipe.lr
         for group in optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
         optimizer.zero_grad()
@@ -234,7 +257,7 @@ class Experiment:
             if self.data.validation is None
             else self.evaluate(self.data.validation).error,
             test_error=self.evaluate(self.data.test).error,
-            learning_rate=self.learning_rate,
+            learning_rate=self._rate,
             prune_rate=history[-1].prune_rate if cycled else None,
             densities=tuple(masked.density for masked in masked_weights(self.training.model)),
         )
@@ -261,7 +284,7 @@ class Experiment:
         explored = self.training.optimizer.explored
         self.training.finish()
         validation = None if self.data.validation is None else self.evaluate(self.data.validation)
-        found = {name: ANALYSES[name](self) for name in analyses}
+        found = {name: ANALYSES[name].measure(self) for name in analyses}
         return finished_run(self, self.evaluate(self.data.test), validation, explored, found)
 
     def _formatted(self, inputs: Tensor) -> Tensor:

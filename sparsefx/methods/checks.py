@@ -54,6 +54,10 @@ def _check_kinds(method: Method) -> None:
         raise unknown_name("distribution", method.distribution, DISTRIBUTIONS)
     if not (isinstance(method.distribution, str) or callable(method.distribution)):
         raise ArgumentError(f"distribution={method.distribution!r} is neither a name nor a callable")
+    for name in ("update", "least", "gradient_terms", "options"):
+        value = getattr(method, name)
+        if not (callable(value) or (value is None and name != "options")):
+            raise ArgumentError(f"{name}={value!r} is not a function of the method")
     if not isinstance(method.timing, Timing | None):
         raise ArgumentError(
             f"timing={method.timing!r} is no sparsefx.Timing; every={method.timing!r} changes it"

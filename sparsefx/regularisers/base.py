@@ -55,8 +55,8 @@ class Regulariser(nn.Module, ABC):
         progress: fraction of training done, as last told to :meth:`after_step`.
 
     Raises:
-        ArgumentError: the model has no masked weights that learn, masks that are not True everywhere, or weights that
-            are divided among processes.
+        ArgumentError: the model has no masked weights that learn, masks that are not True everywhere, or
+            weights that are divided among processes.
     """
 
     progress: float

@@ -126,9 +126,11 @@ def _factors(task: Task, output: Tensor, targets: Any) -> Tensor:
         torch.autograd.grad(entry.sum(), output, retain_graph=True)[0].flatten(1)
         for entry in slope.flatten(1).unbind(dim=1)
     ]
-    values, vectors = torch.linalg.eigh(torch.stack(columns, dim=2))
+    hessians = torch.stack(columns, dim=2)
+    wide = torch.promote_types(hessians.dtype, torch.float32)  # there is no eigh in half precision
+    values, vectors = torch.linalg.eigh(hessians.to(wide))
     factors: Tensor = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
-    return factors
+    return factors.to(hessians.dtype)
 
 
 CURVATURES: dict[str, Curvature] = {

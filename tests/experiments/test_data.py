@@ -269,6 +269,14 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
         read_folder(tmp_path / "sizes")
 
 
+def test_train_and_test_have_the_same_classes(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 2, "test": 1})
+    (first, *_) = sorted(path for path in (tmp_path / "test").iterdir())
+    first.rename(first.with_name("other"))
+    with pytest.raises(ArgumentError, match=r"'other'.* are in one of train and test only"):
+        load_data("cifar10", tmp_path)
+
+
 def test_unknown_data() -> None:
     with pytest.raises(ArgumentError, match="data='cifar100' is not known; did you mean 'cifar10'"):
         load_data("cifar100", ".")

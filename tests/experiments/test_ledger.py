@@ -150,3 +150,18 @@ def test_a_mean_mixes_nothing(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="these 2 runs differ in recipe, shortened; filter by these fields"):
         ledger.mean()
     assert ledger.mean(shortened=True) == mean_of([1.5])
+
+
+def test_a_copy_is_not_another_seed(tmp_path: Path) -> None:
+    path = Ledger(tmp_path).add(made_run())
+    (tmp_path / "copy.json").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(LedgerError, match="of the configuration and seed of"):
+        Ledger(tmp_path).runs()
+
+
+def test_whether_a_run_could_be_added(tmp_path: Path) -> None:
+    Ledger(tmp_path / "new").check_writable()
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        Ledger(tmp_path / "file").check_writable()

@@ -20,12 +20,13 @@ import sparsefx
 from sparsefx.cli import documented, main
 from sparsefx.cycle import AdaptiveThreshold, ForAllLayers, Timing
 from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
+from sparsefx.experiments.analyse import ANALYSES, Analysis
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import Lines, Log, Logs, describe, logs_for
 from sparsefx.experiments.networks import NETWORKS
 from sparsefx.experiments.recipe import Recipe
-from sparsefx.experiments.record import EpochRow
+from sparsefx.experiments.record import EpochRow, file_name
 from sparsefx.experiments.settings import settings
 from sparsefx.experiments.train import Experiment
 from sparsefx.methods import Method, Rounds
@@ -238,11 +239,24 @@ def test_the_command_line_trains_and_reports(root, tmp_path, capsys):
         (["--setting", "loose"], r"loose"),
         (["--device", "gpu"], r"device='gpu' is not a device"),
         (["--seed", "-1"], r"seed=-1 is not a whole number"),
+        (["--seed", str(2**64)], r"has more than 64 bits"),
+        (["--device", "meta"], r"runs are for 'cpu' and 'cuda'"),
+        (["--analyse", "speedup"], r"lenet-300-100 has no convolution to estimate"),
+        (["--minutes", "nan"], r"--minutes nan is not a time"),
+        (["--minutes", "-1"], r"--minutes -1.0 is not a time"),
+        (["--drop-last", "True", "--batch-size", "500"], r"leave no batch of 160 training samples"),
+        (["--method", "set", "--prune-rate", "0.1"], r"prune_rate=0.1 is of the recipe of sparse-momentum"),
+        (["--method", "rigl", "--cycle-every", "5"], r"its own are options: every="),
+        (["--method", "granet", "--option", "chance=0.5"], r"chance=0.5 is neither None nor a function"),
+        (["--method", "granet", "--option", "every=(1,2)"], r"holds no pairs"),
+        (["--method", "granet", "--option", "update=x"], r"update='x' is not a function of the method"),
+        (["--method", "granet", "--option", "options=3"], r"options=3 is not a function of the method"),
     ],
 )
 def test_commands_that_cannot_be(root, tmp_path, capsys, change, message):
     assert main(command(root, tmp_path, *change)) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(root, tmp_path):
@@ -351,14 +365,11 @@ def test_tensorboard_or_how_to_get_it(root, tmp_path, monkeypatch):
     assert written[-1] == "closed"
 
 
-def test_a_run_is_not_lost_where_its_result_cannot_be_written(root, tmp_path, capsys):
+def test_results_that_cannot_be_written_are_told_before_training(root, tmp_path, capsys):
     (tmp_path / "results").write_text("in the way")
-    assert main(command(root, tmp_path, "--minutes", "0")) == 2
+    assert main(command(root, tmp_path)) == 2
     assert "results" in capsys.readouterr().err
-    assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 1
-    (tmp_path / "results").unlink()
-    assert main(command(root, tmp_path, "--resume")) == 0
-    assert not list((tmp_path / "runs").glob("*/checkpoint.pt"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_last_batch_of_one_sample_is_refused(root):
@@ -398,3 +409,67 @@ def test_the_time_left_is_that_of_the_round(monkeypatch, capsys):
         lines.epoch(row)
     told = [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()]
     assert told == [f"{left} left of this round" for left in ("0:00", "0:20", "0:00", "4:30")]
+
+
+def test_fewer_than_five_classes_have_no_top_5(root, tmp_path):
+    few = SimpleNamespace(data=SimpleNamespace(name="made", classes=3))
+    with pytest.raises(ArgumentError, match="made has 3 classes only"):
+        ANALYSES["top5_error"].check(few)
+
+
+def test_a_run_whose_analysis_fails_is_not_lost(root, tmp_path, capsys, monkeypatch):
+    def fail(experiment):
+        raise ArgumentError("it cannot be measured")
+
+    monkeypatch.setitem(ANALYSES, "speedup", Analysis(fail))
+    expected = run(experiment(root), tmp_path / "whole")
+    assert main(command(root, tmp_path, "--analyse", "speedup")) == 2
+    assert "it cannot be measured" in capsys.readouterr().err
+    assert main(command(root, tmp_path, "--resume")) == 0
+    (found,) = Ledger(tmp_path / "results").runs()
+    assert (found.final, found.epochs) == (expected.final, expected.epochs)
+
+
+def test_rounds_are_not_lost_either(root, tmp_path):
+    options = {"prunings": 2, "rewind": 0.25}
+    whole = experiment(root, "lottery-ticket", 0.3, options)
+    expected = run(whole, tmp_path)
+    again = experiment(root, "lottery-ticket", 0.3, options)
+    assert again.resume(tmp_path)  # from the checkpoint of the last step
+    assert run(again, tmp_path).final == expected.final
+
+
+def test_training_goes_on_where_no_checkpoint_can_be_written(root, tmp_path):
+    (tmp_path / "checkpoint.pt").mkdir()
+    one = experiment(root)
+    with pytest.warns(UserWarning, match="no checkpoint was written, training goes on: .*checkpoint.pt"):
+        found = one.run(tmp_path, log=Log(), interrupt=Interrupt(), checkpoint_seconds=0)
+    assert found is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_network_is_written_before_the_ledger_says_it_is_done(root, tmp_path, capsys):
+    name = file_name(experiment(root).configuration).removesuffix(".json")
+    in_the_way = tmp_path / "runs" / name / "model.pt"
+    in_the_way.mkdir(parents=True)
+    assert main(command(root, tmp_path)) == 2
+    assert "model.pt" in capsys.readouterr().err
+    assert not Ledger(tmp_path / "results").runs()
+    in_the_way.rmdir()
+    assert main(command(root, tmp_path, "--resume")) == 0
+    assert in_the_way.is_file()
+
+
+def test_an_epoch_tells_the_rate_of_its_own_last_step(root, tmp_path):
+    rows = run(experiment(root, milestones=(8,), milestone_unit="steps"), tmp_path).epochs
+    assert [row.learning_rate for row in rows] == pytest.approx([0.1, 0.01])
+
+
+def test_a_page_may_lie_elsewhere_than_the_pictures(root, tmp_path, monkeypatch):
+    Ledger(tmp_path / "results").add(run(experiment(root), tmp_path / "run"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("# Results\n")
+    monkeypatch.chdir(tmp_path)
+    out = str(tmp_path / "out" / "tables")
+    assert main(["report", "tables", "--ledger", "results", "--out", out, "--page", "docs/page.md"]) == 0
+    assert "(../out/tables/figure2.png)" in (tmp_path / "docs" / "page.md").read_text()

@@ -214,3 +214,13 @@ def test_an_unknown_curvature_gets_the_nearest():
     task = Task(mask_layers(mlp()), [(torch.randn(2, 4), torch.arange(2))])
     with pytest.raises(ArgumentError, match="curvature='gauss_newton' is not known; did you mean"):
         optimal_brain_damage(task, curvature="gauss_newton")
+
+
+def test_half_precision_has_a_curvature():
+    torch.manual_seed(0)
+    net = sparsify(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), 1.0)
+    batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    whole = optimal_brain_damage(Task(net, batches))
+    half = optimal_brain_damage(Task(net.bfloat16(), [(x.bfloat16(), y) for x, y in batches]))
+    for name, scores in whole.items():
+        torch.testing.assert_close(half[name].float(), scores, rtol=0.2, atol=1e-3)

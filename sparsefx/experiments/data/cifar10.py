@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsefx.experiments.data.folder import decode, read_folder
+from sparsefx.experiments.data.folder import check_same_classes, classes_of, decode, read_folder
 from sparsefx.experiments.data.images import Arrays, Images, damaged, missing, read_npz
 
 _BATCHES = "cifar-10-batches-py"
@@ -32,7 +32,7 @@ def read_cifar10(root: Path) -> Images:
     The last two are copies, lossy if the files are JPEG, and the title says so.
 
     Raises:
-        ArgumentError: none is there, or a file is damaged.
+        ArgumentError: none is there, a file is damaged, or folders differ in their classes.
     """
     if (root / _BATCHES / "data_batch_1").is_file():
         parts = [_read_batch(root / _BATCHES / f"data_batch_{number}") for number in range(1, 6)]
@@ -44,6 +44,8 @@ def read_cifar10(root: Path) -> Images:
         )
     for folder in (root / "cifar10", root):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
+            names = [classes_of(folder / split) for split in ("train", "test")]
+            check_same_classes(folder, *names, "train and test")
             train, test = read_folder(folder / "train"), read_folder(folder / "test")
             return Images("CIFAR-10 (image folder)", "cifar10-folder", train, test)
     looked_for = [f"{_BATCHES}/data_batch_1", _JPEG, "cifar10/train and cifar10/test", "train and test"]

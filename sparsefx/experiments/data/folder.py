@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ def read_folder(folder: Path) -> Arrays:
     Raises:
         ArgumentError: there is no class or a class without images, images differ in size, or one is damaged.
     """
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = [folder / name for name in classes_of(folder)]
     files = [sorted(f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES) for path in classes]
     empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
@@ -34,6 +34,21 @@ def read_folder(folder: Path) -> Arrays:
     paths = [path for found in files for path in found]
     images = decode(paths, len(paths), folder)
     return images, torch.arange(len(classes)).repeat_interleave(counts)
+
+
+def check_same_classes(root: Path, first: Sequence[str], second: Sequence[str], names: str) -> None:
+    """Refuse two splits whose classes are not the same, since each numbers its own.
+
+    Raises:
+        ArgumentError: names the classes that one lacks.
+    """
+    if differing := sorted(set(first) ^ set(second)):
+        raise ArgumentError(f"root={str(root)!r}: classes {differing[:5]} are in one of {names} only")
+
+
+def classes_of(folder: Path) -> list[str]:
+    """The names of a folder's classes, in order."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def decode(files: Iterable[Path | BinaryIO], count: int, where: Path) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sparsefx.errors import ArgumentError
 from sparsefx.experiments.data.batches import Batch, batch_slices, check_augment
+from sparsefx.experiments.data.folder import check_same_classes
 from sparsefx.experiments.data.images import missing
 from sparsefx.experiments.data.normalise import Normalisation
 
@@ -35,9 +35,7 @@ def imagenet_folders(
     from torchvision.datasets import ImageFolder
 
     train, test = ImageFolder(root / "train"), ImageFolder(root / "val")
-    if train.classes != test.classes:
-        differing = sorted(set(train.classes) ^ set(test.classes))
-        raise ArgumentError(f"root={str(root)!r}: classes {differing[:5]} are in one of train and val only")
+    check_same_classes(root, train.classes, test.classes, "train and val")
     splits = [FolderSplit(folder, normalisation, device, workers) for folder in (train, test)]
     return splits[0], splits[1], len(train.classes)
 
