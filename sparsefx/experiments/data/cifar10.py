@@ -44,9 +44,9 @@ def read_cifar10(root: Path) -> Images:
         )
     for folder in (root / "cifar10", root):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
-            names = [classes_of(folder / split) for split in ("train", "test")]
-            check_same_classes(folder, *names, "train and test")
-            train, test = read_folder(folder / "train"), read_folder(folder / "test")
+            first, second = folder / "train", folder / "test"
+            check_same_classes(folder, classes_of(first), classes_of(second), "train and test")
+            train, test = read_folder(first), read_folder(second)
             return Images("CIFAR-10 (image folder)", "cifar10-folder", train, test)
     looked_for = [f"{_BATCHES}/data_batch_1", _JPEG, "cifar10/train and cifar10/test", "train and test"]
     raise missing("CIFAR-10", root, looked_for, "torchvision.datasets.CIFAR10(root, download=True)")
