@@ -33,7 +33,7 @@ from sparsefx.experiments.record import Run, file_name
 from sparsefx.experiments.results_page import replace_section, results_page, write_tables
 from sparsefx.experiments.settings import Settings, settings
 from sparsefx.experiments.train import Experiment
-from sparsefx.experiments.tuning import NETWORK_TUNING, TUNING
+from sparsefx.experiments.tuning import TUNING
 from sparsefx.methods import METHODS, Method, Rounds
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -157,8 +157,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> Run | None:
     """Train, and tell of it; None if interrupted."""
-    name, network = experiment.settings.method.name, experiment.settings.network.name
-    tuned = {**TUNING.get(name, {}), **NETWORK_TUNING.get((name, network), {})}
+    name = experiment.settings.method.name
+    tuned = {**TUNING.get(name, {}), **experiment.settings.tuned}
     if tuned:
         print(f"as {name} is trained in its paper: {tuned}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)

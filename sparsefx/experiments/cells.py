@@ -135,8 +135,14 @@ def label(group: Group, recipes: Recipes, query: Query) -> str:
 
 
 def _changes(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    fields, usual = _flat(fields), _flat(usual)
     changed = [name for name in sorted({*fields, *usual}) if fields.get(name) != usual.get(name)]
     return [f"{name}={fields.get(name)}" for name in changed]
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, those that the method's own paper sets among them."""
+    return {**{name: value for name, value in fields.items() if name != "tuned"}, **fields.get("tuned", {})}
 
 
 def _difference(mean: Mean, group: Group, cell: Cell, runs: Sequence[Run]) -> Mean | None:

@@ -15,6 +15,7 @@ from sparsefx.experiments.recipe import Recipe, shortened
 from sparsefx.experiments.recipes import recipe as recipe_named
 from sparsefx.experiments.tuning import NETWORK_TUNING, TUNING
 from sparsefx.methods import Method, method
+from sparsefx.parts import described
 from sparsefx.values import check_count
 
 _CYCLE_FIELDS = {"prune_rate": "prune_rate", "prune_decay": "decay", "cycle_every": "every"}
@@ -32,6 +33,7 @@ class Settings:
         recipe: how it is trained.
         seed: of initialisation, masks, augmentation and the order of the data.
         options: what is set otherwise than in the method, as plain data.
+        tuned: what its own paper sets otherwise for this network, in words.
         shortened: whether it trains for less than the published recipe.
         setting: which layers stay dense, one of the network's settings; by default its first.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
@@ -46,6 +48,7 @@ class Settings:
     recipe: Recipe
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
     shortened: bool = False
     setting: str = ""
     device: str = "cpu"
@@ -90,7 +93,9 @@ class Settings:
 
     def _plain_recipe(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self.recipe)
-        extras = {"setting": self.setting, "precision": self.precision}
+        extras: dict[str, Any] = {"setting": self.setting, "precision": self.precision}
+        if self.tuned:
+            extras["tuned"] = dict(self.tuned)
         return {**fields, **extras, "milestones": list(self.recipe.milestones)}
 
 
@@ -139,13 +144,13 @@ def settings(
     if data and published.data != data:
         raise ArgumentError(f"recipe {recipe_name!r} is for {published.data}, not for data={data!r}")
     _check_cycle_fields(method_name, changes)
-    tuned = {**TUNING.get(method_name, {}), **changes}
-    chosen = _changed(published, tuned)
+    chosen = _changed(published, {**TUNING.get(method_name, {}), **changes})
     own = {"prune_rate": chosen.prune_rate, "decay": chosen.prune_decay}
     if chosen.cycle_every is not None:
         own["every"] = chosen.cycle_every
     taken = {**own, **options} if method_name == "sparse-momentum" else options
-    taken = {**NETWORK_TUNING.get((method_name, network_name), {}), **taken}
+    tuned = NETWORK_TUNING.get((method_name, network_name), {})
+    taken = {**tuned, **taken}
     taken = {"explores": True, **taken}  # a byte a weight, and the ledger has a column for it
     if density is not None:
         taken["density"] = density
@@ -156,6 +161,7 @@ def settings(
         recipe=chosen,
         seed=seed,
         options=options,
+        tuned={name: described(value) for name, value in tuned.items() if name not in options},
         shortened=chosen.epochs < published.epochs,
         **where,
     )

@@ -122,6 +122,14 @@ def test_the_density_reached_is_said_where_it_is_another() -> None:
     assert labels == ["", "epochs=9, learning_rate=None, 2.13% of the weights"]
 
 
+def test_what_a_paper_sets_for_its_network_is_in_the_label() -> None:
+    query = Query("lenet-300-100", "mnist", "deep-r", 0.05)
+    usual = made_run(method="set").recipe
+    run = made_run(1.9, method="deep-r", recipe={**usual, "tuned": {"distribution": "'erk'"}})
+    recipes = usual_recipes([*(made_run(method="set", seed=seed) for seed in range(3)), run])
+    assert [found.label for found in measure(Cell(query), [run], recipes)] == ["distribution='erk'"]
+
+
 def test_runs_with_options_are_found_where_they_are_wanted_after_the_plain_ones() -> None:
     plain, options = made_run(1.9, method="snip"), {"score_batches": 2}
     runs = [made_run(error, method="snip", seed=seed, options=options) for seed, error in enumerate((1, 2))]

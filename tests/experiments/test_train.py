@@ -328,6 +328,18 @@ def test_dsr_removes_as_many_weights_as_its_paper_does_on_each_network():
     assert found.method.prune == "magnitude"
 
 
+def test_what_a_paper_sets_for_its_network_is_on_record():
+    tuned = settings("lenet-300-100", "data", data="mnist", method_name="deep-r")
+    assert tuned.configuration("mnist")["recipe"]["tuned"] == {"distribution": "'erk'"}
+    assert tuned.method.distribution == "erk"
+    chosen = settings(
+        "lenet-300-100", "data", data="mnist", method_name="deep-r", options={"distribution": "uniform"}
+    )
+    assert "tuned" not in chosen.configuration("mnist")["recipe"]
+    assert chosen.method.distribution == "uniform"
+    assert "tuned" not in settings("lenet5-caffe", "data", data="mnist").configuration("mnist")["recipe"]
+
+
 def test_analyses_are_kept(root, tmp_path):
     one = experiment(root, "static", network="lenet5-caffe")
     log = Log()
