@@ -14,7 +14,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,6 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     wanted = _settings(options)
-    # The momentum of dead neurons shrinks below 1e-38, where a CPU takes up to twice the time for a step.
-    torch.set_flush_denormal(True)
     if not options.minutes >= 0:
         raise ArgumentError(f"--minutes {options.minutes} is not a time between checkpoints; pass 0 or more")
     experiment = Experiment(wanted)
@@ -162,7 +161,7 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     if tuned:
         print(f"as {name} is trained in its paper: {tuned}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, _flushed_denormals():
         run = experiment.run(
             folder,
             log=log,
@@ -177,6 +176,16 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)
     return run
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Take numbers below 1e-38 for 0: the momentum of dead neurons is, and doubles the time of a CPU's step."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -39,9 +39,8 @@ def layer_flops(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, in
         if source.is_nested:  # torch's fast path through a transformer layer: no shape to count by
             continue
         weight = cast(Tensor, layer.weight)
-        positions = (source if isinstance(layer, _ConvTransposeNd) else result).numel() // max(
-            1, weight.shape[0]
-        )
+        channels = max(1, weight.shape[0])
+        positions = (source if isinstance(layer, _ConvTransposeNd) else result).numel() // channels
         batched = source.dim() >= weight.dim()
         flops[name] += 2 * weight.numel() * positions // (max(1, source.shape[0]) if batched else 1)
     for name, region, sources, _ in calls(model, example_inputs, regions(model)):

@@ -270,3 +270,11 @@ def test_inputs_that_do_not_run_leave_buffers_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         describe(model, example_inputs=(torch.ones(2, 5),))
     assert model.seen == 0
+
+
+def test_a_layer_without_outputs_has_no_operations() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        none = nn.Linear(4, 0)
+    model = nn.Sequential(nn.Linear(2, 4), none)
+    report = describe(model, example_inputs=(torch.ones(1, 2),))
+    assert [layer.flops_dense for layer in report.layers] == [16, 0]

@@ -114,6 +114,12 @@ class Experiment:
 
         Returns:
             The finished run; None if it was interrupted.
+
+        Raises:
+            OSError: it was interrupted and the checkpoint could not be written.
+
+        Warns:
+            UserWarning: another checkpoint could not be written.
         """
         began = last = time.monotonic()
         before = self.seconds
