@@ -180,7 +180,7 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
 
 @contextmanager
 def _flushed_denormals() -> Iterator[None]:
-    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: on CPUs they take much longer."""
+    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: slow on CPUs."""
     torch.set_flush_denormal(True)
     try:
         yield
