@@ -107,3 +107,11 @@ def test_half_precision_is_read_in_float32():
     assert finite(values).dtype == torch.float32
     assert finite(values).tolist() == [1.0, 0.0]
     assert finite(values.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_values_whose_sum_is_not_stay(dtype):
+    large = torch.full((4, 4), torch.finfo(dtype).max, dtype=dtype)
+    assert torch.equal(finite(large), large.to(torch.promote_types(dtype, torch.float32)))
+    wrong = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    assert finite(wrong).tolist() == [1, 0, 0, 0]
