@@ -27,6 +27,7 @@ from sparsefx.experiments.analyse import ANALYSES
 from sparsefx.experiments.interrupt import Interrupt
 from sparsefx.experiments.ledger import Ledger
 from sparsefx.experiments.logs import logs_for
+from sparsefx.experiments.metrics import METRICS
 from sparsefx.experiments.networks import NETWORKS, SETTINGS
 from sparsefx.experiments.recipe import Recipe
 from sparsefx.experiments.recipes import RECIPES
@@ -139,7 +140,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{ledger.folder / name} is there already, test error {error:.2f}%; --again runs it once more")
         return 0
     if options.resume and experiment.resume(folder):
-        print(f"goes on after {experiment.epoch} epochs", file=sys.stderr)
+        print(f"goes on after {experiment.progress}", file=sys.stderr)
     elif (folder / "checkpoint.pt").exists():
         raise ArgumentError(
             f"{folder} holds a checkpoint of this run: --resume goes on, or delete the folder"
@@ -147,10 +148,18 @@ def _train(options: argparse.Namespace) -> int:
     run = _run(experiment, folder, options)
     if run is None:
         return _INTERRUPTED
-    experiment.keep_model(folder, export=options.export)
+    compact = experiment.keep_model(folder, export=options.export)
     path = ledger.add(run, overwrite=options.again)
     experiment.forget(folder)
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
+    for title, metric in METRICS.items():
+        if metric.path.startswith("analyses.") and (value := metric(run)) is not None:
+            print(f"{title}: {value:.4g}")
+    if compact is not None:
+        report = compact.report
+        print(
+            f"exported: {report.parameters_after:,} of {report.parameters_before:,} parameters, in {folder}"
+        )
     return 0
 
 
@@ -171,7 +180,7 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
         )
     log.close()
     if run is None:
-        stopped = f"stopped after {experiment.epoch} epochs; the same command with --resume goes on"
+        stopped = f"stopped after {experiment.progress}; the same command with --resume goes on"
         print(stopped, file=sys.stderr)
     elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)

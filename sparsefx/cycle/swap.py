@@ -116,6 +116,8 @@ class Swap:
         self, layers: Sequence[LayerState], rate: float, shares: Sequence[Fraction] | None
     ) -> list[int]:
         """How many weights each layer loses."""
+        if not any(layer.free for layer in layers):
+            return [0] * len(layers)  # each could only regrow the same
         equal = Fraction(1, max(1, len(layers)))
         losses = []
         for index, layer in enumerate(layers):

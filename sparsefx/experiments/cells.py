@@ -6,13 +6,15 @@ every group beyond the plain one carries a label that says what is different abo
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsefx.experiments.metrics import metric_named
 from sparsefx.experiments.published import Published
+from sparsefx.experiments.recipes import RECIPES
 from sparsefx.experiments.record import Run, canonical
 from sparsefx.experiments.statistics import Mean, difference, mean_of
 
@@ -22,7 +24,11 @@ COPIES: dict[str, tuple[str, str]] = {
 }
 """Data sets that stand in for another: name -> (the other's name, label)."""
 
+CLASSES = {"mnist": 10, "cifar10": 10, "imagenet": 1000}
+"""How many classes a data set has, whose logarithm is the loss of guessing."""
+
 _SAME_DENSITY = 0.01  # relative
+_GUESSING = 0.99  # of that loss
 
 Group = list[Run]
 """Runs of one configuration, which differ in their seeds alone."""
@@ -101,23 +107,48 @@ def measure(cell: Cell, runs: Sequence[Run], recipes: Recipes) -> list[Measured]
 
 
 def groups(runs: Iterable[Run]) -> list[Group]:
-    """Runs by configuration: full recipes, original data and no options first, then those with more seeds."""
-    found: dict[str, Group] = {}
+    """Runs by configuration: full recipes, original data and no options first, then those with more seeds.
+
+    Runs that learnt nothing are groups of their own, so that one of them does not hide what the others did.
+    """
+    found: dict[tuple[str, bool], Group] = {}
     for run in runs:
-        found.setdefault(_key(run, "seed"), []).append(run)
+        found.setdefault((_key(run, "seed"), only_guesses(run)), []).append(run)
     order = sorted(found, key=lambda key: (_rank(found[key][0]), -len(found[key]), key))
     return [found[key] for key in order]
 
 
+def only_guesses(run: Run) -> bool:
+    """Whether a run ended without having learnt anything: its loss is not finite, or that of guessing."""
+    original, _ = COPIES.get(run.data, (run.data, ""))
+    loss = run.final.train_loss
+    return loss is None or loss >= _GUESSING * math.log(CLASSES.get(original, math.inf))
+
+
 def usual_recipes(runs: Iterable[Run]) -> Recipes:
-    """The recipe that most runs have, by network, data and whether it is shortened."""
+    """The recipe of runs nearest to the published one, by network, data and whether it is shortened.
+
+    Of several as near, or where none is published, that of most runs.
+    """
     counts: dict[tuple[str, str, bool], Counter[str]] = {}
     known: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         text = canonical(run.recipe)
         known[text] = run.recipe
         counts.setdefault((run.network, run.data, run.shortened), Counter())[text] += 1
-    return {kind: known[min(found, key=lambda text: (-found[text], text))] for kind, found in counts.items()}
+    return {
+        kind: known[min(found, key=lambda text: (_distance(known[text]), -found[text], text))]
+        for kind, found in counts.items()
+    }
+
+
+def _distance(recipe: Mapping[str, Any]) -> int:
+    """In how many fields a recipe is not the published one that it names as its source."""
+    published = {found.source: asdict(found) for found in RECIPES.values()}.get(recipe.get("source", ""))
+    if published is None:
+        return 0
+    wanted = {**published, "milestones": list(published["milestones"]), "precision": "float32"}
+    return len(_changes(recipe, {**recipe, **wanted}))
 
 
 def label(group: Group, recipes: Recipes, query: Query) -> str:
@@ -126,6 +157,8 @@ def label(group: Group, recipes: Recipes, query: Query) -> str:
     parts = [COPIES[run.data][1]] if run.data in COPIES else []
     if run.shortened:
         parts.append("shortened")
+    if only_guesses(run):
+        parts.append("learnt nothing")
     usual = recipes.get((run.network, run.data, run.shortened), run.recipe)
     parts += _changes(run.options, query.options) + _changes(run.recipe, usual)
     reached = sum(run.final.density for run in group) / len(group)
@@ -150,7 +183,12 @@ def _difference(mean: Mean, group: Group, cell: Cell, runs: Sequence[Run]) -> Me
     assert cell.baseline is not None
     alike = _key(group[0], "seed", "options")
     base = _mean(
-        [run for run in filter(cell.baseline, runs) if _key(run, "seed", "options") == alike], cell.metric
+        [
+            run
+            for run in filter(cell.baseline, runs)
+            if _key(run, "seed", "options") == alike and not only_guesses(run)
+        ],
+        cell.metric,
     )
     return None if base is None else difference(mean, base)
 
@@ -161,8 +199,8 @@ def _mean(runs: Iterable[Run], metric: str) -> Mean | None:
     return mean_of(values) if values else None
 
 
-def _rank(run: Run) -> tuple[bool, bool, bool]:
-    return run.shortened, run.data in COPIES, bool(run.options)
+def _rank(run: Run) -> tuple[bool, bool, bool, bool]:
+    return run.shortened, run.data in COPIES, bool(run.options), only_guesses(run)
 
 
 def _key(run: Run, *without: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -34,3 +35,4 @@ class Interrupt:
         if self.is_set and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_set = True
+        print("stopping at the end of this step; Ctrl-C again stops at once", file=sys.stderr)

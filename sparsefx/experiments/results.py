@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +58,7 @@ def finished_run(
             "sparsefx": sparsefx.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **commit(),
         },
         hardware=hardware(experiment.settings.device),
         seconds=round(experiment.seconds, 1),
@@ -86,4 +89,28 @@ def hardware(device: str) -> str:
     """What a run is on, in words."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> dict[str, str]:
+    """The commit that a checkout of sparsefx is at, ``+`` if files differ; nothing where it is installed."""
+    folder = Path(sparsefx.__file__).parent
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": head + ("+" if changes else "")}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line for line in lines if line.startswith("model name"))
+        return name.partition(":")[2].strip()
+    except (OSError, StopIteration):
+        return f"{platform.machine()} CPU"

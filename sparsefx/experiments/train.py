@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.archive import save
@@ -94,6 +95,11 @@ class Experiment:
         """Epochs done, those of earlier rounds included."""
         return self.rows[-1].epoch if self.rows else 0
 
+    @property
+    def progress(self) -> str:
+        """How far it is, in words."""
+        return f"{self.epoch} epochs and {(self.training.first_step + self.step) % self.epoch_steps} steps"
+
     def run(
         self,
         folder: Path,
@@ -134,7 +140,7 @@ class Experiment:
             if is_over or now - last >= checkpoint_seconds:
                 self._save_if_possible(folder)
                 last = now
-        return self._finish(analyses)
+        return self._finish(analyses, interrupt)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, whole or not at all."""
@@ -175,18 +181,24 @@ class Experiment:
         set_generators(state["generators"], self.settings.device)
         return True
 
-    def keep_model(self, folder: Path, *, export: bool = False) -> None:
+    def keep_model(self, folder: Path, *, export: bool = False) -> nn.Module | None:
         """Write the trained network's state dict, masks included, to ``model.pt``.
 
         Args:
             folder: where to.
             export: also write the exported network to ``compact.safetensors``, for :func:`sparsefx.load`.
+
+        Returns:
+            The exported network, if there is one.
         """
         model = self.training.model
         write_whole(folder / "model.pt", saved(model.state_dict()))
-        if export:
-            inputs, _ = next(iter(self.data.test.batches(2)))
-            save(export_model(model.eval(), (inputs,)), folder / "compact.safetensors")
+        if not export:
+            return None
+        inputs, _ = next(iter(self.data.test.batches(2)))
+        compact = export_model(model.eval(), (inputs,))
+        save(compact, folder / "compact.safetensors")
+        return compact
 
     def forget(self, folder: Path) -> None:
         """Delete the checkpoint of a run whose result is safe."""
@@ -286,11 +298,16 @@ class Experiment:
             loss += F.cross_entropy(output, targets, reduction="sum").double()
         return Score(100 * int(wrong) / len(split), float(loss) / len(split))
 
-    def _finish(self, analyses: Iterable[str]) -> Run:
+    def _finish(self, analyses: Iterable[str], interrupt: Interrupt) -> Run | None:
         explored = self.training.optimizer.explored
         self.training.finish()
         validation = None if self.data.validation is None else self.evaluate(self.data.validation)
-        found = {name: ANALYSES[name].measure(self) for name in analyses}
+        found = {}
+        for name in analyses:
+            if interrupt.is_set:
+                return None
+            print(f"measuring {name}", file=sys.stderr)
+            found[name] = ANALYSES[name].measure(self)
         return finished_run(self, self.evaluate(self.data.test), validation, explored, found)
 
     def _formatted(self, inputs: Tensor) -> Tensor:

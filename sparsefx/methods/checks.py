@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsefx.cycle import Timing
+from sparsefx.cycle import PRUNE, ForAllLayers, Timing
 from sparsefx.distributions import DISTRIBUTIONS
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.rounds import Rounds
@@ -135,9 +135,18 @@ def check_together(method: Method) -> None:
             not method.signs and (method.new_weights == "sign" or method.least is not None),
             "new_weights='sign' and least need signs=True",
         ),
+        (
+            method.prune is not None and not method.prune_rate and not _decides_alone(method.prune),
+            f"prune={method.prune!r} at prune_rate=0 removes nothing; set prune_rate=0.5",
+        ),
     ):
         if wrong:
             raise ArgumentError(f"method {method.name!r}: {message}")
+
+
+def _decides_alone(prune: Any) -> bool:
+    """Whether a prune function takes no notice of the rate, as thresholds do."""
+    return isinstance(PRUNE.get(prune, prune) if isinstance(prune, str) else prune, ForAllLayers)
 
 
 def _thins(method: Method) -> bool:

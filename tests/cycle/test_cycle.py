@@ -87,8 +87,13 @@ def test_a_dense_growing_layer_is_not_pruned_and_a_dense_shrinking_one_is():
 
 
 def test_an_equal_share_is_not_a_growing_one():
-    layers = [sized_layer(10, 10, 0.1, name) for name in "abc"]
+    layers = [sized_layer(10, 9, 0.1, name) for name in "abc"]
     assert [o.record.pruned for o in cycle(layers)] == [5, 5, 5]
+
+
+def test_a_network_without_room_is_left_alone():
+    layers = [sized_layer(10, 10, size, name) for size, name in ((0.1, "a"), (0.3, "b"))]
+    assert [o.record.pruned for o in cycle(layers)] == [0, 0]
 
 
 def test_the_prune_count_is_a_ceiling_without_rounding_error():

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sparsefx.experiments.paper import ABLATIONS, METHODS, NETWORKS, table_1, ta
 from sparsefx.experiments.published import Published
 from sparsefx.experiments.record import Run
 from sparsefx.experiments.results_page import BEGIN, END, replace_section, results_page, write_tables
+from sparsefx.experiments.settings import settings
 from sparsefx.experiments.statistics import Mean
 from sparsefx.experiments.tables import Table, to_csv, to_markdown
 
@@ -355,3 +357,28 @@ def test_a_section_is_replaced_in_its_page() -> None:
 def test_mean_type_of_a_single_run() -> None:
     (found,) = measure(Cell(LENET), [made_run(1.5)], {})
     assert found.mean == Mean(1, 1.5, None)
+
+
+def test_a_run_that_learnt_nothing_hides_no_other() -> None:
+    query = Query("lenet-300-100", "mnist", "sparse-momentum", 0.05)
+    learnt = [made_run(1.0, seed=0), made_run(2.0, seed=1)]
+    for loss in (None, 2.3031):
+        dead = made_run(88.65, seed=2)
+        dead = replace(dead, final=replace(dead.final, train_loss=loss))
+        found = measure(Cell(query), [dead, *learnt], usual_recipes(learnt))
+        assert [(one.mean.n, one.mean.value, one.label) for one in found] == [
+            (2, 1.5, ""),
+            (1, 88.65, "learnt nothing"),
+        ]
+        random = made_run(1.6, options={"grow": "random"})
+        change = Cell(replace(query, options={"grow": "random"}), baseline=query)
+        (difference,) = measure(change, [dead, *learnt, random], usual_recipes(learnt))
+        assert difference.mean.value == pytest.approx(0.1)
+
+
+def test_runs_are_labelled_against_the_published_recipe_not_the_majority() -> None:
+    published = settings("lenet-300-100", "data", data="mnist").configuration("mnist")["recipe"]
+    half = {**published, "precision": "bfloat16"}
+    runs = [made_run(1.5, recipe=published), *(made_run(1.6, seed=seed, recipe=half) for seed in range(3))]
+    found = measure(Cell(Query("lenet-300-100", "mnist", "sparse-momentum", 0.05)), runs, usual_recipes(runs))
+    assert {one.label: one.mean.n for one in found} == {"": 1, "precision=bfloat16": 3}

@@ -324,7 +324,8 @@ def test_tuned_recipes_and_prune_rates():
 def test_dsr_removes_as_many_weights_as_its_paper_does_on_each_network():
     found = settings("lenet-300-100", "data", data="mnist", method_name="dsr", density=0.01)
     assert found.method.prune == ForAllLayers(AdaptiveThreshold(wanted=600))
-    found = settings("wrn-28-2", "data", data="cifar10", method_name="dsr", options={"prune": "magnitude"})
+    kinder = {"prune": "magnitude", "prune_rate": 0.1}
+    found = settings("wrn-28-2", "data", data="cifar10", method_name="dsr", options=kinder)
     assert found.method.prune == "magnitude"
 
 
@@ -485,3 +486,32 @@ def test_a_page_may_lie_elsewhere_than_the_pictures(root, tmp_path, monkeypatch)
     out = str(tmp_path / "out" / "tables")
     assert main(["report", "tables", "--ledger", "results", "--out", out, "--page", "docs/page.md"]) == 0
     assert "(../out/tables/figure2.png)" in (tmp_path / "docs" / "page.md").read_text()
+
+
+def test_an_interrupted_analysis_is_not_the_end_of_a_run(root, tmp_path, monkeypatch):
+    interrupt = Interrupt()
+
+    def interrupted(one):
+        interrupt.is_set = True
+        return {}
+
+    monkeypatch.setitem(ANALYSES, "first", Analysis(interrupted))
+    monkeypatch.setitem(ANALYSES, "second", Analysis(lambda one: {"value": 1}))
+    one = experiment(root)
+    assert one.run(tmp_path, log=Log(), interrupt=interrupt, analyses=["first", "second"]) is None
+    again = experiment(root)
+    assert again.resume(tmp_path)
+    assert again.progress == "2 epochs and 0 steps"
+    found = again.run(tmp_path, log=Log(), interrupt=Interrupt(), analyses=["second"])
+    assert found.analyses == {"second": {"value": 1}}
+
+
+def test_what_was_measured_is_told_and_the_code_is_on_record(root, tmp_path, capsys):
+    arguments = command(root, tmp_path, "--export", "--analyse", "top5_error")
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    (found,) = Ledger(tmp_path / "results").runs()
+    assert f"top-5 accuracy: {100 - found.analyses['top5_error']:.4g}" in told.out
+    assert re.search(r"exported: [\d,]+ of 266,610 parameters", told.out)
+    assert "measuring top5_error" in told.err
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", found.versions.get("commit", "0" * 12))

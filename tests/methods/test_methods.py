@@ -342,6 +342,7 @@ def test_a_method_prints_changes_and_refuses():
         ("rigl", {"least": lambda row: -1.0}, r"least and backward belong to a memory"),
         ("static", {"grow": "momentum"}, r"do nothing without prune"),
         ("static", {"prune": "magnitude"}, r"would never act; set timing"),
+        ("rigl", {"prune_rate": 0}, r"prune='magnitude' at prune_rate=0 removes nothing"),
         ("dense", {"density": 0.2}, r"density=0.2: it masks nothing"),
         ("rigl", {"masks": False}, r"it masks nothing|masks=False leaves nothing"),
         ("rigl", {"width": True}, r"set masks=False"),
