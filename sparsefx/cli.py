@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -36,6 +36,7 @@ from sparsefx.experiments.results_page import replace_section, results_page, wri
 from sparsefx.experiments.settings import Settings, settings
 from sparsefx.experiments.train import Experiment
 from sparsefx.experiments.tuning import TUNING
+from sparsefx.export_report import ExportReport
 from sparsefx.methods import METHODS, Method, Rounds
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -156,7 +157,7 @@ def _train(options: argparse.Namespace) -> int:
         if metric.path.startswith("analyses.") and (value := metric(run)) is not None:
             print(f"{title}: {value:.4g}")
     if compact is not None:
-        report = compact.report
+        report = cast(ExportReport, compact.report)
         print(
             f"exported: {report.parameters_after:,} of {report.parameters_before:,} parameters, in {folder}"
         )
