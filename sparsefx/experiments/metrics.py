@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
     "sparse convolution, FLOPs": Metric("speed-up", f"{_SPEEDUP}.weights.sparse_by_flops"),
     "specialisation": Metric("mean class specialisation", "analyses.specialisation.mean"),
 }
+"""What a table can show, by name."""
 
 
 def metric_named(name: str) -> Metric:

@@ -122,7 +122,7 @@ class Run:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What was asked for, the seed included: runs of one configuration are repetitions."""
+        """What was asked for, with the seed. Runs that differ in the seed alone are repetitions."""
         return {name: getattr(self, name) for name in _CONFIGURATION}
 
     def to_json(self) -> str:
