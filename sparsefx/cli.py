@@ -257,7 +257,7 @@ def documented(kind: type) -> dict[str, str]:
         >>> documented(Timing)["first"]
         'fraction of training before which there is none, in [0, 1].'
     """
-    text = inspect.getdoc(kind) or ""
+    text = re.sub(r"(?::\w+:)?`+~?([^`]+)`+", r"\1", inspect.getdoc(kind) or "")  # for a terminal
     section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", section, flags=re.MULTILINE)
     return {name: " ".join(what.split()) for name, what in entries}
