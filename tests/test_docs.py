@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from sparsefx.experiments.ledger import Ledger
+from sparsefx.experiments.results_page import replace_section, results_page, write_tables
 from sparsefx.passes.ops import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,3 +73,14 @@ def test_site_builds_without_warnings_and_has_all_that_is_public(tmp_path: Path)
     documented = {name.rpartition(".")[2] for name in names}
     for module in PUBLIC:
         assert set(importlib.import_module(f"sparsefx{module}").__all__) <= documented
+
+
+def test_tables_are_of_the_ledger(tmp_path: Path) -> None:
+    write_tables(ROOT / "results", tmp_path, figures=False)
+    for made in tmp_path.iterdir():
+        assert made.read_text("utf-8") == (ROOT / "docs" / "tables" / made.name).read_text("utf-8"), (
+            "sparsefx report tables --ledger results --out docs/tables --page docs/results.md"
+        )
+    images = [f"tables/{name}.png" for name in ("figure2", "figure3")]
+    page = text_of("docs/results.md")
+    assert replace_section(page, results_page(Ledger(ROOT / "results"), images)) == page

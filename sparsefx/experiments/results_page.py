@@ -19,11 +19,11 @@ END = "<!-- end ledger -->"
 
 _INTRODUCTION = (
     "Generated from the results ledger alone. Every cell: the mean over seeds ± its standard error, at the "
-    "end of the last epoch, and below it what was published. Runs that differ in more than their seed "
-    "are never averaged, versions of the code and of torch aside: each kind has a mean of its own, labelled with what is different (a shortened recipe, "
-    "the JPEG copy of CIFAR-10, a field of the recipe, the weights reached). Weights are counted among the "
-    "maskable ones. Published values are those of Dettmers & Zettlemoyer (2019) unless another is named; the "
-    "CSV files name every source."
+    "end of the last epoch, and below it what was published. Runs that differ in more than their seed are "
+    "never averaged, versions of the code and of torch aside: each kind has a mean of its own, labelled with "
+    "what is different (a shortened recipe, the JPEG copy of CIFAR-10, a field of the recipe, the weights "
+    "reached). Weights are counted among the maskable ones. Published values are those of Dettmers & "
+    "Zettlemoyer (2019) unless another is named; the CSV files name every source."
 )
 
 
