@@ -87,9 +87,11 @@ def test_operations_of_images(name):
     torch.testing.assert_close(compact(x), operation(x), rtol=1e-5, atol=1e-6)
     special = torch.full_like(x, torch.nan)
     special[:, 1], special[:, 2] = torch.inf, -torch.inf
+    # In float32 torch's GELU of infinity is NaN in some builds and inf in others.
+    wanted = operation(special.double())[0, :, 0, 0].isnan()
     for extreme in (compact(special), compact(special.repeat(3, 1, 5, 5))):
         assert extreme[:, 0].isnan().all()
-        assert extreme[0, :, 0, 0].isnan().equal(operation(special)[0, :, 0, 0].isnan())
+        assert extreme[0, :, 0, 0].isnan().equal(wanted)
 
 
 @torch.no_grad()
