@@ -79,7 +79,8 @@ class LayerState:
         """Mean of values of shape ``S`` where a bool tensor is True, in the whole layer; 0 of none."""
         # The sum is taken in float64: in float32 a large layer's mean would depend on the thread count.
         number = self.count(where)
-        return float(self._sum(values[where].sum(dtype=torch.float64))) / number if number else 0.0
+        total = self._sum(values.masked_select(where).sum(dtype=torch.float64))
+        return float(total) / number if number else 0.0
 
     def select_largest(self, scores: Tensor, candidates: Tensor, count: int) -> Tensor:
         """Choose exactly ``count`` candidates of the whole layer with the largest scores.

