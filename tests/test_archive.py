@@ -344,6 +344,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         sparsefx.save(compact, tmp_path / "missing" / "file")
 
 
+def test_a_file_is_readable_to_whom_the_folder_makes_files_readable(tmp_path: Path) -> None:
+    compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
+    (tmp_path / "other").touch()
+    sparsefx.save(compact, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compact = sparsefx.export(half_empty(6, 8, 2), (torch.randn(1, 6, dtype=torch.float64),))
     sparsefx.save(compact, tmp_path / "file")

@@ -49,7 +49,10 @@ def write(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes a file that only its owner may read
         save_file(dict(tensors), temporary, metadata={_KEY: text})
+        temporary.chmod(mode)
         _stamp(temporary)
         os.replace(temporary, path)
     finally:
