@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from sparsefx.passes.loose_sizes import Loose, sized_like
@@ -212,6 +213,25 @@ def builtins_know_proxies() -> Iterator[None]:
 
     builtins.isinstance, builtins.len = of_values, first_size
     try:
-        yield
+        with _kept_from_unwrapping():
+            yield
     finally:
         builtins.isinstance, builtins.len = is_instance, length
+
+
+@contextmanager
+def _kept_from_unwrapping() -> Iterator[None]:
+    """Let ``autograd.Function.apply`` take proxies.
+
+    In older versions of torch, 2.6 among them, C++ code unwraps all that ``isinstance`` calls a tensor.
+    """
+    module: Any = torch._functorch.utils
+    unwrap = getattr(module, "unwrap_if_dead", None)
+    if unwrap is None:
+        yield
+        return
+    module.unwrap_if_dead = lambda obj: obj if isinstance(obj, ExampleProxy) else unwrap(obj)
+    try:
+        yield
+    finally:
+        module.unwrap_if_dead = unwrap

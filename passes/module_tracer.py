@@ -138,9 +138,11 @@ def reason_of(error: Exception) -> str:
 def _place(error: Exception) -> str:
     """The innermost line of code outside torch and this package."""
     inside = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*inside, contextlib.__file__)):
-            return f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    # Not extract_tb, which fails on code without lines; torch 2.6 makes such code of a forward with *args.
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        if (line or 0) > 0 and not file.startswith((*inside, contextlib.__file__)):
+            return f"{os.path.basename(file)}:{line}"
     return ""
 
 
