@@ -3,7 +3,7 @@
 import pytest
 import torch
 from distributed import made
-from distributed.launch import launch
+from distributed.launch import divides_on_cpus, launch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -11,6 +11,7 @@ import sparsefx
 from sparsefx.integrations import cycle_metrics
 
 
+@divides_on_cpus
 def test_metrics_of_a_divided_model():
     launch(2, _compare)
 

@@ -60,7 +60,12 @@ class Reshaped(nn.Module):
         lambda x: x.view(x.size(0), -1),
         lambda x: x.reshape(x.shape[0], -1),
         lambda x: x.reshape((x.size()[0], -1)),
-        lambda x: torch.reshape(x, shape=(x.size(0), -1)),
+        pytest.param(
+            lambda x: torch.reshape(x, shape=(x.size(0), -1)),
+            marks=pytest.mark.skipif(
+                torch.__version__ < "2.7", reason="torch 2.6 takes no traced size by keyword"
+            ),
+        ),
     ],
 )
 def test_a_reshape_that_flattens_is_named(reshape) -> None:  # type: ignore[no-untyped-def]
