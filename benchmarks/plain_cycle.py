@@ -54,7 +54,6 @@ def train(seed: int, model: nn.Module, data: Data, density: float, epochs: int) 
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, MILESTONES)
     weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
     cycle = Cycle(weights, optimizer, density)
-    steps = 0
     for epoch in range(1, epochs + 1):
         for inputs, targets in data.train.batches(100, torch.Generator().manual_seed(1000 * seed + epoch)):
             optimizer.zero_grad()
@@ -62,16 +61,15 @@ def train(seed: int, model: nn.Module, data: Data, density: float, epochs: int) 
             optimizer.step()
             schedule.step()
             cycle.apply_masks()
-            steps += 1
-        print(f"seed {seed}, epoch {epoch}: test error {test_error(model, data):.2f}%", flush=True)
+        print(f"seed {seed}, epoch {epoch}: test error {percent_wrong(model, data):.2f}%", flush=True)
         if epoch < EPOCHS:
             decay = (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
             cycle(SLOWEST + (0.5 - SLOWEST) * decay)
 
 
 @torch.no_grad()
-def test_error(model: nn.Module, data: Data) -> float:
-    """Percent of the test samples."""
+def percent_wrong(model: nn.Module, data: Data) -> float:
+    """Error on the test samples."""
     wrong = sum(int((model(x).argmax(1) != y).count_nonzero()) for x, y in data.test.batches(1000))
     return 100 * wrong / len(data.test)
 

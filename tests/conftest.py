@@ -1,6 +1,20 @@
 """Settings that every test runs under."""
 
+import pytest
 import torch
 
 # The tests' tensors are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# What torch 2.6 says of itself; of every later version a warning is an error.
+_OF_TORCH_2_6 = (
+    "Graph break due to unsupported builtin",
+    "torch.distributed is unavailable or uninitialized",
+    "TypedStorage is deprecated",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if torch.__version__ < "2.7":
+        for message in _OF_TORCH_2_6:
+            config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")

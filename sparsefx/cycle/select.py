@@ -34,6 +34,7 @@ def select_largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
             f"select_largest has {len(among)} candidates for {count} positions; what prunes chooses among "
             "layer.mask, what grows among ~layer.mask"
         )
+    # What selects leaves the order of equal scores open, so it only supplies the threshold.
     threshold = _of_rank(among, count)
     chosen = (candidates & (scores > threshold)).flatten()
     ties = (candidates & (scores == threshold)).flatten().nonzero().squeeze(1)
