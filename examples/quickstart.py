@@ -69,8 +69,10 @@ def load_digits(_root: str) -> Data:
 
 def load_mnist(root: str) -> Data:
     """MNIST, downloaded if ``root`` lacks it; the last 6,000 training images are left out."""
-    from torchvision.datasets import MNIST
-
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError as error:
+        raise SystemExit("--data mnist needs torchvision: pip install '.[vision]' in the clone") from error
     try:
         train, test = (MNIST(root, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError
-from sparsefx.experiments.data.images import Arrays, damaged
+from sparsefx.experiments.data.images import Arrays, damaged, missing_package
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
@@ -61,8 +61,12 @@ def decode(files: Iterable[Path | BinaryIO], count: int, where: Path) -> Tensor:
 
     Raises:
         ArgumentError: an image is damaged or differs in size from the first.
+        MissingPackageError: pillow is not installed.
     """
-    from PIL import Image
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_package(f"{where}: decoding images", "pillow") from error
 
     pixels = np.empty((0,), np.uint8)
     for index, file in enumerate(files):

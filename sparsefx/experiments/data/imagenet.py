@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sparsefx.experiments.data.batches import Batch, batch_slices, check_augment
 from sparsefx.experiments.data.folder import check_same_classes
-from sparsefx.experiments.data.images import missing
+from sparsefx.experiments.data.images import missing, missing_package
 from sparsefx.experiments.data.normalise import Normalisation
 
 Sample = tuple[Tensor, int]
@@ -28,12 +28,15 @@ def imagenet_folders(
 
     Raises:
         ArgumentError: there are no such folders.
+        MissingPackageError: torchvision is not installed.
     """
     if not ((root / "train").is_dir() and (root / "val").is_dir()):
         remedy = "the links on https://image-net.org/download.php, one folder a class in each"
         raise missing("ImageNet", root, ["train and val"], remedy)
-    from torchvision.datasets import ImageFolder
-
+    try:
+        from torchvision.datasets import ImageFolder
+    except ImportError as error:
+        raise missing_package("data='imagenet'", "torchvision") from error
     train, test = ImageFolder(root / "train"), ImageFolder(root / "val")
     check_same_classes(root, train.classes, test.classes, "train and val")
     splits = [FolderSplit(folder, normalisation, device, workers) for folder in (train, test)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsefx.errors import ArgumentError
+from sparsefx.errors import ArgumentError, MissingPackageError
 
 Arrays = tuple[Tensor, Tensor]
 """Images, uint8 (N, C, H, W), and targets, int64 (N,)."""
@@ -51,6 +51,11 @@ def missing(what: str, root: Path, looked_for: Iterable[str], remedy: str) -> Ar
         f"root={str(root)!r} holds no {what}: looked for {', '.join(looked_for)} there. "
         f"Give the folder that holds one of them, or fetch it with {remedy}"
     )
+
+
+def missing_package(what: str, package: str) -> MissingPackageError:
+    """The error for a reader of image files without the package that reads them."""
+    return MissingPackageError(f"{what} needs {package}: pip install 'sparsefx[vision]', or {package} alone")
 
 
 def damaged(path: Path, why: str) -> ArgumentError:
