@@ -5,6 +5,7 @@
 """
 
 from sparsefx import plot
+from sparsefx._common.version import VERSION
 from sparsefx.archive import load, save
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
@@ -88,4 +89,4 @@ __all__ = [
     "sparsify",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION

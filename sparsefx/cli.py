@@ -12,6 +12,7 @@ import ast
 import inspect
 import math
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
+from sparsefx._common.version import VERSION
 from sparsefx.cycle import Timing
 from sparsefx.errors import ArgumentError, SparseFxError
 from sparsefx.experiments.analyse import ANALYSES
@@ -59,6 +62,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "sparsefx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands.add_parser("train", help="train a network by a method"))
     _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
@@ -66,6 +70,12 @@ def command_line() -> argparse.ArgumentParser:
     known.add_argument("what", choices=["networks", "methods", "options", "recipes", "settings"])
     known.set_defaults(command=_list)
     return parser
+
+
+def versions() -> str:
+    """What a bug report names: sparsefx, what it computes with, Python, and the system."""
+    packages = f"torch {torch.__version__}, numpy {np.__version__}"
+    return f"sparsefx {VERSION} ({packages}, Python {platform.python_version()}, {platform.platform()})"
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +136,21 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_report)
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: slow on CPUs.
+
+    Threads that torch has started before keep the setting that they began with, so this is for the start of a
+    command, before any work on tensors.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_flushed_denormals()
 def _train(options: argparse.Namespace) -> int:
     wanted = _settings(options)
     if not options.minutes >= 0:
@@ -171,7 +196,7 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     if tuned:
         print(f"as {name} is trained in its paper: {tuned}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
-    with Interrupt() as interrupt, _flushed_denormals():
+    with Interrupt() as interrupt:
         run = experiment.run(
             folder,
             log=log,
@@ -186,16 +211,6 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)
     return run
-
-
-@contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: slow on CPUs."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
