@@ -3,6 +3,10 @@
 # default average raises NotImplementedError at the second update, the exponential averages keep the
 # union of all masks so far, and an integer buffer (BatchNorm's num_batches_tracked) lags behind because
 # every average is truncated. ModelEmaV3 of timm copies what is not of a floating-point type.
+#
+# Seen:
+#
+#
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,6 +2,17 @@
 # torch.fx records `h += f(h)` as `h = h + f(h)`: an alias of h keeps the old values in the traced
 # model and has the new ones in the original. No warning or error is given, since Proxy has no
 # __iadd__ and Python then falls back on __add__. `h.add_(f(h))` is recorded in place.
+#
+# Seen:
+#
+#     torch 2.14.1+cu130 Python 3.11.7
+#     +=    original [2.0, 4.0] traced [1.0, 2.0]
+#     add_  original [2.0, 4.0] traced [2.0, 4.0]
+#     def forward(self, x : torch.Tensor) -> torch.Tensor:
+#         mul = x * 1;  x = None
+#         relu = mul.relu()
+#         add = mul + relu;  relu = add = None
+#         return mul
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,6 +3,13 @@
 # scheduler. CosineAnnealingLR anneals it, LinearLR warms it up to more than the rate that it was given
 # (it multiplies the rate by the next factor over the last), and LambdaLR raises ValueError at its
 # next step.
+#
+# Seen:
+#
+#     torch 2.14.1+cu130 Python 3.11.7
+#     CosineAnnealingLR [0.5, 0.5]
+#     LinearLR          [1.0, 10.0]
+#     LambdaLR          zip() argument 2 is shorter than argument 1
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
