@@ -6,7 +6,11 @@
 #
 # Seen:
 #
-#
+#     torch 2.14.1+cu130 timm 1.0.31 Python 3.11.7
+#     default    Subtraction
+#     ema        ([1, 1, 0], 2)
+#     ema, multi ([1, 1, 0], 2)
+#     timm       ([0, 1, 0], 3)
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
