@@ -6,7 +6,9 @@
 #
 # Seen:
 #
-#
+#     torch 2.14.1+cu130 Python 3.11.7
+#     order before ['weight', 'bias'] after ['bias', 'weight']
+#     gradients were weight 1, bias 2; momentum after loading {'bias': [1.0, 1.0, 1.0], 'weight': [2.0, 2.0, 2.0]}
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
