@@ -1,4 +1,4 @@
-"""The table of imports between folders in docs/architecture.md, from the code: ``python docs/import_table.py``.
+"""The table of imports between folders in docs/architecture.md, made by ``python docs/import_table.py``.
 
 A folder is a row; a file at the top of the package, such as ``export.py``, is a row of its own. Every import
 counts: at the top of a file, inside functions and under ``TYPE_CHECKING``.
