@@ -42,7 +42,7 @@ class GradientAverages:
             average.lerp_(gradient.to(average.dtype), _SMOOTHING)
 
     def momentum(self, slot: Slot, optimizer: Optimizer) -> Tensor | None:
-        """What this process holds of the momentum of a weight, of its local shape; None if there is none yet."""
+        """This process's part of a weight's momentum, of its local shape; None if there is none yet."""
         momentum = read_momentum(optimizer, slot.weight)
         average: Tensor | None = local(self.tensors.get(slot.masked.name))
         return average if momentum is None else momentum

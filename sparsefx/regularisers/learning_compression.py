@@ -18,7 +18,7 @@ CStep = Callable[[Tensor, float, float], Tensor]
 
 
 def l0_constraint(values: Tensor, level: float, mu: float) -> Tensor:
-    """Keep the ``round(level * N)`` values of largest magnitude, in any shape; of equals, the lowest index."""
+    """Keep the ``round(level * N)`` largest magnitudes, in any shape; of equals, the lowest index."""
     everything = torch.ones_like(values, dtype=torch.bool)
     kept = select_largest(magnitudes(values), everything, round(level * values.numel()))
     return values.masked_fill(~kept, 0)
