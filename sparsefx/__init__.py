@@ -6,6 +6,7 @@
 
 from sparsefx import plot
 from sparsefx.archive import load, save
+from sparsefx.averaged_model import AveragedModel
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
     ArchiveError,
@@ -45,6 +46,7 @@ __all__ = [
     "METHODS",
     "ArchiveError",
     "ArgumentError",
+    "AveragedModel",
     "CheckpointError",
     "Clock",
     "CycleError",
