@@ -16,7 +16,7 @@ from sparsefx.companions import Companions
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masks import bare, check_values, masked_weights
-from sparsefx.momentum import finite
+from sparsefx.momentum import finite, kept_weights
 from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
 from sparsefx.replicas import check_equal, check_group, replicating_group
@@ -302,8 +302,12 @@ class SparseOptimizer(WrappedOptimizer):
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:
+        if self._rules.memory is not None:  # then inactive weights are stored, and the optimizer learns them
+            for slot in self._slots:
+                slot.zero_inactive()
+            return
         for slot in self._slots:
-            slot.zero_inactive()
+            slot.zero_inactive(*kept_weights(self._optimizer, slot.weight))
 
     def _on_masked_weights(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure for optimizers that evaluate the model at points of their own, such as LBFGS."""

@@ -691,6 +691,34 @@ def test_schedule_free_optimizers_switch_between_masked_weights():
             check_invariant(net)
 
 
+def test_the_averages_of_a_schedule_free_optimizer_are_masked_whoever_switches():
+    net = mlp()
+    optimizer = wrap(net, ScheduleFree)
+    active = total_active(net)
+    for _ in range(3):
+        train(net, optimizer, 2)
+        optimizer.cycle()
+        optimizer.wrapped.eval()
+        check_invariant(net)
+        assert sum(int((m.weight != 0).sum()) for m in masked_weights(net)) <= active
+        optimizer.wrapped.train()
+        check_invariant(net)
+
+
+@pytest.mark.parametrize("name", ["ax", "z"])
+def test_weights_that_an_optimizer_keeps_are_masked_and_momentum_is_not(name):
+    net = mlp()
+    optimizer = wrap(net)
+    train(net, optimizer, 1)
+    for parameter in net.parameters():
+        optimizer.state[parameter][name] = torch.ones_like(parameter)
+    train(net, optimizer, 1)
+    for masked in masked_weights(net):
+        state = optimizer.state[masked.weight]
+        assert torch.equal(state[name], masked.mask.to(state[name].dtype))
+        assert state["momentum_buffer"][~masked.mask].any()
+
+
 def test_other_optimizers_have_nothing_to_switch():
     net = mlp()
     optimizer = wrap(net)
