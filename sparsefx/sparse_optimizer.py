@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from sparsefx.carry_over import carry_over
 from sparsefx.companions import Companions
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masks import bare, check_values, masked_weights
+from sparsefx.masks import MaskedWeight, bare, check_values, masked_weights
 from sparsefx.momentum import finite, kept_weights
 from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
@@ -80,9 +80,11 @@ class SparseOptimizer(WrappedOptimizer):
     _retired: str
     _reads_momentum: bool
     _slots: list[Slot]
+    _groups: list[tuple[list[Tensor], int]]
+    _names: frozenset[str] = frozenset()
 
     key = "sparse_momentum"
-    _not_pickled = frozenset({"_slots", "_group"})
+    _not_pickled = frozenset({"_slots", "_groups", "_names", "_group"})
     _group: Any = None  # of a copy, too
 
     def __init__(
@@ -235,6 +237,7 @@ class SparseOptimizer(WrappedOptimizer):
             raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
         if any(slot.was_moved for slot in self._slots):
             self._refresh()  # an evaluation left weights gathered, or they were divided after all
+        self._follow_groups()
         if self._step == 0:
             check_values([slot.masked for slot in self._slots])
         due = self._clock.is_due(self._step + 1, self._generator)
@@ -278,23 +281,60 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _refresh(self) -> None:
         """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
+        found = self._find_layers()
+        owned = self._owned()
+        for masked in found:
+            masked.divide()
+        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
+        self._groups = [(group["params"], len(group["params"])) for group in self.param_groups]
+        self._names = frozenset(masked.name for masked in found)
+        self._zero_inactive()
+        self._companions.begin(self._slots, self._generator)
+
+    def _follow_groups(self) -> None:
+        """Walk the model again where others have changed the wrapped optimizer's groups."""
+        if len(self._groups) != len(self.param_groups) or any(
+            group["params"] is not params or len(params) != count
+            for group, (params, count) in zip(self.param_groups, self._groups, strict=True)
+        ):
+            self._refresh()
+
+    def _check_group(self, param_group: dict[str, Any]) -> None:
+        if not isinstance(param_group, dict) or isinstance(param_group.get("params"), (set, type(None))):
+            return  # torch refuses it
+        params = param_group["params"]
+        # What can be read only once is read here, as torch does.
+        held = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        self._find_layers(entry[1] if isinstance(entry, tuple) else entry for entry in held)
+
+    def _find_layers(self, added: Iterable[Tensor] = ()) -> list[MaskedWeight]:
+        """The model's masked weights, of which all that train are in the optimizer, or are to be added."""
         gather_back(bare(self._model))
-        owned = {id(weight) for group in self.param_groups for weight in group["params"]}
         found = masked_weights(self._model)
         if not found:
             raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
+        self._check_still_there(found)
+        owned = self._owned() | {id(weight) for weight in added}
         missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
         if missing:
             raise ArgumentError(
                 f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
                 "sparsified model's parameters(), after fully_shard if that divides them, or freeze these "
-                "layers with requires_grad_(False)"
+                "layers with requires_grad_(False) until a group with them is added"
             )
-        for masked in found:
-            masked.divide()
-        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
-        self._zero_inactive()
-        self._companions.begin(self._slots, self._generator)
+        return found
+
+    def _owned(self) -> set[int]:
+        return {id(weight) for group in self.param_groups for weight in group["params"]}
+
+    def _check_still_there(self, found: Sequence[MaskedWeight]) -> None:
+        gone = self._names - {masked.name for masked in found}
+        if gone:
+            raise ArgumentError(
+                f"the model has lost the masked layers {', '.join(sorted(gone))} since this optimizer was "
+                "made: they were removed, or replaced by dense ones, as resize_token_embeddings does; change "
+                "the network before sparsify, then make the optimizer"
+            )
 
     def _check_ranks(self) -> None:
         group = replicating_group(self._model) if self._group is None else self._group
@@ -384,6 +424,7 @@ class SparseOptimizer(WrappedOptimizer):
         return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
 
     def _own_state(self) -> dict[str, Any]:
+        self._follow_groups()
         return {
             "cycle": self._cycle,
             "step": self._step,
@@ -396,6 +437,7 @@ class SparseOptimizer(WrappedOptimizer):
         }
 
     def _read_own_state(self, own: Any) -> Callable[[], None]:
+        self._follow_groups()
         check_own_state(own, self.key, type(self).__name__, self._shapes())
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import assert_same
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
@@ -360,3 +361,46 @@ def test_a_method_that_needs_more_is_refused_at_once():
         SparseCallback("lottery-ticket")
     with pytest.raises(ArgumentError, match="method='soft-deep-r' stores inactive weights"):
         SparseCallback("soft-deep-r")
+
+
+class FineTuned(Module):
+    """A backbone that is frozen at first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = sparsefx.sparsify(nn.Sequential(nn.Linear(10, 32), nn.ReLU()), density=DENSITY)
+        self.head = sparsefx.sparsify(nn.Sequential(nn.Linear(32, 2)), density=DENSITY)
+        self.net = nn.Sequential(self.backbone, self.head)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9)
+
+
+class Unfreeze(BackboneFinetuning):
+    """Lightning's own leaves the backbone frozen where training goes on after it was unfrozen."""
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.current_epoch > self.unfreeze_backbone_at_epoch:
+            self.make_trainable(pl_module.backbone)
+
+
+@pytest.mark.parametrize("sparse_first", [False, True])
+@pytest.mark.filterwarnings("ignore:.*already exist within another group:UserWarning")
+def test_a_backbone_that_is_unfrozen_later_is_masked_and_resumes(tmp_path, sparse_first):
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+
+    def run(**options):
+        callbacks = [Unfreeze(unfreeze_backbone_at_epoch=1), SparseCallback()]
+        callbacks = callbacks[::-1] if sparse_first else callbacks
+        module, run = FineTuned(), trainer(tmp_path, *callbacks, keep, enable_checkpointing=True)
+        run.fit(module, loader(), **options)
+        assert not module.broken
+        return module, run
+
+    module, whole = run()
+    (optimizer,) = whole.optimizers
+    assert len(optimizer.param_groups) == 2
+    assert len(optimizer.history[-1].layers) == 2
+    resumed, _ = run(ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert_same(resumed.state_dict(), module.state_dict())
