@@ -69,8 +69,10 @@ class SparseMomentum(SparseOptimizer):
         grow: ``"momentum"``, ``"gradient"``, ``"random"``, ``"momentum_neuron"`` or another name in
             ``sparsefx.cycle.GROW``, or a callable ``(layer, count, generator)`` that returns a bool tensor,
             True at exactly ``count`` inactive positions.
-        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
-            every rank of a distributed run draws the same.
+        seed: seed of what is random. By default it is drawn from torch's default generator, so that
+            ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
+            that train the same masks, so make the optimizer on all of them.
+        generator: CPU generator for what is random, instead of a seed; seeded alike on every rank.
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
 
@@ -105,6 +107,7 @@ class SparseMomentum(SparseOptimizer):
         prune: str | Prune = "magnitude",
         redistribute: str | Redistribute = "momentum",
         grow: str | Grow = "momentum",
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         group: Any = None,
     ) -> None:
@@ -117,6 +120,5 @@ class SparseMomentum(SparseOptimizer):
             resolve("grow", grow, GROW),
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        super().__init__(
-            optimizer, model, rules, CountedCycles(cycles, every), generator=generator, group=group
-        )
+        clock = CountedCycles(cycles, every)
+        super().__init__(optimizer, model, rules, clock, seed=seed, generator=generator, group=group)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsefx.cycle.block import Block
 from sparsefx.errors import ArgumentError, CycleError
 from sparsefx.masks import MaskedWeight
+from sparsefx.seeds import all_ranks
 from sparsefx.sharding import is_divided, local, whole_or_block
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # torch's name; its DDP reads it from the model it wraps
@@ -36,6 +37,18 @@ def replicating_group(model: nn.Module) -> Any:
             return inner.process_group
         inner = inner._modules.get("_orig_mod")  # torch.compile's
     return None
+
+
+def training_groups(model: nn.Module, group: Any) -> list[Any]:
+    """The groups, one after the other, whose ranks train this model: those given, known, or all there are."""
+    group = replicating_group(model) if group is None else group
+    if group is not None:
+        return [group]
+    divided: Any = next(filter(is_divided, model.parameters()), None)
+    if divided is None:
+        return all_ranks()
+    mesh = divided.device_mesh
+    return [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
 
 
 def check_group(group: Any) -> None:

@@ -19,8 +19,9 @@ from sparsefx.masks import MaskedWeight, bare, check_values, masked_weights
 from sparsefx.momentum import finite, kept_weights
 from sparsefx.own_state import check_own_state
 from sparsefx.parts import described
-from sparsefx.replicas import check_equal, check_group, replicating_group
+from sparsefx.replicas import check_equal, check_group, replicating_group, training_groups
 from sparsefx.rules import Rules
+from sparsefx.seeds import cpu_generator
 from sparsefx.sharding import check_not_flattened, gather_back, local
 from sparsefx.slots import Slot
 from sparsefx.wrapped import WrappedOptimizer
@@ -51,8 +52,10 @@ class SparseOptimizer(WrappedOptimizer):
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         rules: what happens at steps and updates.
         clock: when updates happen.
-        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
-            every rank of a distributed run draws the same.
+        seed: seed of what is random. By default it is drawn from torch's default generator, so that
+            ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
+            that train the same masks, so make the optimizer on all of them.
+        generator: CPU generator for what is random, instead of a seed; seeded alike on every rank.
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
         after_step: called at the end of every step, for what follows the schedule besides.
@@ -94,6 +97,7 @@ class SparseOptimizer(WrappedOptimizer):
         rules: Rules,
         clock: Clock,
         *,
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         after_step: Callable[[], None] | None = None,
         group: Any = None,
@@ -108,7 +112,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_model": model,
             "_rules": rules,
             "_clock": clock,
-            "_generator": _cpu_generator(generator),
+            "_generator": cpu_generator(seed, generator, training_groups(model, group)),
             "_cycle": 0,
             "_step": 0,
             "_averages": GradientAverages(),
@@ -481,11 +485,3 @@ def _check_optimizer(optimizer: object) -> None:
             f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; "
             "SparseMomentum(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, cycles=...)"
         )
-
-
-def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if generator.device.type != "cpu":
-        raise ArgumentError(f"generator is on {generator.device}; pass a CPU torch.Generator")
-    return generator

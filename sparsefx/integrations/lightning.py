@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.optim.swa_utils import AveragedModel
 
 from sparsefx.averaged_model import average_by_masks
@@ -40,6 +41,9 @@ class SparseCallback(Callback):
         method: the name of a method, or a row of one's own; see :func:`sparse_optimizer`, also for when
             there are cycles by default.
         layers: whether to log each masked layer, too.
+        seed: seed of what is random; drawn from torch's default generator by default, on the first rank for
+            all.
+        generator: CPU generator for what is random, instead of a seed.
         **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100``, ``prune_rate=0.3``.
 
     Raises:
@@ -51,9 +55,15 @@ class SparseCallback(Callback):
     """
 
     def __init__(
-        self, method: str | Method = "sparse-momentum", *, layers: bool = True, **changes: Any
+        self,
+        method: str | Method = "sparse-momentum",
+        *,
+        layers: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **changes: Any,
     ) -> None:
-        self._plan = Plan.of(method, changes)
+        self._plan = Plan.of(method, changes, seed, generator)
         self._layers = layers
         self._clock: TrainerClock | None = None
         self._logs: list[CycleLog] = []
