@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, Decay, Grow, Prune, Redistribute, Swap
+from sparsefx.cycle import (
+    DECAY,
+    GROW,
+    PRUNE,
+    REDISTRIBUTE,
+    CycleRecord,
+    Decay,
+    Grow,
+    Prune,
+    Redistribute,
+    Swap,
+)
 from sparsefx.parts import resolve
 from sparsefx.rules import Rules
 from sparsefx.sparse_optimizer import SparseOptimizer
@@ -56,7 +68,7 @@ class SparseMomentum(SparseOptimizer):
         optimizer: holds every trainable masked weight of ``model``.
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         cycles: how many cycles training will have, usually its epochs. The k-th runs at the decay's
-            rate for ``k / cycles``, which for the default is 0 at the last.
+            rate for ``k / cycles``, which for the default is 0 at the last; a cycle after that warns, once.
         prune_rate: fraction of a layer's active weights to remove in a cycle, before decay, in [0, 1].
         decay: ``"cosine"``, ``"linear"``, ``"constant"``, or a callable ``(prune_rate, progress)``.
         every: call ``cycle()`` every so many steps; None leaves it to you, once an epoch. ``cycles``
@@ -122,3 +134,12 @@ class SparseMomentum(SparseOptimizer):
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
         clock = CountedCycles(cycles, every)
         super().__init__(optimizer, model, rules, clock, seed=seed, generator=generator, group=group)
+        self._cycles = cycles
+
+    def _after_cycle(self, record: CycleRecord) -> None:
+        if record.cycle == self._cycles + 1 and not record.prune_rate:
+            warnings.warn(
+                f"cycle {record.cycle} of cycles={self._cycles}: the prune rate has come to 0 and masks "
+                "change no more; give cycles= as many as the whole training will have (usually its epochs)",
+                stacklevel=5,
+            )

@@ -197,7 +197,11 @@ class SparseOptimizer(WrappedOptimizer):
         record = CycleRecord(self._cycle, self._step, moment.rate, layers)
         self.history.append(record)
         del self.history[:-_LONGEST_HISTORY]
+        self._after_cycle(record)
         return record
+
+    def _after_cycle(self, record: CycleRecord) -> None:
+        """What a subclass says of a cycle that is done."""
 
     def compact(self, model: nn.Module) -> Optimizer:
         """The optimizer that trains on a model which :func:`export` made with ``fold_batchnorm=False``.

@@ -99,8 +99,19 @@ def test_convolutions():
 def test_the_rate_follows_the_decay_and_stays_at_its_end():
     optimizer = wrap(model := mlp(), cycles=2, decay="linear", prune_rate=0.4)
     train(model, optimizer, 1)
-    assert [optimizer.cycle().prune_rate for _ in range(3)] == pytest.approx([0.2, 0.0, 0.0])
-    assert [record.cycle for record in optimizer.history] == [1, 2, 3]
+    assert [optimizer.cycle().prune_rate for _ in range(2)] == pytest.approx([0.2, 0.0])
+    with pytest.warns(
+        UserWarning, match=r"cycle 3 of cycles=2: the prune rate has come to 0 .* give cycles="
+    ):
+        assert optimizer.cycle().prune_rate == 0
+    assert optimizer.cycle().prune_rate == 0  # said once
+    assert [record.cycle for record in optimizer.history] == [1, 2, 3, 4]
+
+
+def test_a_rate_that_stays_is_not_warned_of():
+    optimizer = wrap(model := mlp(), cycles=1, decay="constant")
+    train(model, optimizer, 1)
+    assert [optimizer.cycle().prune_rate for _ in range(3)] == [0.5, 0.5, 0.5]
 
 
 def test_every_runs_cycles_by_steps():
