@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from sparsefx.averaged_model import average_by_masks
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
 from sparsefx.integrations.plan import Plan, TrainerClock
-from sparsefx.masks import apply_masks
+from sparsefx.masking.averaged_model import average_by_masks
+from sparsefx.masking.masks import apply_masks
 from sparsefx.methods import Method
-from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
