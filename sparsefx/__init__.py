@@ -20,6 +20,7 @@ from sparsefx.errors import (
 )
 from sparsefx.export import export
 from sparsefx.export_passes import ExportOptions, default_passes
+from sparsefx.masking.averaged_model import AveragedModel
 from sparsefx.masking.layers import (
     MaskedConv1d,
     MaskedConv2d,
@@ -47,6 +48,7 @@ __all__ = [
     "METHODS",
     "ArchiveError",
     "ArgumentError",
+    "AveragedModel",
     "CheckpointError",
     "Clock",
     "CycleError",

@@ -149,6 +149,22 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(root, tmp_path):
     assert run(other, tmp_path / "other").final != results[0].final
 
 
+def test_a_runs_seed_alone_decides_what_is_random(root):
+    """Published figures stay: the network draws from torch's generator, and nothing else does."""
+    torch.manual_seed(99)
+    one = experiment(root, "set")
+    after = torch.get_rng_state()
+    torch.manual_seed(one.settings.seed)
+    network = one.settings.network.build(classes=10, width=1.0)
+    assert torch.equal(torch.get_rng_state(), after)
+    generator = torch.Generator().manual_seed(one.settings.seed)
+    expected = sparsefx.sparsify(network, 0.2, distribution="set", generator=generator)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(one.training.model.state_dict()[name], value)
+    state = one.training.optimizer.state_dict()["sparse_momentum"]["generator"]
+    assert torch.equal(state, generator.get_state())
+
+
 def test_rounds_take_their_share_of_epochs_and_learning_rate(root, tmp_path):
     one = experiment(root, "han", 0.3, {"prunings": 1, "retraining": 0.5}, epochs=4)
     found = run(one, tmp_path)
