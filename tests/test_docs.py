@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.results_page import replace_section, results_page, write_tables
+from sparsefx.experiments.ledger.ledger import Ledger
+from sparsefx.experiments.tables.page import replace_section, results_page, write_tables
 from sparsefx.passes.ops import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]

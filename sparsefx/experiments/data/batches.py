@@ -90,18 +90,18 @@ class TensorSplit:
             order = torch.randperm(len(self), generator=generator).to(device)
         if generator is not None and augment:
             where = CropsAndFlips.draw(len(self), generator).to(device)
-        for part in parts:
-            images, targets = self._samples(part, order)
+        for positions in parts:
+            images, targets = self._samples(positions, order)
             if where is not None:
-                images = crop_and_flip(images, where[part])
+                images = crop_and_flip(images, where[positions])
             yield normalise(images), targets
 
-    def _samples(self, part: slice, order: Tensor | None) -> Batch:
-        """Images and targets of a part of the order; of the data's own if there is none."""
+    def _samples(self, positions: slice, order: Tensor | None) -> Batch:
+        """Images and targets at some positions of the order; of the data's own if there is none."""
         if order is None:
-            return self.images[part], self.targets[part]
+            return self.images[positions], self.targets[positions]
         # copies whole images, many times faster than indexing, which looks up every pixel
-        return self.images.index_select(0, order[part]), self.targets.index_select(0, order[part])
+        return self.images.index_select(0, order[positions]), self.targets.index_select(0, order[positions])
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -65,7 +65,7 @@ def read_npz(path: Path, names: Iterable[str]) -> Mapping[str, np.ndarray]:
         ArgumentError: it is not such a file or lacks one of them.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return {name: found[name] for name in names}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise damaged(path, str(error)) from error

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.experiments.data import normalise
 from sparsefx.experiments.data.batches import Split, TensorSplit
 from sparsefx.experiments.data.cifar10 import read_cifar10
 from sparsefx.experiments.data.imagenet import imagenet_folders
 from sparsefx.experiments.data.images import Arrays, Images
 from sparsefx.experiments.data.mnist import read_mnist
-from sparsefx.experiments.data.normalise import Normalisation
+from sparsefx.experiments.data.normalise import CIFAR10, IMAGENET, MNIST, Normalisation
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Data:
 
 
 _IN_MEMORY: dict[str, tuple[Callable[[Path], Images], Normalisation]] = {
-    "mnist": (read_mnist, normalise.MNIST),
-    "cifar10": (read_cifar10, normalise.CIFAR10),
+    "mnist": (read_mnist, MNIST),
+    "cifar10": (read_cifar10, CIFAR10),
 }
 DATA = (*_IN_MEMORY, "imagenet")
 
@@ -82,7 +81,7 @@ def load_data(
             raise ArgumentError(
                 f"validation={validation!r} must be 0 for imagenet: its recipes hold out none"
             )
-        chosen = normalisation or normalise.IMAGENET
+        chosen = normalisation or IMAGENET
         train, test, classes = imagenet_folders(Path(root), chosen, device, workers)
         return Data(name, "ImageNet", classes, chosen, train, None, test)
     read, own = _IN_MEMORY[name]
