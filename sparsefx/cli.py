@@ -11,7 +11,6 @@ import argparse
 import ast
 import inspect
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ from sparsefx.experiments.run.recipes.recipe import Recipe
 from sparsefx.experiments.run.recipes.tuning import TUNING
 from sparsefx.experiments.run.settings import Settings, settings
 from sparsefx.experiments.run.train import Experiment
-from sparsefx.experiments.tables.page import replace_section, results_page, write_tables
+from sparsefx.experiments.tables.page import addresses, replace_section, results_page, write_tables
 from sparsefx.export_report import ExportReport
 from sparsefx.methods import METHODS, Method, Rounds
 
@@ -250,9 +249,8 @@ def _report(options: argparse.Namespace) -> int:
     paths = write_tables(options.ledger, options.out)
     print(*paths, sep="\n")
     if options.page is not None:
-        pictures = [path for path in paths if path.suffix == ".png"]
-        images = [Path(os.path.relpath(path, options.page.parent)).as_posix() for path in pictures]
-        page = replace_section(options.page.read_text("utf-8"), results_page(Ledger(options.ledger), images))
+        section = results_page(Ledger(options.ledger), addresses(paths, options.page.parent))
+        page = replace_section(options.page.read_text("utf-8"), section)
         options.page.write_text(page, "utf-8")
         print(options.page)
     return 0

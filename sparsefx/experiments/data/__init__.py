@@ -1,7 +1,8 @@
 """The data sets of the papers: uint8 images on a device, and batches made there.
 
 - ``load``: a data set by name; a reader each in ``mnist``, ``cifar10`` and ``imagenet``.
-- ``images``: what a reader returns, and its errors; ``folder``: images in a folder for each class.
+- ``images``: what a reader returns, and its errors.
+- ``folder``, ``image_folder``: images in a folder for each class, in memory or read for each batch.
 - ``batches``: the order of an epoch; ``augment``, ``normalise``: what is done to a batch.
 
 Files here import torch, NumPy and ``sparsefx.errors``, and nothing else of sparsefx. Nothing is downloaded.

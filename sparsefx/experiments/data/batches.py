@@ -77,11 +77,11 @@ class TensorSplit:
     ) -> Iterator[Batch]:
         """One epoch's batches; see :class:`Split`."""
         check_augment(augment, generator)
-        parts = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
-        return self._batches(parts, generator, augment)
+        slices = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
+        return self._batches(slices, generator, augment)
 
     def _batches(
-        self, parts: list[slice], generator: torch.Generator | None, augment: bool
+        self, slices: list[slice], generator: torch.Generator | None, augment: bool
     ) -> Iterator[Batch]:
         device = self.images.device
         normalise = self.normalisation.on(device)
@@ -90,7 +90,7 @@ class TensorSplit:
             order = torch.randperm(len(self), generator=generator).to(device)
         if generator is not None and augment:
             where = CropsAndFlips.draw(len(self), generator).to(device)
-        for positions in parts:
+        for positions in slices:
             images, targets = self._samples(positions, order)
             if where is not None:
                 images = crop_and_flip(images, where[positions])

@@ -64,7 +64,8 @@ def load_data(
         root: the folder that holds it; see ``read_mnist``, ``read_cifar10`` and ``imagenet_folders`` for
             what is looked for.
         validation: training samples to hold out: see :func:`held_out`. The papers' are 6000 of MNIST and
-            5000 of CIFAR-10; 0 for ImageNet.
+            5000 of CIFAR-10; 0 for ImageNet. A data set with a validation split of its own keeps that one
+            instead, and all its training samples.
         normalisation: of the inputs; by default the data set's own.
         device: where batches are made.
         workers: processes that read ImageNet.
@@ -92,17 +93,25 @@ def _in_memory(images: Images, validation: int, normalisation: Normalisation, de
     def split(arrays: Arrays) -> TensorSplit:
         return TensorSplit(arrays[0].to(device), arrays[1].to(device), normalisation)
 
-    pixels, targets = images.train
-    held = held_out(targets, validation)
+    train, held_back = images.train, images.validation
+    if validation and held_back is None:
+        train, held_back = _hold_out(train, validation)
     return Data(
         name=images.name,
         title=images.title,
-        classes=int(targets.max()) + 1,
+        classes=int(images.train[1].max()) + 1,
         normalisation=normalisation,
-        train=split((pixels[~held], targets[~held])),
-        validation=split((pixels[held], targets[held])) if validation else None,
+        train=split(train),
+        validation=None if held_back is None else split(held_back),
         test=split(images.test),
     )
+
+
+def _hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
+    """Training samples in two: what is left, and what is held out."""
+    pixels, targets = arrays
+    held = held_out(targets, count)
+    return (pixels[~held], targets[~held]), (pixels[held], targets[held])
 
 
 def held_out(targets: Tensor, count: int) -> Tensor:

@@ -55,8 +55,8 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
     held = list(parameters)
     groups: list[dict[str, Any]] = [{"params": held}]
     if not recipe.decay_norms:
-        matrices, others = ([p for p in held if (p.dim() > 1) is large] for large in (True, False))
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        matrices, vectors = ([p for p in held if (p.dim() > 1) is large] for large in (True, False))
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.optimizer == "adam":
         return Adam(groups, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
     nesterov = recipe.nesterov and recipe.momentum > 0

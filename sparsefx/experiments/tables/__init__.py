@@ -1,6 +1,7 @@
 """The papers' tables and figures, made of the ledger alone.
 
-- ``cells``: a cell is a query on the runs, beside published numbers; ``groups``: which runs are repetitions.
+- ``query``: which runs a cell is about; ``groups``: which of them are repetitions, and how groups differ.
+- ``cells``: a cell is a query, a metric and published numbers; it is measured on the runs.
 - ``published``: the published numbers; ``paper``: the tables and figures of the paper, as cells.
 - ``table``: a table as Markdown and CSV; ``figures``: figures as PNG; ``page``: all of it as files or a page.
 

@@ -21,12 +21,12 @@ BEGIN = "<!-- begin ledger -->"
 END = "<!-- end ledger -->"
 
 _INTRODUCTION = (
-    "Generated from the results ledger alone. Every cell: the mean over seeds ± its standard error, at the "
+    "Generated from the results ledger alone. A cell has the mean over seeds ± its standard error, at the "
     "end of the last epoch, and below it what was published. Runs that differ in more than their seed are "
-    "never averaged, versions of the code and of torch aside: each kind has a mean of its own, labelled with "
-    "what is different (a shortened recipe, the JPEG copy of CIFAR-10, a field of the recipe, the weights "
-    "reached). Weights are counted among the maskable ones. Published values are those of Dettmers & "
-    "Zettlemoyer (2019) unless another is named; the CSV files name every source."
+    "never averaged. Each kind of run has its own mean, labelled with what is different: a shortened recipe, "
+    "the JPEG copy of CIFAR-10, a field of the recipe, the weights reached. Versions of code and torch are "
+    "not told apart. Weights are counted among the maskable ones. Published values are those of Dettmers "
+    "& Zettlemoyer (2019) unless another source is named; the CSV files name every source."
 )
 
 
@@ -60,20 +60,28 @@ def write_tables(
     return paths
 
 
-def results_page(ledger: Ledger, images: Sequence[str] = ()) -> str:
+def addresses(paths: Sequence[Path], page_folder: Path) -> list[str]:
+    """The addresses of files in links of a page that lies in a folder."""
+    return [Path(os.path.relpath(path, page_folder)).as_posix() for path in paths]
+
+
+def results_page(ledger: Ledger, files: Sequence[str] = ()) -> str:
     """The section of the results' page that is the ledger's, between its comment markers.
 
     Args:
         ledger: the finished runs.
-        images: addresses of the figures, relative to the page.
+        files: addresses relative to the page, as of what :func:`write_tables` returns: the page shows the
+            figures (PNG) and links to the tables (CSV).
 
     Raises:
         LedgerError: a file of the ledger is damaged.
     """
     runs = ledger.runs()
     parts = ["## The paper's tables", _INTRODUCTION]
+    if sheets := [f"[{Path(file).stem}]({file})" for file in files if file.endswith(".csv")]:
+        parts.append(f"As CSV files: {', '.join(sheets)}.")
     parts += [to_markdown(table, runs) for table in tables()]
-    parts += [f"![{Path(image).stem}]({image})" for image in images]
+    parts += [f"![{Path(file).stem}]({file})" for file in files if file.endswith(".png")]
     parts += [f"### All runs\n\n{_all_runs(runs)}", f"### Recipes\n\n{_recipes(usual_recipes(runs))}"]
     return "\n\n".join([BEGIN, *parts, END])
 

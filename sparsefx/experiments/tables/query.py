@@ -11,6 +11,7 @@ from sparsefx.experiments.ledger.record import Run
 COPIES: dict[str, tuple[str, str]] = {
     "cifar10-jpeg": ("cifar10", "JPEG copy of CIFAR-10"),
     "cifar10-folder": ("cifar10", "CIFAR-10 from a folder of images"),
+    "cifar10-folder-val": ("cifar10", "CIFAR-10 from a folder of images with a validation split"),
 }
 """Data sets that stand in for another: name -> (the other's name, label)."""
 

@@ -1,5 +1,6 @@
 """Reading, splitting, batching and augmenting, on made data; the real data only where SPARSEFX_DATA says."""
 
+import gzip
 import io
 import os
 import pickle
@@ -30,6 +31,7 @@ from sparsefx.experiments.data import (
 )
 from sparsefx.experiments.data.augment import PADDING, CropsAndFlips, crop_and_flip
 from sparsefx.experiments.data.folder import read_folder
+from sparsefx.experiments.tables.query import COPIES
 
 RNG = np.random.default_rng(0)
 COUNTS = {"train": 40, "test": 20}
@@ -282,6 +284,85 @@ def test_unknown_data() -> None:
         load_data("cifar100", ".")
 
 
+# ---- in other spellings and places
+
+
+def rename_idx(folder: Path, *, dotted: bool, compressed: bool) -> None:
+    for path in list(folder.iterdir()):
+        name = path.name.replace("-idx", ".idx") if dotted else path.name
+        content = path.read_bytes()
+        path.unlink()
+        if compressed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+
+
+def assert_is_mnist(root: Path) -> None:
+    images, targets = everything(load_data("mnist", root, normalisation=plain(1)).test)
+    assert images[:, 0].round().tolist() == MNIST["x_test"].tolist()
+    assert targets.tolist() == MNIST["y_test"].tolist()
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_mnist_in_other_spellings(tmp_path: Path, dotted: bool, compressed: bool) -> None:
+    write_mnist_raw(tmp_path)
+    rename_idx(tmp_path / "MNIST" / "raw", dotted=dotted, compressed=compressed)
+    for root in (tmp_path, tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        assert_is_mnist(root)
+
+
+@pytest.mark.parametrize("folder", ["MNIST", "mnist"])
+def test_mnist_one_level_deeper(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    write_mnist_npz(tmp_path / folder)
+    assert_is_mnist(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [slice(0), slice(5), slice(-9), slice(20, None)])
+def test_damaged_compressed_files_are_named(tmp_path: Path, cut: slice) -> None:
+    write_mnist_raw(tmp_path)
+    rename_idx(tmp_path / "MNIST" / "raw", dotted=True, compressed=True)
+    path = tmp_path / "MNIST" / "raw" / "train-labels.idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[cut])
+    with pytest.raises(ArgumentError, match=r"train-labels\.idx1-ubyte\.gz cannot be read: "):
+        load_data("mnist", tmp_path)
+
+
+def litter(root: Path, split: str, name: str) -> None:
+    """What notebooks and macOS leave."""
+    (root / split / ".ipynb_checkpoints").mkdir()
+    (root / split / name / ".ipynb_checkpoints").mkdir()
+    (root / split / name / ".ipynb_checkpoints" / "000-checkpoint.png").write_bytes(b"no image")
+    (root / split / name / "._000.png").write_bytes(b"no image")
+
+
+def test_hidden_files_of_folders_are_left_out(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 3, "test": 2})
+    litter(tmp_path, "train", "ant")
+    data = load_data("cifar10", tmp_path)
+    assert (data.classes, len(data.train), len(data.test)) == (2, 6, 4)
+
+
+def test_a_validation_folder_is_the_validation_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 3, "val": 2, "test": 1})
+    data = load_data("cifar10", tmp_path, validation=2, normalisation=plain(3))
+    assert data.name == "cifar10-folder-val"
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 4, 2)
+    assert everything(data.validation)[0][:, 0, 0, 0].round().tolist() == [0, 1, 100, 101]
+    assert COPIES[data.name][0] == "cifar10"
+
+
+def test_without_a_test_folder_the_validation_folder_is_the_test_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 3, "val": 2})
+    data = load_data("cifar10", tmp_path, validation=2)
+    assert data.name == "cifar10-folder"
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (4, 2, 4)
+
+
 # ---- splitting
 
 
@@ -474,6 +555,23 @@ def test_imagenet_holds_nothing_out_and_needs_the_same_classes(imagenet: Path) -
         load_data("imagenet", imagenet, validation=10)
     (imagenet / "val" / "n02").rename(imagenet / "val" / "n03")
     with pytest.raises(ArgumentError, match=r"classes \['n02', 'n03'\] are in one of train and val only"):
+        load_data("imagenet", imagenet)
+
+
+def test_imagenet_leaves_out_what_is_hidden(imagenet: Path) -> None:
+    litter(imagenet, "train", "n01")
+    data = load_data("imagenet", imagenet, workers=0)
+    assert (data.classes, len(data.train)) == (2, 10)
+    assert pickle.loads(pickle.dumps(data.train)).folder.classes == ["n01", "n02"]  # as workers get it
+
+
+def test_imagenet_without_images(imagenet: Path) -> None:
+    (imagenet / "train" / "n03").mkdir()
+    with pytest.raises(ArgumentError, match="train cannot be read: Found no valid file for the classes n03"):
+        load_data("imagenet", imagenet)
+    for folder in (imagenet / "train").iterdir():
+        folder.rename(imagenet / folder.name)
+    with pytest.raises(ArgumentError, match="train cannot be read"):
         load_data("imagenet", imagenet)
 
 

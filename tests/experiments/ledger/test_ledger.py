@@ -250,9 +250,10 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(
         def write(self, content: Any) -> int:
             return super().write(bytes(content)[:50])
 
-    with monkeypatch.context() as patches, pytest.raises(OSError, match="cannot be written whole"):
+    with monkeypatch.context() as patches:
         patches.setattr(Path, "open", lambda path, mode, **_: Full(path, "ab+"))
-        files.append_line(path, made_run(seed=1).to_json())
+        with pytest.raises(OSError, match="cannot be written whole"):
+            files.append_line(path, made_run(seed=1).to_json())
     assert path.read_bytes() == before
 
 

@@ -276,3 +276,19 @@ def test_unknown_names() -> None:
         network("vgg16-e")
     with pytest.raises(ArgumentError, match="setting of vgg16-d='dynamic-sparse' is not known"):
         network("vgg16-d").dense_layers("dynamic-sparse")
+
+
+def test_a_name_may_be_spelled_in_several_ways() -> None:
+    for name in NETWORKS:
+        for spelling in (
+            name,
+            name.upper(),
+            name.replace("-", "_"),
+            name.replace("-", ""),
+            name.replace("-", " "),
+        ):
+            assert network(spelling) is NETWORKS[name]
+    assert network("lenet300-100").name == "lenet-300-100"
+    assert network("LeNet5").name == "lenet5-caffe"
+    with pytest.raises(ArgumentError, match="network='lenet300' is not known; did you mean 'lenet-300-100'"):
+        network("lenet300")

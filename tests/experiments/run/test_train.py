@@ -332,6 +332,15 @@ def test_dsr_removes_as_many_weights_as_its_paper_does_on_each_network():
     assert found.method.prune == "magnitude"
 
 
+def test_a_network_in_another_spelling_is_the_same_run():
+    named, spelled = (
+        settings(name, "data", data="mnist", method_name="deep-r")
+        for name in ("lenet-300-100", "LeNet300_100")
+    )
+    assert spelled.configuration("mnist") == named.configuration("mnist")
+    assert spelled.method == named.method
+
+
 def test_what_a_paper_sets_for_its_network_is_on_record():
     tuned = settings("lenet-300-100", "data", data="mnist", method_name="deep-r")
     assert tuned.configuration("mnist")["recipe"]["tuned"] == {"distribution": "'erk'"}

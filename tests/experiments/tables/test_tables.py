@@ -326,12 +326,14 @@ def test_a_damaged_ledger_gives_no_tables(tmp_path: Path) -> None:
 
 
 def test_the_page(tmp_path: Path) -> None:
-    page = results_page(fill(tmp_path), ["figures/figure2.png"])
+    page = results_page(fill(tmp_path), ["t/table1.md", "t/table1.csv", "figures/figure2.png"])
     assert page.startswith(f"{BEGIN}\n\n## ")
     assert page.endswith(f"\n\n{END}")
     for table in tables():
         assert f"\n### {table.title}\n" in page
     assert "![figure2](figures/figure2.png)" in page
+    assert "As CSV files: [table1](t/table1.csv)." in page
+    assert "table1.md" not in page
     assert (
         "| lenet-300-100 | mnist | sparse-momentum | grow=random | 5% | 9.90 (1 seed) | 2.0 | "
         "2 cores, torch 2.6.0 |"
@@ -368,7 +370,7 @@ def test_a_run_that_learnt_nothing_hides_no_other() -> None:
         dead = made_run(88.65, seed=2)
         dead = replace(dead, final=replace(dead.final, train_loss=loss))
         found = measure(Cell(query), [dead, *learnt], usual_recipes(learnt))
-        assert [(one.mean.n, one.mean.value, one.label) for one in found] == [
+        assert [(each.mean.n, each.mean.value, each.label) for each in found] == [
             (2, 1.5, ""),
             (1, 88.65, "learnt nothing"),
         ]
