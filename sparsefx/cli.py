@@ -37,8 +37,8 @@ from sparsefx.experiments.run.recipes.tuning import TUNING
 from sparsefx.experiments.run.settings import Settings, settings
 from sparsefx.experiments.run.train import Experiment
 from sparsefx.experiments.tables.page import addresses, replace_section, results_page, write_tables
-from sparsefx.export_report import ExportReport
 from sparsefx.methods import METHODS, Method, Rounds
+from sparsefx.report.export_report import ExportReport
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 _NOT_OPTIONS = ("data", "normalisation", "source")

@@ -20,16 +20,16 @@ from sparsefx.archive.plan import (
     in_order,
     simple_attributes,
 )
-from sparsefx.passes.graph_data import check_path, encode_graph
-from sparsefx.passes.graph_module import TwoModeGraphModule
-from sparsefx.passes.plain_values import DataError
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.serialize.graph_data import check_path, encode_graph
+from sparsefx.passes.serialize.plain_values import DataError
 
 
 def describe(model: nn.Module) -> tuple[list[ModulePlan], dict[str, Tensor]]:
     """Each module of a model, parents first, and the tensors they hold, tied ones once.
 
     Returns:
-        The plans, and contiguous tensors on the CPU that share no memory.
+        The plans, and contiguous tensors on the CPU, of the model's shapes, that share no memory.
 
     Raises:
         DataError: something in the model cannot be saved; it is named.

@@ -18,10 +18,10 @@ from sparsefx.archive.make import Maker, Mismatch
 from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
 from sparsefx.kernels.check import check
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.passes.graph_data import decode_graph
-from sparsefx.passes.layer_sizes import promised_shapes
-from sparsefx.passes.plain_values import DataError
-from sparsefx.passes.vocabulary import Names
+from sparsefx.passes.graph.layer_sizes import promised_shapes
+from sparsefx.passes.serialize.graph_data import decode_graph
+from sparsefx.passes.serialize.plain_values import DataError
+from sparsefx.passes.serialize.vocabulary import Names
 
 _MANY = 10_000  # modules that passes may have made
 
@@ -33,11 +33,12 @@ def rebuild(
 
     Args:
         plans: what is known of each module, parents first.
-        stored: the file's tensors, which become the model's.
+        stored: the file's tensors, of any shape, which become the model's.
         architecture: the user's model.
 
     Raises:
-        DataError: the plan contradicts itself, the tensors or the architecture.
+        DataError: the plan contradicts itself or the tensors.
+        Mismatch: it contradicts the architecture.
     """
     if len(plans) > _MANY + 2 * sum(1 for _ in architecture.model.modules()):
         raise Mismatch(f"the file has {len(plans)} modules, far more than the model given")

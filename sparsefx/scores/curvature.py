@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.derivatives import hessian_vector_product
 from sparsefx.scores.example_gradients import recorded, squared_gradients
 from sparsefx.scores.task import Task
@@ -57,6 +57,9 @@ def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
     Args:
         task: a loss that averages over examples.
         model: a function of each example alone.
+
+    Returns:
+        A tensor of each weight's shape, by the layer's name.
 
     Raises:
         ArgumentError: a masked weight is of another kind of layer than Linear and Conv, or never called.

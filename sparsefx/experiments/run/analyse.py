@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from sparsefx.analyses.specialisation import class_specialisation
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.run.setup import Setup
-from sparsefx.speedup import estimate_speedup
+from sparsefx.report.speedup import estimate_speedup
 
 _BATCH = 500
 

@@ -16,8 +16,8 @@ import sparsefx
 from sparsefx.experiments.ledger.record import EpochRow, Final, LayerRow, Run
 from sparsefx.experiments.run.evaluate import Score
 from sparsefx.experiments.run.setup import Setup
-from sparsefx.masks import masked_weights
-from sparsefx.model_report import describe
+from sparsefx.masking.masks import masked_weights
+from sparsefx.report.model_report import describe
 
 
 def finished_run(

@@ -30,7 +30,7 @@ from sparsefx.experiments.run.settings import Settings
 from sparsefx.experiments.run.setup import Setup
 from sparsefx.experiments.run.start import start_training
 from sparsefx.export import export as export_model
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 
 _shortened = lru_cache(maxsize=1)(shortened)  # it is asked for at every step
 
