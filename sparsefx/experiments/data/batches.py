@@ -110,6 +110,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     Args:
         seed: the run's seed, at least 0.
         epoch: number of epochs done, at least 0.
+
+    Raises:
+        ArgumentError: ``seed`` or ``epoch`` is negative.
     """
     if seed < 0 or epoch < 0:
         raise ArgumentError(f"seed={seed!r} and epoch={epoch!r} must be at least 0")
@@ -119,6 +122,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
     """The number of batches in an epoch.
+
+    Raises:
+        ArgumentError: ``batch_size`` is less than 1.
 
     Example:
         >>> batch_count(45_000, 128), batch_count(1_281_167, 256, drop_last=True)
@@ -130,7 +136,11 @@ def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> in
 
 
 def batch_slices(samples: int, batch_size: int, *, start: int = 0, drop_last: bool = False) -> list[slice]:
-    """The positions of each batch in the order of the epoch, from batch ``start`` on."""
+    """The positions of each batch in the order of the epoch, from batch ``start`` on.
+
+    Raises:
+        ArgumentError: ``batch_size`` is less than 1, or ``start`` is outside the epoch.
+    """
     count = batch_count(samples, batch_size, drop_last=drop_last)
     if not 0 <= start <= count:
         raise ArgumentError(f"start={start!r} is outside the epoch's {count} batches of {batch_size}")
@@ -138,6 +148,10 @@ def batch_slices(samples: int, batch_size: int, *, start: int = 0, drop_last: bo
 
 
 def check_augment(augment: bool, generator: torch.Generator | None) -> None:
-    """Refuse augmentation without a source of random numbers."""
+    """Refuse augmentation without a source of random numbers.
+
+    Raises:
+        ArgumentError: ``augment`` is True and ``generator`` is None.
+    """
     if augment and generator is None:
         raise ArgumentError("augment=True needs generator=, such as epoch_generator(seed, epoch)")

@@ -127,6 +127,9 @@ def held_out(targets: Tensor, count: int) -> Tensor:
     Returns:
         bool, shape (N,).
 
+    Raises:
+        ArgumentError: ``count`` is negative, or leaves no sample to train on.
+
     Example:
         >>> held_out(torch.tensor([2, 0, 1, 1]), 1).tolist()
         [False, False, False, True]

@@ -35,6 +35,9 @@ def sparse_parameters(
         density: fraction of the maskable weights that stay, in (0, 1].
         dense: layers that stay dense, as ``sparsify`` takes them.
         count_mask_bits: add one bit for each maskable weight.
+
+    Raises:
+        ArgumentError: ``density`` is outside (0, 1].
     """
     if not 0 < density <= 1:
         raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.1 keeps 10% of the weights")

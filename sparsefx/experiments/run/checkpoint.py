@@ -75,7 +75,12 @@ def load_checkpoint(path: Path, configuration: dict[str, Any], device: str) -> d
 
 
 def set_generators(generators: dict[str, torch.Tensor], device: str) -> None:
-    """Set the random generators to what they were when a checkpoint was written."""
+    """Set the random generators to what they were when a checkpoint was written.
+
+    Args:
+        generators: the states, uint8 vectors, by kind of device.
+        device: whose generator is set beside the CPU's.
+    """
     torch.set_rng_state(generators["cpu"].cpu())
     if "cuda" in generators:
         torch.cuda.set_rng_state(generators["cuda"].cpu(), device)
