@@ -26,6 +26,7 @@ class Images:
         name: what the ledger calls it; a copy has a name of its own, so that results are never mixed.
         train: the training images and targets, in the order of the files.
         test: the test images and targets.
+        validation: images and targets that the data set itself holds out; None where it has none.
 
     Raises:
         ArgumentError: there are not as many images as targets, or images are not uint8 (N, C, H, W).
@@ -35,9 +36,10 @@ class Images:
     name: str
     train: Arrays
     test: Arrays
+    validation: Arrays | None = None
 
     def __post_init__(self) -> None:
-        for images, targets in (self.train, self.test):
+        for images, targets in filter(None, (self.train, self.test, self.validation)):
             if len(images) != len(targets) or images.dim() != 4 or images.dtype != torch.uint8:
                 raise ArgumentError(
                     f"{self.title}: {tuple(images.shape)} {images.dtype} images with {len(targets)} targets; "
@@ -70,7 +72,7 @@ def read_npz(path: Path, names: Iterable[str]) -> Mapping[str, np.ndarray]:
         ArgumentError: it is not such a file or lacks one of them.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return {name: found[name] for name in names}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise damaged(path, str(error)) from error
