@@ -20,11 +20,12 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.assignable import NotReplayable
 from sparsefx.passes.branches import asks_for_more_than_one, guards_an_error, is_metadata, relates_sizes
 from sparsefx.passes.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
 from sparsefx.passes.examples import Examples
 from sparsefx.passes.loose_sizes import SizesFromData, either, from_data, inherited
-from sparsefx.passes.module_tracer import ModuleTracer, NotReplayable
+from sparsefx.passes.module_tracer import ModuleTracer
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
 

@@ -18,7 +18,7 @@ from sparsefx.passes.program import Program, Value
 from sparsefx.passes.record import record
 from sparsefx.passes.timing import When, is_faster
 
-_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_ADDITIONS = frozenset({operator.add, torch.add, "add"})
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class _Recorder(EagerMode):
         kwargs = kwargs or {}
         recorded_args, recorded_kwargs = pytree.tree_map(self._value_or_leaf, (args, kwargs))
         result = func(*args, **kwargs)
-        written = {id(tensor) for tensor in _written_tensors(func, args, kwargs)}
+        written = {id(tensor) for tensor in written_tensors(func, args, kwargs)}
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
         opaque = self.opaque_node or any(self._values[key].constant is not None for key in written)
@@ -191,7 +191,7 @@ def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return names
 
 
-def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The arguments that the operator writes, by its schema."""
     written = []
     for position, argument in enumerate(func._schema.arguments):

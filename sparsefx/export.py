@@ -30,6 +30,7 @@ from sparsefx.passes.explain import Explain
 from sparsefx.passes.flatten import NameFlatten
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.fold_constants import FoldConstants
+from sparsefx.passes.functionalize import Functionalize
 from sparsefx.passes.gather import Gather
 from sparsefx.passes.leaves import tensors_in
 from sparsefx.passes.line_up import LineUp
@@ -136,7 +137,7 @@ def _export(
     examples = at_other_sizes(lambda values: run(original, values), inputs)
     if trains:
         gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
-    steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
+    steps: list[Pass] = [Functionalize(), RemoveIdentities(dropout=fold_batchnorm)]
     steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
     steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
     steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups)]

@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from sparsefx.distributions import Distribution, active_counts
 from sparsefx.errors import ArgumentError
+from sparsefx.inputs import positional
 from sparsefx.layers import MASKABLE, mask_layer
 from sparsefx.masks import attach_mask, check_undivided, has_masks, mask_names
 from sparsefx.passes.capture import Capture, capture
+from sparsefx.passes.compare import gives, run
 from sparsefx.passes.graph_module import TwoModeGraphModule
+from sparsefx.passes.module_tracer import restore_rng, rng_state
 from sparsefx.replicas import leave_masks_out
 from sparsefx.selection import Candidate, Selector, find_candidates, random_mask, select_dense
 
@@ -28,6 +34,7 @@ def sparsify(
     dense: Selector | Iterable[Selector] = (),
     trace: bool = True,
     generator: torch.Generator | None = None,
+    example_inputs: Sequence[Any] | None = None,
 ) -> nn.Module:
     """Return a copy of a model whose Linear and Conv weights are masked, sparse from the start.
 
@@ -48,6 +55,9 @@ def sparsify(
             Python module, is named in one warning, and its layers are masked all the same. With
             ``trace=False`` the copy keeps the model's class and methods.
         generator: source of the random masks; the global generator by default.
+        example_inputs: positional arguments of ``model``, e.g. ``(x,)``. With them, the graphs are run beside
+            the model's own forward, in training and in evaluation; where the results differ the model stays
+            Python, with a warning. A BatchNorm needs two samples in training.
 
     Returns:
         The sparse model, in the mode (train or eval) of the original. Its ``state_dict`` has the
@@ -55,7 +65,8 @@ def sparsify(
 
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
-            already, a layer is lazy, or ``distribution`` or ``dense`` names something unknown.
+            already, a layer is lazy, ``distribution`` or ``dense`` names something unknown, or the model does
+            not run on ``example_inputs``.
 
     Example:
         >>> import torch, sparsefx
@@ -65,6 +76,7 @@ def sparsify(
         32
     """
     _check(model, density)
+    inputs = None if example_inputs is None else positional(example_inputs)
     sparse = copy.deepcopy(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
@@ -76,8 +88,10 @@ def sparsify(
     _attach_masks(masked, density, distribution, generator)
     _warn_conv1d(sparse)
     if trace:
-        _warn_opaque(captures)
-        sparse = _as_graph_module(sparse, captures, held_back)
+        traced = _as_graph_module(sparse, captures, held_back)
+        differs = "" if inputs is None or traced is sparse else _difference(sparse, traced, inputs)
+        _warn_opaque(captures, differs)
+        sparse = sparse if differs else traced
     leave_masks_out(sparse, mask_names(sparse))
     return sparse
 
@@ -157,8 +171,10 @@ def _attach_masks(
                 attach_mask(module, parameter, mask)
 
 
-def _warn_opaque(captures: dict[bool, Capture]) -> None:
+def _warn_opaque(captures: dict[bool, Capture], differs: str) -> None:
     opaque = {path: reason for captured in captures.values() for path, reason in captured.opaque.items()}
+    if differs:
+        opaque = {"": differs}
     if opaque:
         reasons = "; ".join(f"{path or 'the model itself'} ({reason})" for path, reason in opaque.items())
         reasons += ". trace=False keeps all of it Python, and says nothing" if "" in opaque else ""
@@ -177,6 +193,41 @@ def _as_graph_module(
     if _same(train_graph, eval_graph):
         eval_graph = train_graph
     return TwoModeGraphModule(model, train_graph, eval_graph, held_back)
+
+
+def _difference(model: nn.Module, traced: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """In which mode the graphs return something else than the model that they were traced from, if in any.
+
+    Both hold the same modules, and are left in the mode that they are in.
+    """
+    modes = {module: module.training for module in model.modules()}
+    found = ""
+    for mode, name in ((True, "training"), (False, "evaluation")):
+        with _repeatable():
+            expected = _expected(model.train(mode), inputs, name)
+        with _repeatable():
+            if not gives(partial(run, traced.train(mode), inputs), expected):
+                found = f"its graph of {name} returns something else than its forward"
+    traced.train(modes[model])
+    for module, mode in modes.items():
+        module.training = mode
+    return found
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Let what comes after it draw the same random numbers."""
+    state = rng_state()
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        yield
+    restore_rng(state)
+
+
+def _expected(model: nn.Module, inputs: tuple[Any, ...], mode: str) -> Any:
+    try:
+        return run(model, inputs)
+    except Exception as error:  # the user's own forward may raise anything
+        raise ArgumentError(f"example_inputs do not run through the model in {mode}: {error}") from error
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:
