@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -201,10 +202,19 @@ def written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return written
 
 
+@cache
 def _functional(func: Any) -> Any:
-    """``relu`` for ``relu_``: the analyses see values, not memory."""
+    """``relu`` for ``relu_``: the analyses see values, not memory. One that has none stays what it is.
+
+    Overloads of the two may bear different names: that of ``pow_.Scalar`` is ``pow.Tensor_Scalar``.
+    """
     name = func.overloadpacket.__name__
     if func.namespace != "aten" or not name.endswith("_") or name.endswith("__"):
         return func
     packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, func._overloadname, func) if packet is not None else func
+    overloads = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
+    return next((one for one in overloads if _parameters(one) == _parameters(func)), func)
+
+
+def _parameters(func: Any) -> list[tuple[str, str, bool]]:
+    return [(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments]
