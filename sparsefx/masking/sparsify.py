@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx._common.copying import copy_model
 from sparsefx._common.distributions import Distribution, active_counts
 from sparsefx._common.inputs import positional
 from sparsefx.errors import ArgumentError
@@ -65,8 +65,8 @@ def sparsify(
 
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
-            already, a layer is lazy, ``distribution`` or ``dense`` names something unknown, or the model does
-            not run on ``example_inputs``.
+            already, cannot be copied, or does not run on ``example_inputs``; a layer is lazy; or
+            ``distribution`` or ``dense`` names something unknown.
 
     Example:
         >>> import torch, sparsefx
@@ -77,7 +77,7 @@ def sparsify(
     """
     _check(model, density)
     inputs = None if example_inputs is None else positional(example_inputs)
-    sparse = copy.deepcopy(model)
+    sparse = copy_model(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
     candidates = find_candidates(sparse, graphs)
