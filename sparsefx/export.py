@@ -26,19 +26,19 @@ from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_st
 from sparsefx.passes.graph.origins import duplicate, mark, take_origins
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
 from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
-from sparsefx.passes.rewrites.align_head_dims import LineUp
+from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
 from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.rewrites.constant_folding import Precompute
-from sparsefx.passes.rewrites.decompose_attention import OpenAttention
+from sparsefx.passes.rewrites.constant_folding import ConstantFolding
+from sparsefx.passes.rewrites.decompose_attention import DecomposeAttention
 from sparsefx.passes.rewrites.explain import Explain
 from sparsefx.passes.rewrites.flatten import NameFlatten
 from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
-from sparsefx.passes.rewrites.fold_constant_channels import FoldConstants
+from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
 from sparsefx.passes.rewrites.functionalize import Functionalize
 from sparsefx.passes.rewrites.gather import Gather
 from sparsefx.passes.rewrites.regions import Regions
 from sparsefx.passes.rewrites.shrink import Shrink
-from sparsefx.passes.rewrites.shrink_layer_norm import OpenNorms
+from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
 from sparsefx.passes.rewrites.split_fused import SplitFused
 from sparsefx.passes.running.compare import gives, interpret, run
 from sparsefx.passes.running.examples import Inputs, at_other_sizes
@@ -138,9 +138,9 @@ def _export(
     if trains:
         gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
     steps: list[Pass] = [Functionalize(), RemoveIdentities(dropout=fold_batchnorm)]
-    steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
-    steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups)]
+    steps += [*([] if trains else [ConstantFolding()]), FunctionalToModules()]
+    steps += [DecomposeAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
+    steps += [FoldConstantChannels(), ShrinkLayerNorm(), AlignHeadDims(), Shrink(align, round_groups)]
     steps += kernels  # before Gather, which is for dense ones: sparse ones read few channels anyway
     steps += [Gather(gather), Explain()]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch import fx
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.module_tracer import reason_of
-from sparsefx.passes.graph.record import Memory, remembered
 from sparsefx.passes.running.compare import interpret
 from sparsefx.passes.running.examples import Inputs
 
@@ -104,7 +104,7 @@ class Pass(Protocol):
         """The name it is reported under."""
         ...
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the module in place; its function on every input stays the same."""
         ...
 
@@ -134,28 +134,24 @@ def run_pipeline(
     Raises:
         Refused: a pass failed; the graph may be half rewritten.
     """
-    reports: list[PassReport] = []
-    with remembered() as memory:
-        pipeline = _Pipeline(graph_module, inputs, memory, check)
-        for step in passes:
-            reports.append(pipeline.run(step))
-        pipeline.verify()
+    pipeline = _Pipeline(graph_module, Analyses(graph_module, inputs), check)
+    reports = [pipeline.run(step) for step in passes]
+    pipeline.verify()
     return reports
 
 
 @dataclass
 class _Pipeline:
     graph_module: fx.GraphModule
-    inputs: Inputs
-    memory: Memory
+    analyses: Analyses
     check: Check | None
     unchecked: str = ""
 
     def run(self, step: Pass) -> PassReport:
         start = time.perf_counter()
-        before = self.memory.program
+        before = self.analyses.last_recording
         try:
-            outcome = step.run(self.graph_module, self.inputs)
+            outcome = step.run(self.graph_module, self.analyses)
             if outcome.modified:
                 self.graph_module.graph.lint()
                 self.graph_module.delete_all_unused_submodules()
@@ -163,10 +159,11 @@ class _Pipeline:
         except Exception as error:
             self.verify()  # perhaps an earlier pass is at fault
             raise Refused(f"{step.name} failed on it ({reason_of(error)}); {REPORT_IT}") from error
-        if self.memory.program is not None and self.memory.program is not before:
-            self.verify(self.memory.program.result)
+        recording = self.analyses.last_recording
+        if recording is not None and recording is not before:
+            self.verify(recording.result)
         if outcome.modified:
-            self.memory.numbers_changed()
+            self.analyses.invalidate()
             self.unchecked = step.name
         seconds = time.perf_counter() - start
         return PassReport(step.name, outcome.modified, seconds, outcome.detail, outcome.kept, outcome.regions)
@@ -174,8 +171,6 @@ class _Pipeline:
     def verify(self, result: Any = None) -> None:
         """Check what was done since the last check, by a result seen meanwhile or a new one."""
         if self.check is not None and self.unchecked:
-            seen = result is not None
-            self.check(
-                self.unchecked, lambda: result if seen else interpret(self.graph_module, self.inputs[0])
-            )
+            rerun = lambda: interpret(self.graph_module, self.analyses.inputs[0])  # noqa: E731
+            self.check(self.unchecked, rerun if result is None else lambda: result)
         self.unchecked = ""

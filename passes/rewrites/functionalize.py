@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.in_place import FUNCTIONAL
-from sparsefx.passes.graph.recorder import EagerMode, untouched, written_tensors
+from sparsefx.passes.graph.recorder import written_tensors
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
+from sparsefx.passes.running.eager_mode import EagerMode
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.untouched import untouched
 
 _METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div"}
 
@@ -38,11 +40,11 @@ class Functionalize:
 
     name = "functionalize"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the calls in place."""
         found = [node for node in graph_module.graph.nodes if _functional(node) is not None]
         if found:
-            needed = set[fx.Node]().union(*(_needed(graph_module, values) for values in inputs))
+            needed = set[fx.Node]().union(*(_needed(graph_module, values) for values in analyses.inputs))
             found = [node for node in found if node not in needed]
         for node in found:
             node.target = _functional(node)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx import ArgumentError
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.in_place import FUNCTIONAL, FUNCTIONS, NAMES, writes
 from sparsefx.passes.rewrites.functionalize import Functionalize
 
@@ -305,7 +306,7 @@ def _casts(model: Any, x: Tensor) -> Tensor:
 def test_a_write_that_something_sees_stays(forward: Forward) -> None:
     graph_module = _functionalized(forward)
     assert any(writes(node) for node in graph_module.graph.nodes)
-    assert not Functionalize().run(graph_module, ((drawn(),),)).modified
+    assert not Functionalize().run(graph_module, Analyses(graph_module, [(drawn(),)])).modified
 
 
 def test_every_assignment_has_its_operator() -> None:
