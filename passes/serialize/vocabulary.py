@@ -26,9 +26,12 @@ from sparsefx.passes.graph.in_place import FUNCTIONS
 from sparsefx.passes.rewrites.decompose_attention import attention_mask
 from sparsefx.passes.serialize.plain_values import DataError
 
+_PASS_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    *(attention_mask, require_default, require_length),
+    *FUNCTIONS.values(),
+)
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{function.__module__}.{function.__qualname__}": function
-    for function in (attention_mask, require_default, require_length, *FUNCTIONS.values())
+    f"{function.__module__}.{function.__qualname__}": function for function in _PASS_FUNCTIONS
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
 
