@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from sparsefx.passes.capture.assignable import Assignable, AssignableAttribute, NotReplayable
 from sparsefx.passes.capture.coincidental_sizes import Loose, sized_like
-from sparsefx.passes.graph.in_place import FUNCTIONAL
+from sparsefx.passes.graph.in_place import FUNCTIONAL, FUNCTIONS
 
 # What a tensor says of itself apart from its sizes and its data; the same for every input.
 _KINDS = frozenset(
@@ -47,9 +47,9 @@ class ExampleProxy(Assignable):
         return name in _OWN
 
     def assigned(self, name: str, value: Any) -> Any:
-        function = getattr(operator, name)
-        if not all(hasattr(known, f"__{name}__") for known in self.examples):
-            function = FUNCTIONAL[function]  # a number, which cannot change
+        if all(hasattr(known, f"__{name}__") for known in self.examples):
+            return super().assigned(name, value)
+        function = FUNCTIONAL[FUNCTIONS[name]]  # of a number, which cannot change
         return self.tracer.create_proxy("call_function", function, (self, value), {})
 
     @property

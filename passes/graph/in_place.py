@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx
+from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
 NAMES = (
@@ -29,7 +30,7 @@ def _called(name: str) -> Callable[[Any, Any], Any]:
 
     assign.__name__ = assign.__qualname__ = name
     assign.__doc__ = f"``operator.{name}`` of something that may be a tensor or a number."
-    return assign
+    return has_side_effect(assign)  # fx's dead-code elimination keeps what nothing reads
 
 
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {name: _called(name) for name in NAMES}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.graph.in_place import FUNCTIONAL
 from sparsefx.passes.graph.layers import is_plain
 from sparsefx.passes.graph.modes import ByMode
 from sparsefx.passes.graph.program import Call, Program, Value
@@ -148,7 +149,7 @@ class _RecordingInterpreter(Interpreter):
 def is_torch_function(target: Any) -> bool:
     """Whether a function is torch's, or Python's own."""
     module = getattr(target, "__module__", None) or "torch"
-    return module.split(".")[0] in ("torch", "_operator", "builtins", "math")
+    return target in FUNCTIONAL or module.split(".")[0] in ("torch", "_operator", "builtins", "math")
 
 
 def is_reshape(node: fx.Node) -> bool:

@@ -309,6 +309,15 @@ def test_a_write_that_something_sees_stays(forward: Forward) -> None:
     assert not Functionalize().run(graph_module, Analyses(graph_module, [(drawn(),)])).modified
 
 
+def test_dead_code_elimination_keeps_what_is_seen_under_another_name() -> None:
+    model = made(_viewed)
+    for graph_module in (sparsefx.sparsify(model, 1.0).eval(), _functionalized(_viewed)):
+        assert isinstance(graph_module, fx.GraphModule)
+        graph_module.graph.eliminate_dead_code()
+        graph_module.recompile()
+        assert_same(model, graph_module, drawn(), error=1e-10)
+
+
 def test_every_assignment_has_its_operator() -> None:
     for name, function in FUNCTIONS.items():
         assert function(7, 2) == FUNCTIONAL[function](7, 2) if name != "imatmul" else True
