@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from sparsefx._common.copying import copy_model
 from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
@@ -229,10 +229,7 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    try:
-        plain = copy.deepcopy(model, _detached(model)).eval()
-    except Exception as error:  # an attribute such as a lock or an open file
-        raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
+    plain = copy_model(model).eval()
     for module in plain.modules():
         _make_permanent(module)
         if isinstance(module, MaskedLayer):
@@ -247,13 +244,6 @@ def _make_permanent(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)
-
-
-def _detached(model: nn.Module) -> dict[int, Tensor]:
-    """Copies, by identity, of computed tensors that modules hold: ``copy.deepcopy`` refuses these."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    results = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
-    return {id(tensor): tensor.detach().clone() for tensor in results}
 
 
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.capture.assignable import NotReplayable
 from sparsefx.passes.capture.branches import (
     asks_for_more_than_one,
     guards_an_error,
@@ -28,7 +29,7 @@ from sparsefx.passes.capture.branches import (
 )
 from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
-from sparsefx.passes.capture.module_tracer import ModuleTracer, NotReplayable
+from sparsefx.passes.capture.module_tracer import ModuleTracer
 from sparsefx.passes.running.examples import Examples
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)

@@ -22,12 +22,16 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sparsefx.passes.capture.example_tracer import require_default, require_length
+from sparsefx.passes.graph.in_place import FUNCTIONS
 from sparsefx.passes.rewrites.decompose_attention import attention_mask
 from sparsefx.passes.serialize.plain_values import DataError
 
+_PASS_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    *(attention_mask, require_default, require_length),
+    *FUNCTIONS.values(),
+)
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{function.__module__}.{function.__qualname__}": function
-    for function in (attention_mask, require_default, require_length)
+    f"{function.__module__}.{function.__qualname__}": function for function in _PASS_FUNCTIONS
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
 
