@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from sparsefx.passes.example_tracer import require_default, require_length
 from sparsefx.passes.open_attention import attention_mask
 from sparsefx.passes.plain_values import DataError
+from sparsefx.passes.size_guards import require_sizes
 
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{function.__module__}.{function.__qualname__}": function
-    for function in (attention_mask, require_default, require_length)
+    for function in (attention_mask, require_default, require_length, require_sizes)
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
 

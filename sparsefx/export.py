@@ -25,7 +25,7 @@ from sparsefx.layers import MaskedLayer, unmask_layer
 from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.compare import gives, interpret, run
-from sparsefx.passes.examples import Inputs, at_other_sizes
+from sparsefx.passes.examples import Inputs
 from sparsefx.passes.explain import Explain
 from sparsefx.passes.flatten import NameFlatten
 from sparsefx.passes.fold_batchnorm import FoldBatchNorm
@@ -36,7 +36,7 @@ from sparsefx.passes.line_up import LineUp
 from sparsefx.passes.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.open_attention import OpenAttention
 from sparsefx.passes.open_norms import OpenNorms
-from sparsefx.passes.origins import duplicate, mark, take_origins
+from sparsefx.passes.origins import mark, take_origins
 from sparsefx.passes.parts import Compiled, compile_model
 from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
 from sparsefx.passes.precompute import Precompute
@@ -44,6 +44,7 @@ from sparsefx.passes.regions import Regions
 from sparsefx.passes.shrink import Shrink
 from sparsefx.passes.split_fused import SplitFused
 from sparsefx.passes.timing import When
+from sparsefx.passes.trials import at_other_sizes
 
 Kernels = Literal["dense", "sparse", "auto"]
 """What computes the layers of an export."""
@@ -133,7 +134,7 @@ def _export(
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
-    examples = at_other_sizes(lambda values: run(original, values), inputs)
+    trials = at_other_sizes(lambda values: run(original, values), inputs)
     if trains:
         gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
@@ -148,7 +149,7 @@ def _export(
         return run_pipeline(steps, graph_module, values, check=verify)
 
     with _without_nested_tensors():
-        compiled = compile_model(duplicate(original, share=True), examples, rewrite, trains=trains)
+        compiled = compile_model(original, trials, rewrite, trains=trains)
     if not gives(lambda: run(compiled.model, inputs), expected):
         reason = compiled.opaque.get("", "its parts do not fit together as graphs")
         compiled = Compiled(original, opaque={"": reason})
