@@ -243,7 +243,8 @@ class _Search:
         for sizes_of in (_small, _alternating(0), _alternating(1), _ones(True), _ones(False)):
             amounts = [(move, sizes_of(number, move)) for number, move in enumerate(self.moves)]
             for moved_to in (self._moved_to, self._moved_in_steps):
-                sizes = {place: size for move, new in amounts for place, size in moved_to(move, new)}
+                moved = [pair for move, new in amounts for pair in moved_to(move, new)]
+                sizes = {place: size for place, size in moved if size != self._size(place)}
                 if sizes in seen:
                     break
                 seen.append(sizes)
@@ -257,10 +258,11 @@ class _Search:
             yield place, max(1, self._size(place) + new - move.size)
 
     def _moved_in_steps(self, move: _Move, new: int) -> Iterator[tuple[Place, int]]:
-        """To the nearest multiple of what the model was seen to accept."""
-        steps = max(1, round(new / move.step))
+        """To a size that has the powers of 2 in it that all sizes which were seen to be accepted have."""
+        step = math.gcd(move.step, 32)
+        steps = max(1, round(new / step))
         for place in move.places:
-            yield place, max(1, self._size(place) * steps * move.step // move.size)
+            yield place, max(1, self._size(place) * steps * step // move.size)
 
     def _size(self, place: Place) -> int:
         number, dim = place
@@ -394,9 +396,8 @@ def _shapes(values: Any) -> _Shapes:
 
 def _loses_samples(inputs: _Shapes, outputs: _Shapes, its_inputs: _Shapes, its_outputs: _Shapes) -> bool:
     """Whether samples no longer have one result each: ``view(-1, 400)`` takes any size, but means one."""
-    batch = inputs[0][0]
-    if its_inputs[0][0] != batch:
-        return False
+    batches = inputs[0][0], its_inputs[0][0]
     return any(
-        shape[0] == batch != its_shape[0] for shape, its_shape in zip(outputs, its_outputs, strict=False)
+        shape[0] == batches[0] and its_shape[0] not in batches
+        for shape, its_shape in zip(outputs, its_outputs, strict=False)
     )
