@@ -1,4 +1,4 @@
-"""Export at sizes other than the example's: the model's answer, or a clear error, and never another answer."""
+"""Export at other sizes than the example's: what the model answers or a clear error, never another answer."""
 
 from __future__ import annotations
 
