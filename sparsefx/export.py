@@ -14,37 +14,37 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
-from sparsefx.export_report import attach_report, compare
-from sparsefx.inputs import positional
 from sparsefx.kernels import native
 from sparsefx.kernels.backend import SparseKernels
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.layers import MaskedLayer, unmask_layer
-from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
-from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.compare import gives, interpret, run
-from sparsefx.passes.examples import Inputs
-from sparsefx.passes.explain import Explain
-from sparsefx.passes.flatten import NameFlatten
-from sparsefx.passes.fold_batchnorm import FoldBatchNorm
-from sparsefx.passes.fold_constants import FoldConstants
-from sparsefx.passes.gather import Gather
-from sparsefx.passes.leaves import tensors_in
-from sparsefx.passes.line_up import LineUp
-from sparsefx.passes.module_tracer import reason_of, restore_rng, rng_state
-from sparsefx.passes.open_attention import OpenAttention
-from sparsefx.passes.open_norms import OpenNorms
-from sparsefx.passes.origins import mark, take_origins
-from sparsefx.passes.parts import Compiled, compile_model
-from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
-from sparsefx.passes.precompute import Precompute
-from sparsefx.passes.regions import Regions
-from sparsefx.passes.shrink import Shrink
-from sparsefx.passes.split_fused import SplitFused
-from sparsefx.passes.timing import When
-from sparsefx.passes.trials import at_other_sizes
+from sparsefx.masking.layers import MaskedLayer, unmask_layer
+from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
+from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
+from sparsefx.passes.graph.origins import mark, take_origins
+from sparsefx.passes.manager.partial_compile import Compiled, compile_model
+from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
+from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
+from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.rewrites.constant_folding import ConstantFolding
+from sparsefx.passes.rewrites.decompose_attention import DecomposeAttention
+from sparsefx.passes.rewrites.explain import Explain
+from sparsefx.passes.rewrites.flatten import NameFlatten
+from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
+from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
+from sparsefx.passes.rewrites.gather import Gather
+from sparsefx.passes.rewrites.regions import Regions
+from sparsefx.passes.rewrites.shrink import Shrink
+from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
+from sparsefx.passes.rewrites.split_fused import SplitFused
+from sparsefx.passes.running.compare import gives, interpret, run
+from sparsefx.passes.running.examples import Inputs
+from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.timing import When
+from sparsefx.passes.running.trials import at_other_sizes
+from sparsefx.report.export_report import attach_report, compare
 
 Kernels = Literal["dense", "sparse", "auto"]
 """What computes the layers of an export."""
@@ -138,9 +138,9 @@ def _export(
     if trains:
         gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
     steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
-    steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
-    steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups)]
+    steps += [*([] if trains else [ConstantFolding()]), FunctionalToModules()]
+    steps += [DecomposeAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
+    steps += [FoldConstantChannels(), ShrinkLayerNorm(), AlignHeadDims(), Shrink(align, round_groups)]
     steps += kernels  # before Gather, which is for dense ones: sparse ones read few channels anyway
     steps += [Gather(gather), Explain()]
 

@@ -8,9 +8,10 @@ import torch
 from networks import relative_difference
 from torch import Tensor, fx, nn
 
-from sparsefx.passes.capture import capture
-from sparsefx.passes.examples import bind
-from sparsefx.passes.pipeline import Pass, run_pipeline
+from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.capture.capture import capture
+from sparsefx.passes.manager.pipeline import Pass, run_pipeline
+from sparsefx.passes.running.examples import bind
 
 
 def graph_of(model: nn.Module, *xs: Tensor) -> fx.GraphModule:
@@ -48,7 +49,7 @@ def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = 
         for x in xs:
             assert relative_difference(graph_module(x), before(x)) <= 1e-11
     after = copy.deepcopy(graph_module)
-    assert not step.run(graph_module, inputs).modified
+    assert not step.run(graph_module, Analyses(graph_module, inputs)).modified
     assert same(after, graph_module)
     return graph_module
 
