@@ -129,7 +129,7 @@ class _Compiler:
                 return graph
             trials = trials.also_at(wrong)
         self.compiled = before
-        self.compiled.opaque[name] = "its graph computes something else " + _sizes(wrong)
+        self.compiled.opaque[name] = "its graph returns something else than its forward " + _sizes(wrong)
         return None
 
     def _made_along(self, module: nn.Module, name: str, trials: Trials) -> fx.GraphModule | None:
