@@ -70,7 +70,8 @@ def export(
         model: a sparsified model, or any model with zero weights; it is not changed.
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of
             dimensions and the data types; the result accepts every batch and image size that the
-            model accepts. One or two samples suffice; more only take longer.
+            model accepts. Which dimensions vary is found by trial (``.report.sizes``); a size that counts as
+            fixed raises a ``ValueError`` later. One or two samples suffice; more only take longer.
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
