@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.capture import capture
-from sparsefx.passes.manager.pipeline import Pass, run_pipeline
+from sparsefx.passes.manager.pipeline import Pass, Pipeline
 from sparsefx.passes.running.examples import bind
 
 
@@ -40,7 +40,7 @@ def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = 
     graph_module = graph_of(model.double(), *xs)
     before = copy.deepcopy(graph_module)
     inputs = [(x,) for x in xs]
-    (report,) = run_pipeline([step], graph_module, inputs)
+    (report,) = Pipeline((step,)).run(graph_module, inputs)
     graph_module.graph.lint()
     assert report.modified == (not same(before, graph_module))
     if removes is not None:

@@ -61,7 +61,11 @@ class Analyses:
         return self._facts
 
     def live(self, program: Program) -> Mapping[Value, Tensor]:
-        """Which elements of each value of the last recording some output reads."""
+        """Which elements of each value of the last recording some output reads.
+
+        Returns:
+            A bool tensor a value, broadcastable to the value's shape.
+        """
         if self._live is None:
             self._live = live_elements(program, self.facts(program))
         return self._live

@@ -1,10 +1,10 @@
-"""Passes in a row: each takes a valid graph and leaves a valid graph, and says what it did."""
+"""Passes in order: each takes a valid graph and leaves a valid graph, and says what it did."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 from torch import fx
@@ -112,42 +112,100 @@ class Pass(Protocol):
 Check = Callable[[str, Callable[[], Any]], None]
 
 
-def run_pipeline(
-    passes: Sequence[Pass],
-    graph_module: fx.GraphModule,
-    inputs: Inputs,
-    check: Check | None = None,
-) -> list[PassReport]:
-    """Run passes in order on one module, in place.
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, as data: it prints as text, can be cut after any pass, and runs on a graph.
 
-    Args:
-        passes: the passes.
-        graph_module: the module to rewrite, in evaluation mode.
-        inputs: positional arguments that its forward accepts, at one or more sizes.
-        check: called with the name of a pass that changed the module and a function that gives, or raises,
-            what it now returns for the first of the inputs, node by node. Mostly that is known from the next
-            recording; only the last pass takes a run of its own.
+    Attributes:
+        passes: the passes, in the order in which they run.
 
-    Returns:
-        One report per pass.
-
-    Raises:
-        Refused: a pass failed; the graph may be half rewritten.
+    Example:
+        >>> from sparsefx.passes.rewrites.gather import Gather
+        >>> from sparsefx.passes.rewrites.shrink import Shrink
+        >>> print(Pipeline((Shrink(align=8), Gather())))
+        shrink(align=8, round_groups='never')
+        gather(when='auto')
+        >>> Pipeline((Shrink(), Gather())).until("shrink").names
+        ('shrink',)
     """
-    pipeline = _Pipeline(graph_module, Analyses(graph_module, inputs), check)
-    reports = [pipeline.run(step) for step in passes]
-    pipeline.verify()
-    return reports
+
+    passes: tuple[Pass, ...]
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(_as_text, self.passes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes."""
+        return tuple(step.name for step in self.passes)
+
+    def until(self, name: str) -> Pipeline:
+        """The passes up to one, which is the last.
+
+        Raises:
+            ValueError: no pass has this name.
+        """
+        return Pipeline(self.passes[: self._place(name) + 1])
+
+    def without(self, name: str) -> Pipeline:
+        """All passes but one.
+
+        Raises:
+            ValueError: no pass has this name.
+        """
+        place = self._place(name)
+        return Pipeline(self.passes[:place] + self.passes[place + 1 :])
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise ValueError(f"no pass is called {name!r}; there are {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def run(
+        self, graph_module: fx.GraphModule, inputs: Inputs, check: Check | None = None
+    ) -> list[PassReport]:
+        """Run the passes on one module, in place.
+
+        Args:
+            graph_module: the module to rewrite, in evaluation mode.
+            inputs: positional arguments that its forward accepts, at one or more sizes.
+            check: called with the name of a pass that changed the module and a function that gives, or
+                raises, what it now returns for the first of the inputs, node by node. Mostly that is known
+                from the next recording; only the last pass takes a run of its own.
+
+        Returns:
+            One report per pass.
+
+        Raises:
+            Refused: a pass failed; the graph may be half rewritten.
+        """
+        run = _Run(graph_module, Analyses(graph_module, inputs), check)
+        reports = [run.step(step) for step in self.passes]
+        run.verify()
+        return reports
+
+
+def _as_text(step: Pass) -> str:
+    """A pass by its name, with its options in brackets."""
+    options = (
+        [f"{field.name}={getattr(step, field.name)!r}" for field in fields(step)]
+        if is_dataclass(step)
+        else []
+    )
+    return f"{step.name}({', '.join(options)})" if options else step.name
 
 
 @dataclass
-class _Pipeline:
+class _Run:
     graph_module: fx.GraphModule
     analyses: Analyses
     check: Check | None
     unchecked: str = ""
 
-    def run(self, step: Pass) -> PassReport:
+    def step(self, step: Pass) -> PassReport:
         start = time.perf_counter()
         before = self.analyses.last_recording
         try:

@@ -34,7 +34,12 @@ class Maker:
         self._made: set[nn.Module] = set()
 
     def make(self, plan: ModulePlan, made: Mapping[str, nn.Module]) -> nn.Module:
-        """One module, with its attributes and tensors, without its children."""
+        """One module, with its attributes and tensors, without its children.
+
+        Raises:
+            DataError: the plan contradicts itself.
+            Mismatch: it does not fit the user's model.
+        """
         if plan.same_as is not None:
             if plan.same_as not in made:
                 raise DataError(

@@ -57,7 +57,13 @@ class Fact:
 
 
 def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
-    """A fact in the least space; what is not finite counts as varying. Nothing is fixed by default."""
+    """A fact in the least space; what is not finite counts as varying.
+
+    Args:
+        varies: bool, broadcastable to the shape of the value that the fact is about.
+        value: likewise, of the value's data type.
+        fixed: bool, likewise; nothing is fixed by default.
+    """
     if not _is_finite(value):
         varies = varies | ~torch.isfinite(value)
     fixed = torch.zeros((1,) * value.dim(), dtype=torch.bool) if fixed is None else fixed & ~varies
@@ -114,7 +120,7 @@ def unknown(value: Value) -> Fact:
 
 
 def constant(tensor: Tensor) -> Fact:
-    """A parameter, a buffer or another constant: nothing varies. Facts live on the CPU."""
+    """The fact of a constant tensor of any shape: nothing varies. Facts live on the CPU."""
     nothing = torch.zeros((1,) * tensor.dim(), dtype=torch.bool)
     value = tensor.cpu()
     return Fact(nothing, value, ~nothing) if _is_finite(value) else fact(nothing, value, ~nothing)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.passes.analysis.analyses import Analyses
-from sparsefx.passes.manager.pipeline import Outcome, Pass, run_pipeline
+from sparsefx.passes.manager.pipeline import Outcome, Pass, Pipeline
 from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
 from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.rewrites.decompose_attention import DecomposeAttention
@@ -539,7 +539,7 @@ def test_each_pass_in_turn_on_networks(name: str) -> None:
     graph_module = graph_of(model)
 
     for step in steps:
-        run_pipeline([step], graph_module, [(x,)])
+        Pipeline((step,)).run(graph_module, [(x,)])
         graph_module.graph.lint()
         with torch.no_grad():
             assert relative_difference(graph_module(x), expected) <= 1e-11
