@@ -22,12 +22,13 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sparsefx.passes.capture.example_tracer import require_default, require_length
+from sparsefx.passes.capture.size_guards import require_sizes
 from sparsefx.passes.graph.in_place import FUNCTIONS
 from sparsefx.passes.rewrites.decompose_attention import attention_mask
 from sparsefx.passes.serialize.plain_values import DataError
 
 _PASS_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    *(attention_mask, require_default, require_length),
+    *(attention_mask, require_default, require_length, require_sizes),
     *FUNCTIONS.values(),
 )
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {

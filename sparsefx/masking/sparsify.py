@@ -69,7 +69,8 @@ def sparsify(
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
             already, cannot be copied, or does not run on ``example_inputs``; a layer is lazy;
-            ``distribution`` or ``dense`` names something unknown; or ``seed`` and ``generator`` are both given.
+            ``distribution`` or ``dense`` names something unknown; or ``seed`` and ``generator`` are both
+            given.
 
     Example:
         >>> import torch, sparsefx
