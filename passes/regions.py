@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +10,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
-from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule
 
 from sparsefx.passes.examples import Inputs
 from sparsefx.passes.interpreter import Interpreter
 from sparsefx.passes.layers import CONTRACTIONS, layer_of
+from sparsefx.passes.partition import partition
 from sparsefx.passes.pipeline import Outcome, RegionReport
 from sparsefx.passes.program import Program
 from sparsefx.passes.record import record
 from sparsefx.passes.recorder import untouched
+from sparsefx.passes.stable_sort import stable_sort
 from sparsefx.passes.timing import medians
 
 
@@ -120,7 +119,7 @@ class Regions:
             values = _values(graph_module, inputs[0])
             found: list[tuple[Part, nn.Module]] = []
             waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
-            while waiting:
+            while waiting:  # what is tried again is smaller each time
                 part = _part(graph_module, waiting.pop(0))
                 if not part.outputs:
                     continue  # nothing reads it
@@ -128,8 +127,8 @@ class Regions:
                 reports += [built.report] if built else []
                 if built and built.module is not None:
                     found.append((part, built.module))
-                elif built and built.without:
-                    again = set(part.nodes) - built.without
+                elif built and built.without & {*part.nodes}:
+                    again = {*part.nodes} - built.without
                     waiting += _partitions(graph_module, again)
             _replace(graph_module, found)
         taken = [report for report in reports if report.taken]
@@ -156,38 +155,12 @@ def _seconds(
         return medians(lambda: graph_module(*copies), lambda: other(*copies))
 
 
-class _Support(OperatorSupportBase):
-    def __init__(self, nodes: set[fx.Node]) -> None:
-        self.nodes = nodes
-
-    def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
-        return node in self.nodes
-
-
 def _partitions(graph_module: fx.GraphModule, supported: set[fx.Node]) -> list[tuple[fx.Node, ...]]:
-    """The largest connected parts whose nodes are all supported, each with its nodes in the graph's order."""
-    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    partitioner = CapabilityBasedPartitioner(
-        graph_module, _Support(supported), allows_single_node_partition=True
-    )
-    found_parts = [[*part.nodes] for part in partitioner.propose_partitions()]
-    # The partitioner adds what takes a tensor apart by indices, too.
-    proposed = [group for nodes in found_parts for group in _connected([n for n in nodes if n in supported])]
-    found = [tuple(sorted(group, key=order.__getitem__)) for group in proposed]
-    return sorted(found, key=lambda nodes: order[nodes[0]])
+    """The largest connected parts whose nodes are all supported, each with its nodes in the graph's order.
 
-
-def _connected(nodes: Sequence[fx.Node]) -> list[set[fx.Node]]:
-    """Nodes that read one another or the same value; others, which may have other sizes, are apart."""
-    groups: list[set[fx.Node]] = []  # of nodes and what they read
-    for node in nodes:
-        merged = {node, *node.all_input_nodes}
-        for group in [group for group in groups if group & merged]:
-            groups.remove(group)
-            merged |= group
-        groups.append(merged)
-    chosen = {*nodes}
-    return [group & chosen for group in groups]
+    Nodes that share nothing, which may have other sizes, are apart.
+    """
+    return partition({node: node.all_input_nodes for node in graph_module.graph.nodes}, supported)
 
 
 def _writes_unseen(graph_module: fx.GraphModule, program: Program) -> bool:
@@ -231,25 +204,11 @@ def _replace(graph_module: fx.GraphModule, found: Sequence[tuple[Part, nn.Module
                 results[node] = call if single else graph.call_function(operator.getitem, (call, index))
                 node.replace_all_uses_with(results[node])
         erase_nodes(graph_module, list(part.nodes))
-    _sort(graph)  # what reads a part may have stood before its last node
-
-
-def _sort(graph: fx.Graph) -> None:
-    """Bring each node behind what it reads, and otherwise leave the order; what nothing reads stays, too."""
-    waiting: list[fx.Node] = []
-    placed: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        waiting.append(node)
-        while ready := [one for one in waiting if all(source in placed for source in one.all_input_nodes)]:
-            placed |= dict.fromkeys(ready)
-            waiting = [one for one in waiting if one not in placed]
-    for one, following in itertools.pairwise(placed):
-        if one.next is not following:
-            one.append(following)
+    stable_sort(graph)  # what reads a part may have stood before its last node
 
 
 def _free_name(graph_module: fx.GraphModule) -> str:
     number = 0
-    while hasattr(graph_module, f"region_{number}"):
+    while hasattr(graph_module, f"region_{number}"):  # at most once an attribute that there is
         number += 1
     return f"region_{number}"

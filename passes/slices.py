@@ -173,7 +173,11 @@ class _Ties:
                 self._touching.setdefault(value, []).append(call)
 
     def hold(self, calls: Iterable[Call] = ()) -> None:
-        """Keep more until every tie holds, beginning with some calls and with what changed."""
+        """Keep more until every tie holds, beginning with some calls and with what changed.
+
+        A call comes again only after an index more was kept of one of its values, and none is given up: it is
+        tied at most once more than its values have indices.
+        """
         from sparsefx.passes.ops import operation_of
 
         waiting = dict.fromkeys(calls)
@@ -202,7 +206,7 @@ def _align(program: Program, kept: Kept, ties: _Ties, align: int) -> None:
     """Keep removable indices of the layers' widths until each is a multiple, or full."""
     widths = [(value, dim) for value in program.constants if len(value.shape) > 1 for dim in (0, 1)]
     missing = True
-    while missing:
+    while missing:  # each turn but the last keeps more
         missing = False
         for value, dim in widths:
             indices = kept.of(value, dim)

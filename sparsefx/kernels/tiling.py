@@ -88,7 +88,7 @@ def candidates(item: Convolution, size: Three) -> Iterator[Tiling]:
     for rows, columns in _FORMS:
         if rows <= height and columns <= width:
             unroll = 1
-            while rows * columns * unroll < _BUSY:
+            while rows * columns * unroll < _BUSY:  # doubles
                 unroll *= 2
             for together in blocks:
                 yield Tiling(Tile(rows, columns, unroll, item.stride[2], short), together)

@@ -196,22 +196,53 @@ def test_what_is_alike_at_the_example_alone(name):
         close(compact(x), model(x))
 
 
+def rows(h):
+    return torch.arange(h.size(0))
+
+
 READ_BY_INDEX = {
     "rows": lambda h: h[:, :, 0, 0],
     "channels": lambda h: (h[:, :3] * h[:, 3:]).flatten(1),
     "steps": lambda h: h[:, ::2, 1:-1].mean((2, 3)),
+    "none and ellipsis": lambda h: h[..., None, 0],
+    "a list": lambda h: h[:, [3, 0, 0]],
+    "a tensor": lambda h: h[:, torch.tensor([3, 0, 0])],
+    "an order": lambda h: h[h.mean((1, 2, 3)).argsort()],
+    "channels by order": lambda h: h[rows(h)[:, None], h.mean((2, 3)).argsort(1)],
+    "positions": lambda h: h[rows(h), h.mean((2, 3)).argmax(1)],
+    "the last": lambda h: h[rows(h), -1],
+    "the last of many": lambda h: h.flatten(1)[rows(h), -1],
+    "a mask": lambda h: h[h > 0],
+    "a mask of rows": lambda h: h[h.mean((1, 2, 3)) > -9],
+    "a mask that was read by index": lambda h: h[(h > 0)[:, 0].any(2).any(1)],
+    "an index of an index": lambda h: h[h.mean((1, 2, 3)).argsort()[rows(h).flip(0)]],
+    "read by index alone": lambda h: h[rows(h)][rows(h)[rows(h)]],
+    "a size": lambda h: h[:, : h.size(1) // 2],
+    "a tuple": lambda h: h.mean((2, 3)).max(1)[0],
+    "a tuple of tuples": lambda h: torch.split(h, 3, 1)[1].max(3)[0].max(2)[1],
+    "gather": lambda h: h.flatten(1).gather(1, h.flatten(1).argsort(1)[:, :2]),
 }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", READ_BY_INDEX)
 def test_results_that_are_read_by_index(name):
-    model, compact, regions = exported(
-        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Call(READ_BY_INDEX[name])),
-        torch.randn(2, 3, 8, 8),
-    )
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Call(READ_BY_INDEX[name])
+    model, compact, regions = exported(nn.Sequential(*layers), torch.randn(2, 3, 8, 8))
     assert regions
     assert compact.report.captured == "whole"
+    x = torch.randn(5, 3, 8, 8)
+    close(compact(x), model(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["an order", "a mask of rows", "a tensor"])
+def test_a_layer_reads_what_was_read_by_index(name):
+    before, after = nn.Conv2d(3, 6, 3, padding=1), nn.LazyConv2d(4, 3)
+    model = nn.Sequential(before, nn.ReLU(), Call(READ_BY_INDEX[name]), after)
+    model(torch.randn(2, 3, 8, 8))
+    model, compact, regions = exported(model, torch.randn(2, 3, 8, 8))
+    assert len(regions) == 2
     x = torch.randn(5, 3, 8, 8)
     close(compact(x), model(x))
 

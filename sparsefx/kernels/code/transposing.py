@@ -85,7 +85,7 @@ def _place(code: Code, side: str, channel: Value, index: Value) -> Value:
 def _transposed(code: Code, rows: Sequence[Value]) -> list[Value]:
     """Rows and columns exchanged, by blocks of half the size each time."""
     rows, half = list(rows), LANES // 2
-    while half:
+    while half:  # is halved
         upper = [lane + LANES - half if lane & half else lane for lane in range(LANES)]
         lower = [lane + LANES if lane & half else lane + half for lane in range(LANES)]
         for row in range(LANES):
