@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sparsefx
 from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, LayerState, Moment, Swap
-from sparsefx.cycle.block import Block
+from sparsefx.cycle.positions.block import Block
 
 RANKS = 64
 DECODERS = {

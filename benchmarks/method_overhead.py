@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsefx import METHODS, Training, method
+from sparsefx._common.table import format_table
 from sparsefx.experiments.networks import NETWORKS, Network
-from sparsefx.table import format_table
 
 EPOCH = 540  # steps of an epoch on MNIST, for methods that update once an epoch
 EPOCHS = 100

@@ -18,8 +18,7 @@ from sparsefx.errors import (
     SparseFxError,
 )
 from sparsefx.export import export
-from sparsefx.export_report import ExportReport
-from sparsefx.layers import (
+from sparsefx.masking.layers import (
     MaskedConv1d,
     MaskedConv2d,
     MaskedConv3d,
@@ -29,17 +28,18 @@ from sparsefx.layers import (
     MaskedLayer,
     MaskedLinear,
 )
-from sparsefx.masks import MaskedWeight, apply_masks, masked_weights
+from sparsefx.masking.masks import MaskedWeight, apply_masks, masked_weights
+from sparsefx.masking.sparsify import sparsify
 from sparsefx.methods import METHODS, Method, Training, method
-from sparsefx.model_report import ModelReport
-from sparsefx.optimizer import SparseMomentum
-from sparsefx.pruning import prune, prune_below
-from sparsefx.report import report
-from sparsefx.rules import Rules
-from sparsefx.sparse_optimizer import SparseOptimizer
-from sparsefx.sparsify import sparsify
-from sparsefx.speedup import SpeedupEstimate, estimate_speedup
-from sparsefx.training_state import TrainingState
+from sparsefx.optim.rules import Rules
+from sparsefx.optim.sparse_momentum import SparseMomentum
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
+from sparsefx.optim.training_state import TrainingState
+from sparsefx.pruning.prune import prune, prune_below
+from sparsefx.report.export_report import ExportReport
+from sparsefx.report.model_report import ModelReport
+from sparsefx.report.report import report
+from sparsefx.report.speedup import SpeedupEstimate, estimate_speedup
 
 __all__ = [
     "METHODS",

@@ -36,8 +36,8 @@ from sparsefx.experiments.results_page import replace_section, results_page, wri
 from sparsefx.experiments.settings import Settings, settings
 from sparsefx.experiments.train import Experiment
 from sparsefx.experiments.tuning import TUNING
-from sparsefx.export_report import ExportReport
 from sparsefx.methods import METHODS, Method, Rounds
+from sparsefx.report.export_report import ExportReport
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 _NOT_OPTIONS = ("data", "normalisation", "source")

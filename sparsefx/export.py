@@ -14,36 +14,36 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
-from sparsefx.export_report import attach_report, compare
-from sparsefx.inputs import positional
 from sparsefx.kernels import native
 from sparsefx.kernels.backend import SparseKernels
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.layers import MaskedLayer, unmask_layer
-from sparsefx.masks import bare, check_invariant, check_undivided, detach_masks
-from sparsefx.passes.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.compare import gives, interpret, run
-from sparsefx.passes.examples import Inputs, at_other_sizes
-from sparsefx.passes.explain import Explain
-from sparsefx.passes.flatten import NameFlatten
-from sparsefx.passes.fold_batchnorm import FoldBatchNorm
-from sparsefx.passes.fold_constants import FoldConstants
-from sparsefx.passes.gather import Gather
-from sparsefx.passes.leaves import tensors_in
-from sparsefx.passes.line_up import LineUp
-from sparsefx.passes.module_tracer import reason_of, restore_rng, rng_state
-from sparsefx.passes.open_attention import OpenAttention
-from sparsefx.passes.open_norms import OpenNorms
-from sparsefx.passes.origins import duplicate, mark, take_origins
-from sparsefx.passes.parts import Compiled, compile_model
-from sparsefx.passes.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
-from sparsefx.passes.precompute import Precompute
-from sparsefx.passes.regions import Regions
-from sparsefx.passes.shrink import Shrink
-from sparsefx.passes.split_fused import SplitFused
-from sparsefx.passes.timing import When
+from sparsefx.masking.layers import MaskedLayer, unmask_layer
+from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
+from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
+from sparsefx.passes.graph.origins import duplicate, mark, take_origins
+from sparsefx.passes.manager.partial_compile import Compiled, compile_model
+from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
+from sparsefx.passes.rewrites.align_head_dims import LineUp
+from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
+from sparsefx.passes.rewrites.constant_folding import Precompute
+from sparsefx.passes.rewrites.decompose_attention import OpenAttention
+from sparsefx.passes.rewrites.explain import Explain
+from sparsefx.passes.rewrites.flatten import NameFlatten
+from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
+from sparsefx.passes.rewrites.fold_constant_channels import FoldConstants
+from sparsefx.passes.rewrites.gather import Gather
+from sparsefx.passes.rewrites.regions import Regions
+from sparsefx.passes.rewrites.shrink import Shrink
+from sparsefx.passes.rewrites.shrink_layer_norm import OpenNorms
+from sparsefx.passes.rewrites.split_fused import SplitFused
+from sparsefx.passes.running.compare import gives, interpret, run
+from sparsefx.passes.running.examples import Inputs, at_other_sizes
+from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.timing import When
+from sparsefx.report.export_report import attach_report, compare
 
 Kernels = Literal["dense", "sparse", "auto"]
 """What computes the layers of an export."""

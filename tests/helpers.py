@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.cycle import LayerState
-from sparsefx.layers import MASKABLE, mask_layer
-from sparsefx.masks import masked_weights
+from sparsefx.masking.layers import MASKABLE, mask_layer
+from sparsefx.masking.masks import masked_weights
 
 
 def random_mask(shape: torch.Size | tuple[int, ...], density: float, generator: torch.Generator) -> Tensor:

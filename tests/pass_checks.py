@@ -8,9 +8,9 @@ import torch
 from networks import relative_difference
 from torch import Tensor, fx, nn
 
-from sparsefx.passes.capture import capture
-from sparsefx.passes.examples import bind
-from sparsefx.passes.pipeline import Pass, run_pipeline
+from sparsefx.passes.capture.capture import capture
+from sparsefx.passes.manager.pipeline import Pass, run_pipeline
+from sparsefx.passes.running.examples import bind
 
 
 def graph_of(model: nn.Module, *xs: Tensor) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsefx.costs import maskable_layers
+from sparsefx.report.costs import maskable_layers
 
 Where = Literal["relu outputs", "convolution inputs"]
 Listen = Callable[[str, Tensor], None]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsefx._common.table import Table, Tabular
 from sparsefx.errors import ArgumentError
-from sparsefx.table import Table, Tabular
 
 _TERMS = 300  # of the continued fraction; it has converged long before
 

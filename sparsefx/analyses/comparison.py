@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsefx._common.table import Table, Tabular
 from sparsefx.analyses.anova import Anova, two_way_anova
 from sparsefx.analyses.specialisation import Specialisation
 from sparsefx.errors import ArgumentError
-from sparsefx.table import Table, Tabular
 
 
 @dataclass(frozen=True)

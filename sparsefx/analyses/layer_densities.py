@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsefx._common.table import Table, Tabular
 from sparsefx.analyses.history import by_layer
 from sparsefx.cycle import CycleRecord
-from sparsefx.table import Table, Tabular
 
 
 @dataclass(frozen=True, eq=False)

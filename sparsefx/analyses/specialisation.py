@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsefx._common.table import Table, Tabular
 from sparsefx.analyses.activations import Where, listening
 from sparsefx.errors import ArgumentError
-from sparsefx.table import Table, Tabular
 
 _BINS = 20
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from sparsefx.layers import MaskedLayer, unmask_layer
-from sparsefx.masks import detach_masks
-from sparsefx.passes.capture import capture
-from sparsefx.passes.graph_module import TwoModeGraphModule
-from sparsefx.passes.vocabulary import qualified
+from sparsefx.masking.layers import MaskedLayer, unmask_layer
+from sparsefx.masking.masks import detach_masks
+from sparsefx.passes.capture.capture import capture
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.serialize.vocabulary import qualified
 
 
 class Architecture:

@@ -20,9 +20,9 @@ from sparsefx.archive.plan import (
     in_order,
     simple_attributes,
 )
-from sparsefx.passes.graph_data import check_path, encode_graph
-from sparsefx.passes.graph_module import TwoModeGraphModule
-from sparsefx.passes.plain_values import DataError
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.serialize.graph_data import check_path, encode_graph
+from sparsefx.passes.serialize.plain_values import DataError
 
 
 def describe(model: nn.Module) -> tuple[list[ModulePlan], dict[str, Tensor]]:

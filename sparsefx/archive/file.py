@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsefx.passes.plain_values import DataError
+from sparsefx.passes.serialize.plain_values import DataError
 
 FORMAT = 1
 MAX_HEADER = 8 * 2**20  # bytes; a node or a module takes about 400

@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, ModulePlan, class_name, hook_counts
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.passes.layer_sizes import SIZES
-from sparsefx.passes.open_norms import PartialLayerNorm
-from sparsefx.passes.plain_values import DataError, decode_value, encode_value
+from sparsefx.passes.graph.layer_sizes import SIZES
+from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
+from sparsefx.passes.serialize.plain_values import DataError, decode_value, encode_value
 
 _REMEDY = "pass the model that was exported, built with the same arguments"
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsefx.passes.graph_data import check_path
-from sparsefx.passes.plain_values import DataError, encode_value, expect, fields
+from sparsefx.passes.serialize.graph_data import check_path
+from sparsefx.passes.serialize.plain_values import DataError, encode_value, expect, fields
 
 TENSOR_KINDS = ("parameters", "buffers", "constants")
 GRAPH_MODULE = "torch.fx.graph_module.GraphModule"

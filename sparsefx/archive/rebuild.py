@@ -18,10 +18,10 @@ from sparsefx.archive.make import Maker, Mismatch
 from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
 from sparsefx.kernels.check import check
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.passes.graph_data import decode_graph
-from sparsefx.passes.layer_sizes import promised_shapes
-from sparsefx.passes.plain_values import DataError
-from sparsefx.passes.vocabulary import Names
+from sparsefx.passes.graph.layer_sizes import promised_shapes
+from sparsefx.passes.serialize.graph_data import decode_graph
+from sparsefx.passes.serialize.plain_values import DataError
+from sparsefx.passes.serialize.vocabulary import Names
 
 _MANY = 10_000  # modules that passes may have made
 

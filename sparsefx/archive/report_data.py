@@ -8,8 +8,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from sparsefx.export_report import ExportReport
-from sparsefx.passes.plain_values import DataError
+from sparsefx.passes.serialize.plain_values import DataError
+from sparsefx.report.export_report import ExportReport
 
 _TOTALS = ("channels_before", "channels_after")
 

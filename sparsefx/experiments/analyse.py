@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.analyses.specialisation import class_specialisation
 from sparsefx.errors import ArgumentError
-from sparsefx.speedup import estimate_speedup
+from sparsefx.report.speedup import estimate_speedup
 
 if TYPE_CHECKING:
     from sparsefx.experiments.train import Experiment

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsefx.cycle.decay import DECAY
+from sparsefx._common.values import is_count, is_number
+from sparsefx.cycle.rules.decay import DECAY
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.experiments.data import DATA, batch_count
 from sparsefx.experiments.data.normalise import Normalisation
-from sparsefx.values import is_count, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Recipe:
         decay_norms: weight decay on the parameters of norms, too.
         label_smoothing: of the cross-entropy, in [0, 1).
         prune_rate: fraction of the weights that the first cycle removes.
-        prune_decay: how the prune rate falls: a name in ``sparsefx.cycle.decay.DECAY``.
+        prune_decay: how the prune rate falls: a name in ``sparsefx.cycle.rules.decay.DECAY``.
         cycle_every: steps between cycles; None runs one after each epoch but the last.
         augment: crop and flip the training images.
         normalisation: of the inputs.

@@ -14,8 +14,8 @@ from torch import nn
 
 import sparsefx
 from sparsefx.experiments.record import Final, LayerRow, Run
-from sparsefx.masks import masked_weights
-from sparsefx.model_report import describe
+from sparsefx.masking.masks import masked_weights
+from sparsefx.report.model_report import describe
 
 if TYPE_CHECKING:
     from sparsefx.experiments.train import Experiment

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
+from sparsefx._common.registry import described
+from sparsefx._common.values import check_count
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.networks import Network, network
 from sparsefx.experiments.recipe import Recipe, shortened
 from sparsefx.experiments.recipes import recipe as recipe_named
 from sparsefx.experiments.tuning import NETWORK_TUNING, TUNING
 from sparsefx.methods import Method, method
-from sparsefx.parts import described
-from sparsefx.values import check_count
 
 _CYCLE_FIELDS = {"prune_rate": "prune_rate", "prune_decay": "decay", "cycle_every": "every"}
 """Fields of a recipe that are sparse momentum's, and what a method calls them."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.networks import Network
-from sparsefx.selection import Selector, find_candidates, select_dense
+from sparsefx.masking.selection import Selector, find_candidates, select_dense
 
 _STEPS = 10_000  # a width factor is a multiple of 1 / _STEPS
 _WORD = 32  # bits of a parameter

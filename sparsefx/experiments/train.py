@@ -34,7 +34,7 @@ from sparsefx.experiments.results import Score, finished_run
 from sparsefx.experiments.settings import Settings
 from sparsefx.experiments.start import start_training
 from sparsefx.export import export as export_model
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 
 _EVALUATION_BATCH = 1000
 _shortened = lru_cache(maxsize=1)(shortened)  # it is asked for at every step

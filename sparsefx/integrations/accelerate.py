@@ -13,7 +13,7 @@ from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations import plan
 from sparsefx.integrations.metrics import CycleLog
 from sparsefx.methods import Method
-from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 try:
     from accelerate import Accelerator

@@ -11,9 +11,9 @@ from torch import Tensor
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
 from sparsefx.integrations.plan import Plan, TrainerClock
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.methods import Method
-from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -8,10 +8,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, masked_weights
-from sparsefx.model_report import empty_channels
-from sparsefx.sharding import whole
-from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.masking.masks import MaskedWeight, masked_weights
+from sparsefx.masking.sharding import whole
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
+from sparsefx.report.model_report import empty_channels
 
 Write = Callable[[Mapping[str, float], int], object]
 """Takes metrics and the number of optimizer steps done."""

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsefx._common.values import check_count
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError
 from sparsefx.methods import Method
 from sparsefx.methods import method as named
-from sparsefx.sparse_optimizer import SparseOptimizer
-from sparsefx.values import check_count
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 _NEVER = Timing(first=1.0)
 _FEWEST = 10  # epochs from which on cycles go by epochs

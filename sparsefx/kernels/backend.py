@@ -1,4 +1,4 @@
-"""Sparse kernels as a backend of :class:`sparsefx.passes.regions.Regions`."""
+"""Sparse kernels as a backend of :class:`sparsefx.passes.rewrites.regions.Regions`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import fx, nn
 from sparsefx.kernels.lowering import Lowered, left_out, lower, supported
 from sparsefx.kernels.nodes import IMAGES, ROWS
 from sparsefx.kernels.region import SparseRegion
-from sparsefx.passes.pipeline import RegionReport
-from sparsefx.passes.program import Program
-from sparsefx.passes.regions import Built, Part
-from sparsefx.passes.timing import GAIN, is_faster, medians
+from sparsefx.passes.graph.program import Program
+from sparsefx.passes.manager.pipeline import RegionReport
+from sparsefx.passes.rewrites.regions import Built, Part
+from sparsefx.passes.running.timing import GAIN, is_faster, medians
 
 
 @dataclass(frozen=True)

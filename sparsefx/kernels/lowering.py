@@ -11,8 +11,8 @@ from sparsefx.kernels.nodes import IMAGES, ROWS, Made, Node
 from sparsefx.kernels.packed import Weights
 from sparsefx.kernels.program import NO_BOUNDS, Convolution, Instruction, Pointwise, Program
 from sparsefx.kernels.region import RegionLayer
-from sparsefx.passes.layers import CONTRACTIONS, layer_of
-from sparsefx.passes.program import Program as Recorded
+from sparsefx.passes.graph.layers import CONTRACTIONS, layer_of
+from sparsefx.passes.graph.program import Program as Recorded
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from sparsefx.kernels.program import (
     Three,
 )
 from sparsefx.kernels.region import RegionLayer
-from sparsefx.passes.layers import is_plain, layer_of
-from sparsefx.passes.program import Call, Value
-from sparsefx.passes.program import Program as Recorded
+from sparsefx.passes.graph.layers import is_plain, layer_of
+from sparsefx.passes.graph.program import Call, Value
+from sparsefx.passes.graph.program import Program as Recorded
 
 IMAGES, ROWS = "images", "rows"
 """Kinds of regions: convolutions on ``[N, C, *size]``, and what follows where images of one element become

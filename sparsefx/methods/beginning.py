@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from sparsefx._common.distributions import active_counts
 from sparsefx.cycle import LayerState, keep_largest
-from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
-from sparsefx.distributions import active_counts
-from sparsefx.masks import masked_weights
+from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
+from sparsefx.masking.masks import masked_weights
+from sparsefx.masking.selection import Selector
+from sparsefx.masking.sparsify import sparsify
 from sparsefx.methods.row import Method
-from sparsefx.selection import Selector
-from sparsefx.sparsify import sparsify
 
 
 def first_model(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sparsefx._common.distributions import DISTRIBUTIONS
+from sparsefx._common.values import is_count, is_number
 from sparsefx.cycle import PRUNE, ForAllLayers, Timing
-from sparsefx.distributions import DISTRIBUTIONS
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.rounds import Rounds
 from sparsefx.regularisers import REGULARISERS
 from sparsefx.scores import SCORES
-from sparsefx.values import is_count, is_number
 
 if TYPE_CHECKING:
     from sparsefx.methods.row import Method

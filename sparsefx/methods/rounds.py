@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsefx.cycle.densities import geometric
+from sparsefx._common.values import check_count, is_number
+from sparsefx.cycle.updates.densities import geometric
 from sparsefx.errors import ArgumentError
-from sparsefx.values import check_count, is_number
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
 
+from sparsefx._common.distributions import Distribution
+from sparsefx._common.registry import described, resolve
 from sparsefx.cycle import (
     DECAY,
     DENSITIES,
@@ -26,13 +28,11 @@ from sparsefx.cycle import (
     Timing,
     Update,
 )
-from sparsefx.distributions import Distribution
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.methods.checks import check_together, check_values
 from sparsefx.methods.rounds import Rounds
-from sparsefx.parts import described, resolve
+from sparsefx.optim.rules import GradientTerm, Rules
 from sparsefx.regularisers import REGULARISERS
-from sparsefx.rules import GradientTerm, Rules
 
 _PARTS = {
     "timing": frozenset(field.name for field in dataclasses.fields(Timing)),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.masks import apply_masks, bare, masked_weights
-from sparsefx.sparse_optimizer import SparseOptimizer
+from sparsefx.masking.masks import apply_masks, bare, masked_weights
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from sparsefx._common.values import check_count
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError, CheckpointError
+from sparsefx.masking.selection import Selector
 from sparsefx.methods.beginning import first_model, thin_to_the_end
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
-from sparsefx.pruning import prune
+from sparsefx.optim.rules import Rules
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
+from sparsefx.pruning.prune import prune
 from sparsefx.regularisers import REGULARISERS, Regulariser
-from sparsefx.rules import Rules
 from sparsefx.scores.task import Batch, Loss
-from sparsefx.selection import Selector
-from sparsefx.sparse_optimizer import SparseOptimizer
-from sparsefx.values import check_count
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 

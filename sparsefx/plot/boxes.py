@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from sparsefx.export_report import LayerChange
 from sparsefx.plot.counts import Counts, of_change
 from sparsefx.plot.layer_graph import Node
 from sparsefx.plot.names import shortened
 from sparsefx.plot.palette import KEPT, MOVED, NEW, REMOVED
 from sparsefx.plot.svg import add, add_title
+from sparsefx.report.export_report import LayerChange
 
 LAYER = (216.0, 58.0)
 INK, FAINT = "#222222", "#6b6b6b"

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsefx.errors import ArgumentError
-from sparsefx.export_report import ExportReport
-from sparsefx.model_report import ModelReport
 from sparsefx.plot.counts import Counts, of_change, of_layer
 from sparsefx.plot.figures import new_figure
 from sparsefx.plot.names import width_of
 from sparsefx.plot.over_cycles import label_rows
 from sparsefx.plot.palette import KEPT, NEW, REMOVED
+from sparsefx.report.export_report import ExportReport
+from sparsefx.report.model_report import ModelReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsefx.export_report import LayerChange
-from sparsefx.model_report import LayerReport
+from sparsefx.report.export_report import LayerChange
+from sparsefx.report.model_report import LayerReport
 
 
 class Counts(NamedTuple):

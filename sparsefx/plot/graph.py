@@ -11,13 +11,13 @@ from xml.etree.ElementTree import Element
 from torch import fx, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.export_report import ExportReport, LayerChange
-from sparsefx.masks import bare
+from sparsefx.masking.masks import bare
 from sparsefx.plot.boxes import FAINT, INK, LAYER, draw_legend, draw_node, size_of
 from sparsefx.plot.layer_graph import LayerGraph, Node, layer_graph
 from sparsefx.plot.layout import Point, lay_out
 from sparsefx.plot.names import shortened
 from sparsefx.plot.svg import Svg, add, add_title, finished, picture
+from sparsefx.report.export_report import ExportReport, LayerChange
 
 _MARGIN = 20.0
 _HEAD = 56.0  # the title and the legend

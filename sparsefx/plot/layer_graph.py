@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sparsefx.export_report import LayerChange
+from sparsefx.report.export_report import LayerChange
 
 Kind = Literal["input", "output", "layer", "module", "gather", "scatter", "join"]
 

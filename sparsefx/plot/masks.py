@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsefx.costs import maskable_layers
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masks import check_undivided, masked_weights
+from sparsefx.masking.masks import check_undivided, masked_weights
 from sparsefx.plot.figures import new_figure
 from sparsefx.plot.names import plain
+from sparsefx.report.costs import maskable_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

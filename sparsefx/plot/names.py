@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsefx.table import printable
+from sparsefx._common.table import printable
 
 LONGEST = 64  # characters of a name that a figure shows
 _INCHES_A_LETTER = 0.065

@@ -8,8 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from sparsefx._common.table import printable
 from sparsefx.errors import ArgumentError
-from sparsefx.table import printable
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsefx.cycle.select import select_largest
+from sparsefx.cycle.positions.select import select_largest
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, check_undivided, masked_weights
+from sparsefx.masking.masks import MaskedWeight, check_undivided, masked_weights
 
 
 @dataclass(frozen=True)
@@ -192,5 +192,5 @@ def _check(layers: list[MaskedWeight]) -> None:
     if sparse:
         raise ArgumentError(
             f"model has inactive weights in {', '.join(sparse)}; a regulariser decides over all weights: "
-            "start from sparsefx.sparsify(model, density=1.0)"
+            "start from sparsefx.masking.sparsify(model, density=1.0)"
         )

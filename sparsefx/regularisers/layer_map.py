@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx.errors import ArgumentError
-from sparsefx.layers import MASKABLE
-from sparsefx.masks import MaskedWeight
+from sparsefx.masking.layers import MASKABLE
+from sparsefx.masking.masks import MaskedWeight
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _FORWARDS = [kind.forward for kind in MASKABLE]
@@ -37,7 +37,7 @@ def apply_weight(layer: nn.Module, args: Sequence[Any], weight: Tensor, bias: Te
     """What a Linear or Conv layer would return for ``args`` with this weight and bias.
 
     Args:
-        layer: an instance of one of :data:`~sparsefx.layers.MASKABLE`, with its class's forward.
+        layer: an instance of one of :data:`~sparsefx.masking.layers.MASKABLE`, with its class's forward.
         args: the positional arguments of the layer's call, the input first.
         weight: of the shape of ``layer.weight``.
         bias: of the shape of ``layer.bias``, or None.

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparsefx.cycle.select import magnitudes, select_largest
+from sparsefx._common.values import check_count
+from sparsefx.cycle.positions.select import magnitudes, select_largest
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.regularisers.base import Decision, Regulariser, check_positive
-from sparsefx.values import check_count
 
 CStep = Callable[[Tensor, float, float], Tensor]
 """From values (N,), the level and mu to the compressed copy (N,) nearest to the values."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.derivatives import hessian_vector_product
 from sparsefx.scores.example_gradients import recorded, squared_gradients
 from sparsefx.scores.task import Task

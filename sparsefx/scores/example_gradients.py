@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight
+from sparsefx.masking.masks import MaskedWeight
 from sparsefx.scores.layer_calls import output_rows, watched
 
 

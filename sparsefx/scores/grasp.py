@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import apply_masks, masked_weights
+from sparsefx.masking.masks import apply_masks, masked_weights
 from sparsefx.scores.derivatives import gradient, hessian_vector_product
 from sparsefx.scores.task import Batch, Task
 

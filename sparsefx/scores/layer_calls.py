@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masking.masks import MaskedWeight, masked_weights
 
 Readable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 OnCall = Callable[[MaskedWeight, Tensor, Tensor], Tensor | None]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.layer_calls import weight_rows
 from sparsefx.scores.second_moments import second_moments
 from sparsefx.scores.task import Task

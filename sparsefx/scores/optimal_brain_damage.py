@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparsefx.masks import masked_weights
-from sparsefx.parts import resolve
+from sparsefx._common.registry import resolve
+from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.curvature import CURVATURES, Curvature
 from sparsefx.scores.task import Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masking.masks import MaskedWeight, masked_weights
 from sparsefx.scores.task import Task
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, masked_weights
+from sparsefx.masking.masks import MaskedWeight, masked_weights
 from sparsefx.scores.layer_calls import watched
 from sparsefx.scores.task import Task
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.task import Task
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import bare, masked_weights
+from sparsefx.masking.masks import bare, masked_weights
 
 Batch = tuple[Tensor, Any]
 """Inputs (n, ...) and what the loss compares the outputs with."""

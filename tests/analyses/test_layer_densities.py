@@ -10,7 +10,7 @@ import sparsefx
 from sparsefx.analyses.layer_densities import layer_densities
 from sparsefx.cycle import CycleRecord, LayerRecord
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 
 
 def record(cycle: int, *active: int, numels: tuple[int, ...] = (10, 40)) -> CycleRecord:

@@ -26,7 +26,7 @@ from sparsefx.cycle import (
     in_turn,
     positive,
 )
-from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
+from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CycleError
 
 

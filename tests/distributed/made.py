@@ -66,11 +66,11 @@ def train(net, optimizer, steps, rank=0, world=1, first=0, every=2):
 
 def masks(net):
     """Copies of all masks, whole, by layer."""
-    return {layer.name: whole(layer.mask).clone() for layer in sparsefx.masks.masked_weights(net)}
+    return {layer.name: whole(layer.mask).clone() for layer in sparsefx.masked_weights(net)}
 
 
 def weights(net):
-    return {layer.name: whole(layer.weight.detach()).clone() for layer in sparsefx.masks.masked_weights(net)}
+    return {layer.name: whole(layer.weight.detach()).clone() for layer in sparsefx.masked_weights(net)}
 
 
 def whole(tensor):

@@ -13,12 +13,12 @@ import sparsefx
 from distributed import made
 from distributed.launch import divides_on_cpus, launch
 from sparsefx.cycle import Clock, LayerState
-from sparsefx.cycle.draw import draw
-from sparsefx.cycle.for_all_layers import largest_of_all
-from sparsefx.cycle.select import select_largest
+from sparsefx.cycle.positions.draw import draw
+from sparsefx.cycle.positions.for_all_layers import largest_of_all
+from sparsefx.cycle.positions.select import select_largest
 from sparsefx.errors import ArgumentError, CycleError
+from sparsefx.masking.sharding import block_of, count_true, local
 from sparsefx.regularisers import HardConcrete
-from sparsefx.sharding import block_of, count_true, local
 
 METHODS = {
     "sparse momentum": {},
@@ -200,9 +200,7 @@ def _refuse(rank):
     made.train(net, optimizer, 2, rank, 2)
     assert all(
         count_true(layer.mask) == int(layer_mask.sum())
-        for layer, layer_mask in zip(
-            sparsefx.masks.masked_weights(net), made.masks(net).values(), strict=True
-        )
+        for layer, layer_mask in zip(sparsefx.masked_weights(net), made.masks(net).values(), strict=True)
     )
 
 

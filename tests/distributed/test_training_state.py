@@ -76,7 +76,7 @@ def _train_and_save(rank, folder, steps, killed_at=None):
         dcp.load(state, checkpoint_id=folder / str(max(done)))
     for step in range(optimizer.steps_done, steps):
         if step == killed_at and rank == 1:
-            sparsefx.masks.MaskedWeight.set_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            sparsefx.MaskedWeight.set_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         made.train(net, optimizer, 1, rank, 2, first=step, every=100)
         if (step + 1) % 2 == 0:
             dcp.save(state, checkpoint_id=folder / str(step + 1))

@@ -9,12 +9,12 @@ import torchvision
 from torch import fx, nn
 
 import sparsefx
-from sparsefx.costs import layer_flops
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.networks import NETWORKS, SETTINGS, Network, network
 from sparsefx.experiments.networks.network import scaled
-from sparsefx.layers import MASKABLE
-from sparsefx.selection import find_candidates, select_dense
+from sparsefx.masking.layers import MASKABLE
+from sparsefx.masking.selection import find_candidates, select_dense
+from sparsefx.report.costs import layer_flops
 
 # weights, biases, batch norm, total, millions of multiply-adds (None: not published)
 SIZES = {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx import METHODS, Training, masked_weights, method
-from sparsefx.masks import check_invariant
+from sparsefx.masking.masks import check_invariant
 
 STEPS, EPOCH, DENSITY = 12, 3, 0.3
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsefx import METHODS, Rules, SparseOptimizer, Training, masked_weights, method, sparsify
+from sparsefx._common.distributions import active_counts
 from sparsefx.cycle import (
     Clock,
     ConstantFanIn,
@@ -23,8 +24,7 @@ from sparsefx.cycle import (
     Thin,
     Timing,
 )
-from sparsefx.cycle.constant_fan_in import constant_fan_in_mask
-from sparsefx.distributions import active_counts
+from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.methods import Rounds
 
@@ -418,7 +418,7 @@ def test_a_cycle_without_updates_changes_nothing():
 
 
 def test_the_history_is_one_list_of_bounded_length(monkeypatch):
-    monkeypatch.setattr("sparsefx.sparse_optimizer._LONGEST_HISTORY", 3)
+    monkeypatch.setattr("sparsefx.optim.sparse_optimizer._LONGEST_HISTORY", 3)
     training = begin("deep-r", make=plain_sgd)
     history = training.optimizer.history
     learn(training, 5)

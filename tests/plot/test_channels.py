@@ -12,8 +12,8 @@ from torch import nn
 
 import sparsefx
 from sparsefx import ArgumentError, ExportReport, ModelReport, plot
-from sparsefx.export_report import LayerChange
-from sparsefx.model_report import LayerReport
+from sparsefx.report.export_report import LayerChange
+from sparsefx.report.model_report import LayerReport
 
 pytest.importorskip("matplotlib")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx import ArgumentError, plot
-from sparsefx.layers import mask_layer
+from sparsefx.masking.layers import mask_layer
 from sparsefx.plot.masks import averaged
 
 pytest.importorskip("matplotlib")

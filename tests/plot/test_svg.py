@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sparsefx._common.table import printable
 from sparsefx.errors import ArgumentError
 from sparsefx.plot.svg import add, finished, picture
-from sparsefx.table import printable
 
 
 @given(st.text())

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsefx
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.regularisers import HardConcrete
 from sparsefx.regularisers.hard_concrete import hard_concrete, mean_gate, open_probability
 

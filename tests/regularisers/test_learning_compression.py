@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.regularisers import C_STEPS, LearningCompression
 
 small = st.lists(st.floats(-3, 3, width=16), min_size=2, max_size=6).map(

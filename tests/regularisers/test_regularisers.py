@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import check_invariant, masked_weights
+from sparsefx.masking.masks import check_invariant, masked_weights
 from sparsefx.regularisers import (
     REGULARISERS,
     HardConcrete,

@@ -11,7 +11,7 @@ from torch import Tensor, distributions, nn
 
 import sparsefx
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.regularisers import Mixture, SoftWeightSharing
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
 from sparsefx.regularisers import VariationalDropout
 from sparsefx.regularisers.variational_dropout import kl_divergence
 

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
+from sparsefx.masking.sparsify import sparsify
 from sparsefx.scores import Task, curvature, optimal_brain_damage
 from sparsefx.scores.curvature import CURVATURES, fisher, gauss_newton, hutchinson
-from sparsefx.sparsify import sparsify
 
 
 def half_squared(output: Tensor, target: Tensor) -> Tensor:

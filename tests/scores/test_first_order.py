@@ -14,8 +14,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sparsefx.masks import masked_weights
-from sparsefx.pruning import prune
+from sparsefx.masking.masks import masked_weights
+from sparsefx.pruning.prune import prune
 from sparsefx.scores import Task, snip, synflow
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import MaskedWeight, attach_mask, masked_weights
+from sparsefx.masking.masks import MaskedWeight, attach_mask, masked_weights
 from sparsefx.scores import Task, compensated_weights, layerwise_obs
 from sparsefx.scores.layer_calls import input_rows, output_rows, weight_rows
 

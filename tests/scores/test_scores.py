@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masks import masked_weights
+from sparsefx.masking.masks import masked_weights
+from sparsefx.masking.sparsify import sparsify
 from sparsefx.scores import SCORES, Task, magnitude, random
-from sparsefx.sparsify import sparsify
 
 NAMES = sorted(SCORES)
 NEED_DATA = sorted(SCORES.keys() - {"magnitude", "random"})

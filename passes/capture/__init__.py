@@ -1,0 +1,9 @@
+"""From a model's Python forward to a graph.
+
+``capture`` is the entry. ``module_tracer`` traces without values and keeps what does not trace as
+leaves; ``example_tracer`` traces along example calls, with proxies that know their values
+(``example_proxy``); ``branches`` says which branches may be taken, ``coincidental_sizes`` which sizes
+are alike by chance only.
+
+Imports ``graph`` and ``running``.
+"""

@@ -1,0 +1,360 @@
+"""A tracer that carries the values of example calls along, so that it can specialise what they agree on.
+
+Each proxy knows its value in every example. The examples differ in all the sizes that the model lets
+vary, so a size that is the same in all of them is fixed: it becomes a plain integer, and Python code
+may count with it, branch on it or iterate over it. What differs stays a node of the graph. A branch
+on it (or on data) cannot be traced; the module around it stays a leaf.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils import _pytree as pytree
+
+from sparsefx.passes.capture.branches import (
+    asks_for_more_than_one,
+    guards_an_error,
+    is_metadata,
+    relates_sizes,
+)
+from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
+from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
+from sparsefx.passes.capture.module_tracer import ModuleTracer, NotReplayable
+from sparsefx.passes.running.examples import Examples
+
+_LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
+
+# Functions that take sizes or data types: torch does not ask a proxy of one how to run them.
+_CONSTRUCTORS = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"),
+    *("finfo", "iinfo"),
+)
+
+
+class ExampleTracer(ModuleTracer):
+    """Traces a forward along example calls.
+
+    Args:
+        examples: the arguments of the calls (:mod:`sparsefx.passes.running.examples`).
+        assumes: take branches that are the same for every size from 2 on (``if length > 1``), and those on
+            sizes that differ by the same in all examples (``if length == other``); whoever traces has to see
+            whether the graph holds at unusual sizes too.
+        options: those of :class:`ModuleTracer`.
+
+    Attributes:
+        assumed: whether such a branch was met.
+    """
+
+    def __init__(self, examples: Examples = (), assumes: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.calls, self.assumes = examples, assumes
+        self.assumed = False
+        self._evaluating = False
+        self._numbers: dict[fx.Node, list[Any]] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with _entered_functions(), self._recorded_constructors(), builtins_know_proxies():
+            return super().trace(root, concrete_args)
+
+    def context(self) -> tuple[bool, ...]:
+        contexts = super().context()
+        if self.keeps_idle:
+            return contexts
+        return contexts[2:]  # without training, gradients are nobody's concern
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _CONTAINERS):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        """A placeholder for each argument that holds tensors or follows the input; others are specialised."""
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for name, first in self.calls[0].items():
+            values = [call[name] for call in self.calls]
+            if name.startswith("*"):
+                if first:
+                    positional = list(named.values()) + list(self._placeholder(name, values))
+                    named = {}
+            elif _holds_tensors(first) or _are_varying_sizes(values):
+                named[name] = self._placeholder(name, values)
+            else:
+                named[name] = self._specialised(name, values)
+        return lambda: self.root.forward(*positional, **named), []
+
+    def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
+        # after an argument with a default, Python wants one here too
+        follows = any(node.op == "placeholder" and node.args for node in self.graph.nodes)
+        default = (None,) if follows and not name.startswith("*") else ()
+        node = self.create_node("placeholder", name, default, {})
+        proxy = self.proxy(node)
+        proxy.examples = values
+        lengths = {len(value) for value in values if isinstance(value, (tuple, list, dict))}
+        if len(lengths) > 1:
+            raise NotReplayable(f"its argument {name!r} is not as long in every call")
+        if lengths:  # Python code walks over it, so the graph holds for this length alone
+            self.create_node("call_function", require_length, (node, lengths.pop(), name.lstrip("*")), {})
+        return proxy
+
+    def _specialised(self, name: str, values: list[Any]) -> Any:
+        """An argument without tensors, at its value; another one is refused when the graph runs."""
+        if not all(isinstance(leaf, _LITERALS) for leaf in pytree.tree_leaves(values)):
+            raise NotReplayable(f"its argument {name!r} is a {type(values[0]).__name__}")
+        if any(value != values[0] for value in values):
+            raise NotReplayable(f"its argument {name!r} is not the same in every call")
+        node = self.create_node("placeholder", name, (values[0],), {})
+        self.create_node("call_function", require_default, (node, values[0], name), {})
+        return values[0]
+
+    def proxy(self, node: fx.Node) -> ExampleProxy:
+        return ExampleProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        call = functools.partial(self._evaluate, kind, target)
+        operands: list[ExampleProxy] = []
+
+        def first_value(operand: ExampleProxy) -> Any:
+            operands.append(operand)
+            return operand.examples[0]
+
+        first = _map((args, kwargs), first_value)
+        with SizesFromData() as data:
+            proxy.examples = [call(*first)]
+        proxy.examples += [call(*_values((args, kwargs), number)) for number in range(1, len(self.calls))]
+        proxy.loose = inherited(proxy, operands)
+        if data.seen:
+            proxy.loose = either(proxy.loose, from_data(call, first, proxy.examples[0]))
+        if target is operator.getitem and isinstance(args[0].loose, tuple) and isinstance(args[1], int):
+            proxy.loose = args[0].loose[args[1]]
+        if not any(isinstance(value, Tensor) for value in proxy.examples):
+            self._numbers[proxy.node] = proxy.examples
+        return _unpacked(proxy, target, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, Sizes):
+            return tuple(self.create_arg(size) for size in a)
+        if isinstance(a, dict) and type(a) is not dict:  # an ordered dict, or a model output
+            if not _is_made_of_its_items(a):
+                raise NotReplayable(f"it makes a {type(a).__name__}, which its items do not describe")
+            items = {key: self.create_arg(value) for key, value in a.items()}
+            return self.create_node("call_function", type(a), (items,), {})
+        return super().create_arg(a)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace into a function that fx would leave alone, since values are known; or leave it too."""
+        if inspect.isfunction(function):
+            last = next(iter(reversed(self.graph.nodes)), None)
+            try:
+                return function(*args, **kwargs)
+            except Exception:  # it runs on proxies: anything may be raised
+                self._take_back(last)
+        return self.create_proxy("call_function", function, args, kwargs)
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        return iter([obj[index] for index in range(obj.__len__())])
+
+    def to_bool(self, obj: Any) -> bool:
+        agreed = {bool(value) for value in obj.examples if not isinstance(value, Tensor)}
+        if len(agreed) == 1 and is_metadata(obj.node):
+            return agreed.pop()
+        if len(agreed) == 1 and guards_an_error():
+            return agreed.pop()
+        if len(agreed) == 1 and self.assumes and self._holds_mostly(obj.node, *agreed):
+            self.assumed = True
+            return agreed.pop()
+        raise NotReplayable("it branches on " + ("a size of its input" if agreed else "data"))
+
+    def _holds_mostly(self, condition: fx.Node, outcome: bool) -> bool:
+        return asks_for_more_than_one(condition, outcome) or relates_sizes(condition, self._numbers)
+
+    def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        state, self._evaluating = torch.get_rng_state(), True
+        try:
+            with torch.no_grad():
+                if kind == "call_function":
+                    return target(*args, **kwargs)
+                if kind == "call_method":
+                    return getattr(args[0], target)(*args[1:], **kwargs)
+                found = operator.attrgetter(str(target))(self.root)
+                return _run_layer(found, args, kwargs) if kind == "call_module" else found
+        finally:
+            self._evaluating = False
+            torch.set_rng_state(state)
+
+    @contextmanager
+    def _recorded_constructors(self) -> Iterator[None]:
+        """Let ``torch.zeros(n, ...)`` and its like take proxies of sizes and data types."""
+        originals = {name: getattr(torch, name) for name in _CONSTRUCTORS}
+        for name, original in originals.items():
+            setattr(torch, name, self._recording(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+
+    def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def constructor(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+                return self.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return constructor
+
+
+def _run_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return layer(*args, **kwargs)
+    except ValueError:
+        if not layer.training or layer._modules:
+            raise
+        layer.training = False  # a BatchNorm refuses to train on one value a channel
+        try:
+            return layer(*args, **kwargs)
+        finally:
+            layer.training = True
+
+
+_CONTAINERS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+
+
+def require_length(value: Any, length: int, name: str) -> None:
+    """Refuse a list, tuple or dict of another length than the one that a graph was traced with.
+
+    Raises:
+        TypeError: the length differs.
+    """
+    if not _is_traced_again(require_length, value, length, name) and len(value) != length:
+        raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
+
+
+def require_default(value: Any, default: Any, name: str) -> None:
+    """Refuse a value other than the one that a graph was traced with.
+
+    Raises:
+        TypeError: the value differs.
+    """
+    if _is_traced_again(require_default, value, default, name) or value is default:
+        return
+    if type(value) is not type(default) or value != default:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(
+            f"argument {name!r} was traced as {default!r} and cannot change; got {got}. Give it such a value "
+            "among the example inputs"
+        )
+
+
+def _is_traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
+    """Whether the graph with a check is itself traced, say to unpickle it; the new graph checks as well."""
+    if not isinstance(value, fx.Proxy):
+        return False
+    if not isinstance(value, ExampleProxy):  # along examples, the new graph's own arguments are checked
+        value.tracer.create_proxy("call_function", check, (value, *expected), {})
+    return True
+
+
+_PIECES = {"split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "unsafe_chunk": 2, "unbind": 1}
+"""Functions that take a tensor apart, and the place of the dimension among their arguments."""
+
+
+def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
+    """Chunks and the like as a tuple of proxies, which Python may slice, join and unpack."""
+    if any(type(value) not in (tuple, list) for value in proxy.examples):
+        return proxy
+    place = _PIECES.get(getattr(target, "__name__", target))
+    if place is not None and isinstance(args[0], ExampleProxy):
+        dim = args[place] if len(args) > place else kwargs.get("dim", 0)
+        if type(args[0].size(dim)) is not int:  # a proxy passes for an int to isinstance
+            raise NotReplayable("it takes a dimension apart that follows the input")
+    if len({len(value) for value in proxy.examples}) != 1:
+        return proxy
+    first = proxy.examples[0]
+    chosen: Any = proxy
+    return type(first)(chosen[index] for index in range(len(first)))
+
+
+def _is_made_of_its_items(mapping: dict[Any, Any]) -> bool:
+    """Whether a graph can make a dict of this class again from a plain one; a ``defaultdict`` it cannot."""
+    try:
+        again: dict[Any, Any] = type(mapping)(dict(mapping))
+    except Exception:  # its constructor takes other arguments
+        return False
+    return again.keys() == mapping.keys() and all(again[key] is value for key, value in mapping.items())
+
+
+def _values(arguments: Any, number: int) -> Any:
+    """Arguments with every proxy replaced by its value in one example."""
+    return _map(arguments, lambda proxy: proxy.examples[number])
+
+
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, fx.Proxy):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        mapped = [_map(item, function) for item in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    if isinstance(tree, dict):
+        return {key: _map(value, function) for key, value in tree.items()}
+    if isinstance(tree, slice):
+        return slice(_map(tree.start, function), _map(tree.stop, function), _map(tree.step, function))
+    return tree
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _are_varying_sizes(values: list[Any]) -> bool:
+    """Whether an argument is an integer that follows the input, such as the height of a map."""
+    return all(type(value) is int for value in values) and len(set(values)) > 1
+
+
+@contextmanager
+def _entered_functions() -> Iterator[None]:
+    """Let the functions that their authors told fx not to enter go through the tracer."""
+    fx_module: Any = _symbolic_trace
+    original = fx_module._create_wrapped_func
+    fx_module._create_wrapped_func = _through_the_tracer
+    try:
+        yield
+    finally:
+        fx_module._create_wrapped_func = original
+
+
+def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tracer: Any = next((leaf.tracer for leaf in leaves if isinstance(leaf, ExampleProxy)), None)
+        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
+
+    return called

@@ -1,0 +1,310 @@
+"""Rewrite a model as one graph, or, where its forward does not trace, each part of it that does.
+
+A forward that branches on data (a detector's proposals, a language model's cache) stays Python, and
+so does a module that a graph has to call as it is. What they call is compiled for itself, the largest
+modules first, with its inputs and outputs kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparsefx.passes.capture.capture import Capture, capture
+from sparsefx.passes.capture.module_tracer import SCRIPTED, reason_of
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.graph.modes import follow_mode, split_modes
+from sparsefx.passes.graph.origins import duplicate, origin_of
+from sparsefx.passes.graph.recorder import untouched
+from sparsefx.passes.manager.pipeline import PassReport, Refused
+from sparsefx.passes.running.attributes import kept_attributes
+from sparsefx.passes.running.compare import gives, run
+from sparsefx.passes.running.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
+from sparsefx.passes.running.leaves import tensors_in
+
+Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
+"""Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""
+
+
+@dataclass
+class Compiled:
+    """A model with graphs in the place of what could be captured.
+
+    Attributes:
+        model: the rewritten model: a graph module where its own forward traces.
+        passes: what each pass did; the name of a part stands before that of the pass.
+        graphs: the modules that became graphs; ``""`` is the model itself.
+        opaque: the modules that stay Python, with the reason.
+        as_in_evaluation: the graphs that also in training do something that only evaluation did, with
+            what differs.
+    """
+
+    model: nn.Module
+    passes: list[PassReport] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+    as_in_evaluation: dict[str, str] = field(default_factory=dict)
+
+
+def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite, *, trains: bool = False) -> Compiled:
+    """Rewrite all of a model that can be captured.
+
+    Args:
+        model: a model in evaluation mode; it may be changed.
+        inputs: positional arguments of its forward, at one or more sizes.
+        rewrite: what to do with each graph.
+        trains: keep what acts in training only, such as dropout: each graph becomes a
+            :class:`TwoModeGraphModule`.
+    """
+    return _Compiler(rewrite, inputs, trains).compile(model)
+
+
+class _Compiler:
+    def __init__(self, rewrite: Rewrite, inputs: Inputs, trains: bool) -> None:
+        self.rewrite, self.inputs, self.trains = rewrite, inputs, trains
+        self._done: dict[nn.Module, nn.Module | None] = {}
+
+    def compile(self, model: nn.Module) -> Compiled:
+        self.compiled = Compiled(model)
+        example = self.inputs[0]
+        expected = run(model, example)
+        graph = self._whole(model)
+        if graph is not None and gives(lambda: run(graph, example), expected):
+            self.compiled.model = graph
+            return self.compiled
+        if graph is not None:
+            self.compiled = Compiled(model, opaque={"": "its graph returns something else than its forward"})
+        fits = lambda: gives(lambda: run(model, example), expected)  # noqa: E731
+        self._compile_children(model, _Place("", "", _calls(model, self.inputs), fits))
+        return self.compiled
+
+    def _whole(self, model: nn.Module) -> fx.GraphModule | None:
+        """The model itself as a rewritten graph; None if it stays Python."""
+        try:
+            examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
+        except (TypeError, ValueError) as error:  # a pre-hook or a decorator takes other arguments
+            reason = _stays_python(model) or f"its arguments have no names ({reason_of(error)})"
+            self.compiled.opaque[""] = reason
+            return None
+        return self._graph_of(model, "", examples)
+
+    def _graph_of(self, module: nn.Module, name: str, examples: Examples) -> fx.GraphModule | None:
+        """A module as a rewritten graph; None if it stays Python."""
+        reason = _stays_python(module)
+        if reason is not None:
+            self.compiled.opaque[name] = reason
+            return None
+        # a copy, so that nothing is lost if its graph cannot be used
+        own = _in_mode(duplicate(module), False)
+        with untouched(own, examples) as copies:
+            captured = capture(own, copies, keeps_idle=self.trains)
+        if captured.graph is None:
+            self.compiled.opaque[name] = captured.opaque[""]
+            return None
+        graph = _graph_module(own, captured.graph, whole=name == "")
+        inputs = graph_inputs(captured.graph, examples)
+        held_back, differs = self._follow_mode(graph, module, examples, captured)
+        try:
+            passes = self.rewrite(graph, inputs)
+        except Refused as refusal:
+            self.compiled.opaque[name] = str(refusal)
+            return None
+        _share_unchanged(graph, module)
+        if differs:
+            self.compiled.as_in_evaluation[name] = differs
+        self.compiled.graphs.append(name)
+        self.compiled.passes += [step.inside(name) for step in passes]
+        left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
+        if left:
+            place = _Place(name, "", _calls(graph, inputs), _fits(graph, inputs[0]))
+            for path, reason in left.items():
+                self.compiled.opaque[_join(name, path)] = reason
+                self._compile_children(graph.get_submodule(path), replace(place, path=path))
+        return split_modes(graph, held_back) if self.trains else graph
+
+    def _follow_mode(
+        self, graph: fx.GraphModule, module: nn.Module, examples: Examples, evaluation: Capture
+    ) -> tuple[dict[bool, list[str]], str | None]:
+        """Let a graph follow the mode; what ``train`` leaves in evaluation, and what else differs."""
+        if not self.trains:
+            return {}, None
+        training = copy.deepcopy(module).train()
+        held_back = [path for path, part in training.named_modules() if not part.training]
+        root = _in_mode(training, True)
+        with untouched(root, examples) as copies:
+            captured = capture(root, copies, keeps_idle=True, opaque=evaluation.opaque)
+        traced = captured.graph
+        differs = captured.opaque[""] if traced is None else follow_mode(graph, traced)
+        return {True: held_back, False: []}, differs
+
+    def _compile_children(self, parent: nn.Module, place: _Place) -> None:
+        for key, child in parent.named_children():
+            inner = replace(place, path=_join(place.path, key))
+            if child not in self._done:
+                self._done[child] = self._part(parent, key, child, inner)
+            part = self._done[child]
+            if part is None:
+                self._compile_children(child, inner)
+            else:
+                parent._modules[key] = part
+
+    def _part(self, parent: nn.Module, key: str, child: nn.Module, place: _Place) -> nn.Module | None:
+        """A module as a graph, if the model around it still computes the same with it."""
+        if next(child.children(), None) is None:
+            return None
+        examples = _as_examples(child, place.calls.get(place.path, ()))
+        if not examples:
+            return None
+        graphs, passes = len(self.compiled.graphs), len(self.compiled.passes)
+        part = self._graph_of(child, place.name, examples)
+        if part is None:
+            return None
+        parent._modules[key] = part
+        if place.fits():
+            return part
+        parent._modules[key] = child
+        del self.compiled.graphs[graphs:], self.compiled.passes[passes:]
+        self.compiled.opaque[place.name] = "the module that calls it needs more of it than its result"
+        return None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a model parts are looked for.
+
+    Attributes:
+        above: the compiled module around it; ``""`` for the model.
+        path: the module, seen from there.
+        calls: the arguments of each module's calls, by such a path.
+        fits: whether the module above computes what it did.
+    """
+
+    above: str
+    path: str
+    calls: Mapping[str, Sequence[_Call]]
+    fits: Callable[[], bool]
+
+    @property
+    def name(self) -> str:
+        """The name in the whole model."""
+        return _join(self.above, self.path)
+
+
+def _stays_python(module: nn.Module) -> str | None:
+    """Why there is no point in tracing a module; None if there is."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return SCRIPTED
+    return "a forward pre-hook changes its arguments" if module._forward_pre_hooks else None
+
+
+def _fits(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], bool]:
+    expected = run(model, inputs)
+    return lambda: gives(lambda: run(model, inputs), expected)
+
+
+def _in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """A model as the plain graph module of one of its modes, if it has a graph for each."""
+    if not isinstance(model, TwoModeGraphModule):
+        return model
+    return fx.GraphModule(model, model.mode_graph(training))
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
+    """The arguments with which each module inside a model is called when it runs on the inputs."""
+    calls: dict[str, list[_Call]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks, and is no part either
+        if name and not scripted and next(module.children(), None) is not None:
+
+            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                # containers as they are now: the caller may append to its lists
+                calls.setdefault(name, []).append(pytree.tree_map(lambda leaf: leaf, (args, kwargs)))
+
+            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        for values in inputs:
+            run(model, values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
+    """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes.
+
+    A call with tensors of no elements says nothing of others, and is left out.
+    """
+
+    def try_call(call: tuple[Any, ...]) -> Any:
+        with torch.no_grad(), kept_attributes(module), untouched(module, call) as (args, kwargs):
+            return module(*args, **kwargs)
+
+    calls = [call for call in calls if all(tensor.numel() for tensor in tensors_in(call))]
+    try:
+        others = at_other_sizes(try_call, calls[0])[1:] if calls else []
+        return [bind(module, args, kwargs) for args, kwargs in (*calls[:1], *others, *_distinct(calls)[1:])]
+    except (TypeError, ValueError):  # a hook of the module's own, or a decorator, rewrites its arguments
+        return []
+
+
+def _distinct(calls: Sequence[_Call]) -> list[_Call]:
+    """Calls that differ in a size: one of each kind, the first and the last few are enough."""
+    shapes: dict[Any, _Call] = {}
+    for call in calls:
+        leaves = pytree.tree_leaves(call)
+        shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), call)
+    kinds = list(shapes.values())
+    return [*kinds[:1], *kinds[1:][-2:]]
+
+
+def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphModule:
+    """A graph over a model's modules; a part keeps what else its parent may read of it."""
+    graph_module = fx.GraphModule(model, graph, type(model).__name__).eval()
+    kept = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    for hooks in kept:
+        graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
+    if not whole:
+        plain = {key: value for key, value in model.__dict__.items() if not isinstance(value, Tensor)}
+        for key, value in plain.items():
+            graph_module.__dict__.setdefault(key, value)
+    return graph_module
+
+
+def _share_unchanged(graph: nn.Module, module: nn.Module) -> None:
+    """Give parameters that no pass changed back as they were: others may hold them too."""
+    originals = dict(module.named_parameters(remove_duplicate=False))
+    held = list(graph.named_parameters(remove_duplicate=False))
+    unchanged = {
+        parameter: originals[name]
+        for name, parameter in held
+        if name in originals and _is_same(parameter, originals[name])
+    }
+    for name, parameter in held:  # under names that a pass gave it too
+        if parameter in unchanged:
+            path, _, attribute = name.rpartition(".")
+            graph.get_submodule(path)._parameters[attribute] = unchanged[parameter]
+
+
+def _is_same(parameter: Tensor, original: Tensor) -> bool:
+    """Whether no pass changed a parameter, nor reordered what is alike."""
+    one, other = origin_of(parameter), origin_of(original)
+    return torch.equal(parameter, original) and (one is None or one.matches(other))
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in model.named_modules())
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name

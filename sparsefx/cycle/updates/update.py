@@ -1,0 +1,97 @@
+"""An update of the masks: what it decides for each layer, and updates one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsefx.cycle.positions.context import Moment
+from sparsefx.cycle.positions.layer_state import LayerState
+from sparsefx.cycle.updates.record import LayerRecord
+from sparsefx.errors import CycleError
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutcome:
+    """The decision on one layer.
+
+    Attributes:
+        mask: the new mask, bool, shape ``S``.
+        grown: True where a weight was activated, bool, shape ``S``; these weights get a new value, also
+            where the same update had just removed them.
+        record: the same in numbers.
+    """
+
+    mask: Tensor
+    grown: Tensor
+    record: LayerRecord
+
+    @classmethod
+    def of(cls, layer: LayerState, mask: Tensor, grown: Tensor | None = None) -> LayerOutcome:
+        """The outcome of a layer's new mask; what was inactive before has grown, unless more is named."""
+        grown = mask & ~layer.mask if grown is None else grown
+        active, gain = layer.count(mask), layer.count(grown)
+        loss = layer.active + gain - active
+        density = active / max(1, layer.numel)
+        return cls(mask, grown, LayerRecord(layer.name, loss, gain, 0.0, density, active, layer.numel))
+
+
+Update = Callable[[Sequence[LayerState], Moment], list[LayerOutcome]]
+"""Decides new masks for all layers; writes nothing but the moment's notes."""
+
+
+def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+    """Run updates one after the other, each on the masks that the one before left.
+
+    Args:
+        updates: any number; without one the masks stay.
+        layers: every layer that takes part.
+        moment: handed to each.
+
+    Returns:
+        One outcome a layer, of all updates together.
+
+    Raises:
+        CycleError: an update returned something else than one mask of its shape a layer.
+    """
+    first, *rest = updates or (_unchanged,)
+    outcomes = _checked(first, layers, first(layers, moment))
+    for update in rest:
+        between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
+        after = _checked(update, between, update(between, moment))
+        outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)]
+    return outcomes
+
+
+def _unchanged(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+    return [LayerOutcome.of(layer, layer.mask) for layer in layers]
+
+
+def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
+    first, last = one.record, other.record
+    record = replace(
+        last,
+        pruned=first.pruned + last.pruned,
+        grown=first.grown + last.grown,
+        share=first.share + last.share,  # only a swap has one
+    )
+    return LayerOutcome(other.mask, (one.grown & other.mask) | other.grown, record)
+
+
+def _checked(update: Update, layers: Sequence[LayerState], outcomes: Any) -> list[LayerOutcome]:
+    """The outcomes, if they are what an update must return."""
+    name = getattr(update, "__name__", type(update).__name__)
+    if not isinstance(outcomes, list) or len(outcomes) != len(layers):
+        raise CycleError(f"update {name!r} must return a list of one LayerOutcome for each of the layers")
+    for layer, outcome in zip(layers, outcomes, strict=True):
+        mask = outcome.mask
+        if mask.dtype != torch.bool or mask.shape != layer.mask.shape:
+            raise CycleError(
+                f"update {name!r} returned a mask of {mask.dtype} {tuple(mask.shape)} for layer "
+                f"{layer.name!r}; it must be bool {tuple(layer.mask.shape)}"
+            )
+    return outcomes

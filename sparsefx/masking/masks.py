@@ -1,0 +1,305 @@
+"""A masked weight: a parameter, a bool buffer of its shape beside it, and the invariant that ties them.
+
+The invariant: the weight is exactly 0 wherever its mask is False. It is kept by whoever changes
+weights or masks, never by the forward pass, which is therefore the plain layer's.
+
+Masks belong to modules, not to a particular layer class: a module that holds a masked parameter
+records it in ``_masked_parameters`` (parameter name -> buffer name). The masked layers of
+:mod:`sparsefx.masking.layers` and modules that use a parameter through ``F.linear`` or ``F.conv2d`` are
+handled alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefx.errors import ArgumentError, InvariantError
+from sparsefx.masking.sharding import (
+    count_true,
+    divide_like,
+    gather_back,
+    is_divided,
+    local,
+    local_like,
+    placed_alike,
+)
+
+_RECORD = "_masked_parameters"
+_HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class MaskedWeight:
+    """One masked parameter of a model, under every module that holds it.
+
+    Attributes:
+        name: the layer's name; for a parameter not called ``weight``, ``<module>.<parameter>``.
+        holders: each (module, parameter name, mask buffer name) that holds this parameter. Tied
+            weights have several holders and one mask.
+    """
+
+    name: str
+    holders: tuple[tuple[nn.Module, str, str], ...]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, shape ``S``."""
+        module, parameter, _ = self.holders[0]
+        return module.get_parameter(parameter)
+
+    @property
+    def mask(self) -> Tensor:
+        """The bool mask, shape ``S``: True where the weight is active."""
+        module, _, mask = self.holders[0]
+        return module.get_buffer(mask)
+
+    @property
+    def density(self) -> float:
+        """Fraction of positions that are active, in [0, 1]. Of a divided weight every process must ask."""
+        return count_true(self.mask) / self.mask.numel()
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Write a new mask (bool, shape ``S`` or that of this process's block) and zero what it excludes."""
+        if mask.shape == self.weight.shape:
+            mask = local_like(mask, self.weight)
+        for module, _, name in self.holders:
+            local(module.get_buffer(name)).copy_(mask)
+            _has_values(module, name)
+        self.enforce()
+
+    @torch.no_grad()
+    def divide(self) -> None:
+        """Divide the mask as the weight is, if it is not yet; no process learns anything from another."""
+        weight, mask = self.weight, self.mask
+        if placed_alike(mask, weight):
+            return
+        part = divide_like(local_like(mask, weight).clone(), weight)
+        for module, _, name in self.holders:
+            module._buffers[name] = part
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zero the weights outside the mask."""
+        zero_outside(self.weight, self.mask)
+
+    @torch.no_grad()
+    def is_enforced(self) -> bool:
+        """Whether the invariant holds (NaN outside the mask breaks it too)."""
+        return not bool((local(self.weight).masked_fill(local(self.mask), 0) != 0).any())
+
+
+def masked_weights(model: nn.Module) -> list[MaskedWeight]:
+    """Every masked weight of a model, in the order of its modules, tied weights once.
+
+    Names are those of the bare model: prefixes added by ``torch.compile`` and
+    ``DistributedDataParallel`` are removed.
+
+    Raises:
+        ArgumentError: a weight is a parameter no longer since it was masked.
+    """
+    names: dict[int, str] = {}
+    holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    for path, module in bare(model).named_modules():
+        for parameter, mask in module.__dict__.get(_RECORD, {}).items():
+            key = id(_masked_parameter(module, parameter, path))
+            names.setdefault(key, _layer_name(path, parameter))
+            holders.setdefault(key, []).append((module, parameter, mask))
+    return [MaskedWeight(names[key], tuple(held)) for key, held in holders.items()]
+
+
+def _masked_parameter(module: nn.Module, name: str, path: str) -> nn.Parameter:
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        raise ArgumentError(
+            f"{_layer_name(path, name)} was masked and its {name!r} is a parameter no longer; weight_norm, "
+            "spectral_norm, parametrizations and torch.nn.utils.prune take weights apart: do without them, "
+            "or do so before sparsify, which keeps such layers dense"
+        )
+    return parameter
+
+
+def mask_names(model: nn.Module) -> list[str]:
+    """The names of all mask buffers of a model, tied ones under each of their names."""
+    return [
+        f"{path}.{mask}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for mask in module.__dict__.get(_RECORD, {}).values()
+    ]
+
+
+def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
+    """Give one parameter of a module a mask and zero what it excludes.
+
+    The buffer is called ``mask`` for ``weight`` and ``<parameter>_mask`` otherwise.
+
+    Args:
+        module: the module that holds the parameter.
+        parameter: the parameter's name in ``module``.
+        mask: bool tensor of the parameter's shape.
+    """
+    buffer = "mask" if parameter == "weight" and not hasattr(module, "mask") else f"{parameter}_mask"
+    module.register_buffer(buffer, mask)
+    if mask.is_meta:
+        module.__dict__.setdefault(_HOLLOW, set()).add(buffer)
+    record = module.__dict__.setdefault(_RECORD, {})
+    if not record:
+        module.register_load_state_dict_pre_hook(_mask_incoming)
+    record[parameter] = buffer
+    with torch.no_grad():
+        zero_outside(module.get_parameter(parameter), mask)
+
+
+def detach_masks(module: nn.Module) -> None:
+    """Remove the masks of one module (not of its children); its weights stay as they are."""
+    for buffer in module.__dict__.pop(_RECORD, {}).values():
+        delattr(module, buffer)
+        _has_values(module, buffer)
+    hooks = module._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
+        del hooks[key]
+
+
+def mask_of(module: nn.Module, parameter: str) -> Tensor:
+    """The mask of a module's masked parameter; a layer with a ``mask`` of its own has it elsewhere."""
+    return module.get_buffer(module.__dict__[_RECORD][parameter])
+
+
+def has_masks(module: nn.Module) -> bool:
+    """Whether this very module (not its children) holds a masked parameter."""
+    return bool(module.__dict__.get(_RECORD))
+
+
+def apply_masks(model: nn.Module) -> None:
+    """Restore the invariant: zero every weight where its mask is False.
+
+    Call it after editing weights or masks in place; ``SparseMomentum`` and ``load_state_dict`` do
+    so themselves.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(4, 4)), density=0.5)
+        >>> _ = torch.nn.init.normal_(model.get_parameter("0.weight"))
+        >>> sparsefx.apply_masks(model)
+        >>> int((model.get_parameter("0.weight") != 0).sum())
+        8
+    """
+    for masked in masked_weights(model):
+        masked.divide()
+        masked.enforce()
+
+
+def check_invariant(model: nn.Module) -> None:
+    """Raise :class:`InvariantError`, naming the layers, where a weight is not 0 outside its mask."""
+    broken = [masked.name for masked in masked_weights(model) if not masked.is_enforced()]
+    if broken:
+        raise InvariantError(
+            f"weights are not zero where the mask is False in {', '.join(broken)}; "
+            "call sparsefx.apply_masks(model) after editing weights or masks in place"
+        )
+
+
+def check_values(layers: Iterable[MaskedWeight]) -> None:
+    """Refuse masks that were made on the meta device and have no values.
+
+    Raises:
+        ArgumentError: some are; it names the layers.
+    """
+    hollow = [
+        layer.name
+        for layer in layers
+        if all(name in module.__dict__.get(_HOLLOW, ()) for module, _, name in layer.holders)
+    ]
+    if hollow:
+        raise ArgumentError(
+            f"the masks of {', '.join(hollow)} were made on the meta device and were given no values; load "
+            "the state dict of a model that was sparsified elsewhere, or call set_mask() of each of "
+            "sparsefx.masked_weights(model)"
+        )
+
+
+def check_undivided(model: nn.Module, verb: str) -> None:
+    """Refuse a model whose weights are divided among processes, on behalf of what needs them whole.
+
+    Raises:
+        ArgumentError: they are.
+    """
+    gather_back(bare(model))  # an evaluation may have left them whole, but not for long
+    divided = [name for name, parameter in bare(model).named_parameters() if is_divided(parameter)]
+    if divided:
+        raise ArgumentError(
+            f"{verb} needs whole weights, but {divided[0]} and {len(divided) - 1} more are divided among "
+            "processes; load torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) into a sparsified model that is not"
+        )
+
+
+def zero_outside(weight: Tensor, mask: Tensor) -> None:
+    """Set ``weight`` to 0 where ``mask`` (bool, same shape) is False, in place.
+
+    The weight's bits are multiplied as integers by the mask's 0 or 1: half the time of any
+    floating-point product or fill, exact where the mask is True, and NaN and infinity become 0 too.
+    """
+    weight, mask = local(weight), local(mask)
+    integer = _INTEGER_OF_SIZE.get(weight.element_size())
+    if integer is None:  # complex128
+        weight.masked_fill_(~mask, 0)
+        return
+    weight.view(integer).mul_(mask.view(torch.int8))
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
+    while True:  # each turn takes a wrapper off
+        if "_orig_mod" in model._modules:  # torch.compile
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def _layer_name(path: str, parameter: str) -> str:
+    return path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
+
+
+def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before a state dict is loaded: keep the present mask where it brings none, and mask its weight.
+
+    A mask that comes without a weight that fits masks the present weight.
+
+    ``state_dict`` is torch's own shallow copy, so the caller's is left alone, and with
+    ``assign=True`` its tensors are too.
+    """
+    for parameter, buffer in _records(module):
+        present = module.get_buffer(buffer)
+        if prefix + buffer in state_dict:
+            _has_values(module, buffer)
+        mask = state_dict.setdefault(prefix + buffer, present)
+        if not isinstance(mask, Tensor) or mask.shape != present.shape:
+            mask = present  # torch refuses the other one
+        weight = state_dict.get(prefix + parameter)
+        if isinstance(weight, Tensor) and weight.shape == mask.shape:
+            inactive = ~local_like(mask, weight).to(device=weight.device, dtype=torch.bool)
+            masked = local(weight.detach()).masked_fill(inactive, 0)
+            state_dict[prefix + parameter] = divide_like(masked, weight)
+        else:
+            with torch.no_grad():
+                held = module.get_parameter(parameter)
+                zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
+
+
+def _has_values(module: nn.Module, buffer: str) -> None:
+    """Note that a mask was given values, or is gone."""
+    module.__dict__.get(_HOLLOW, set()).discard(buffer)
+
+
+def _records(module: nn.Module) -> Iterator[tuple[str, str]]:
+    record: Mapping[str, str] = module.__dict__.get(_RECORD, {})
+    yield from record.items()

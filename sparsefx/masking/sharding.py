@@ -1,0 +1,143 @@
+"""Weights divided among processes (DTensor: FSDP2, tensor parallel): their masks, and this process's blocks.
+
+A mask is divided like its weight. What decides over weights and what keeps inactive ones at 0 works on plain
+local tensors and asks :class:`sparsefx.cycle.positions.block.Block` for what concerns the whole layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefx.cycle.positions.block import Block
+from sparsefx.errors import ArgumentError
+
+_PLAIN = (Tensor, nn.Parameter)  # asked at every step
+
+
+def is_divided(tensor: object) -> bool:
+    """Whether a tensor is a DTensor."""
+    # Asked so, DTensor need not be imported, which takes a while.
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Any) -> Any:
+    """What this process holds of a tensor; itself if it is not divided, or no tensor."""
+    return tensor.to_local() if is_divided(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor; of a divided one every process must ask."""
+    full: Tensor = tensor.full_tensor() if is_divided(tensor) else tensor
+    return full
+
+
+def block_of(weight: Tensor) -> Block | None:
+    """Which block of a weight this process holds; None for all of it.
+
+    Raises:
+        ArgumentError: the weight is divided in another way than in rectangular blocks.
+    """
+    divided: Any = weight
+    if not is_divided(weight) or all(placement.is_replicate() for placement in divided.placements):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, part = divided.device_mesh, local(weight)
+    size, offset = compute_local_shape_and_global_offset(weight.shape, mesh, divided.placements)
+    if tuple(size) != tuple(part.shape):
+        raise ArgumentError(
+            f"a weight of shape {tuple(weight.shape)} is placed as {divided.placements}, of which this "
+            f"process holds {tuple(part.shape)} instead of {tuple(size)}; divide it by whole blocks"
+        )
+    groups = tuple(
+        mesh.get_group(dimension)
+        for dimension, placement in enumerate(divided.placements)
+        if not placement.is_replicate()  # FSDP over tensor parallel has shards of which is_shard() says no
+    )
+    return Block(weight.shape, part.shape, tuple(offset), groups, _device_for(mesh, part))
+
+
+def whole_or_block(weight: Tensor) -> Block:
+    """The block of a weight that this process holds, which may be all of it, where its mesh can add up."""
+    block = block_of(weight)
+    if block is not None or not is_divided(weight):
+        return block or Block.whole(weight)
+    divided: Any = weight
+    return replace(Block.whole(local(weight)), device=_device_for(divided.device_mesh, local(weight)))
+
+
+def local_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """This process's part of a tensor of a weight's shape, which may be divided otherwise or not at all."""
+    if placed_alike(tensor, weight):
+        return local(tensor)  # type: ignore[no-any-return]
+    block = block_of(weight)
+    return whole(tensor) if block is None else block.part_of(whole(tensor))
+
+
+def divide_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor of a weight's shape or of its local part's shape, divided as the weight is."""
+    if not is_divided(weight) or is_divided(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    divided: Any = weight
+    return DTensor.from_local(
+        tensor,
+        divided.device_mesh,
+        divided.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def copy_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A copy of a saved tensor of a weight's shape, on the weight's device and divided as it is."""
+    return divide_like(local_like(tensor.to(weight.device), weight).clone(), weight)
+
+
+def count_true(mask: Tensor) -> int:
+    """Number of True elements of a whole mask. Of a divided one every process must ask."""
+    block = block_of(mask)
+    number = local(mask).count_nonzero()
+    return int(number if block is None else block.sum(number))
+
+
+def gather_back(model: nn.Module) -> None:
+    """Have FSDP put the divided parameters back where an evaluation left the gathered ones."""
+    for module in model.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None and hasattr(module, "unshard"):  # torch's FSDPModule
+            reshard()
+
+
+def check_not_flattened(model: nn.Module) -> None:
+    """Refuse a model that torch's first FSDP has wrapped, whose weights have lost their shapes.
+
+    Raises:
+        ArgumentError: it has.
+    """
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+        raise ArgumentError(
+            "model is wrapped by FullyShardedDataParallel, which flattens weights so that masks do not fit "
+            "them; use torch.distributed.fsdp.fully_shard instead"
+        )
+
+
+def placed_alike(one: Any, other: Any) -> bool:
+    """Whether two tensors of one shape are divided in the same way, or both not at all."""
+    if not is_divided(one) or not is_divided(other):
+        return is_divided(one) == is_divided(other)
+    return (one.device_mesh, one.placements) == (other.device_mesh, other.placements)
+
+
+def _device_for(mesh: Any, part: Tensor) -> torch.device:
+    """Where this process's tensors for the mesh's processes are; weights offloaded to the CPU are not."""
+    if part.device.type == mesh.device_type:
+        return part.device
+    kind = torch.get_device_module(mesh.device_type)
+    return torch.device(mesh.device_type, kind.current_device())

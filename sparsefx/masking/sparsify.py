@@ -1,0 +1,183 @@
+"""``sparsify``: from any model to the same model with masked layers, as a ``torch.fx`` graph."""
+
+from __future__ import annotations
+
+import copy
+import numbers
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from sparsefx._common.distributions import Distribution, active_counts
+from sparsefx.errors import ArgumentError
+from sparsefx.masking.layers import MASKABLE, mask_layer
+from sparsefx.masking.masks import attach_mask, check_undivided, has_masks, mask_names
+from sparsefx.masking.replicas import leave_masks_out
+from sparsefx.masking.selection import Candidate, Selector, find_candidates, random_mask, select_dense
+from sparsefx.passes.capture.capture import Capture, capture
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+
+
+def sparsify(
+    model: nn.Module,
+    density: float = 0.1,
+    *,
+    distribution: str | Distribution = "uniform",
+    dense: Selector | Iterable[Selector] = (),
+    trace: bool = True,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Return a copy of a model whose Linear and Conv weights are masked, sparse from the start.
+
+    ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` (and subclasses), and parameters
+    handed to ``F.linear`` or ``F.convNd``, get a random mask with an exact number of active weights
+    (Dettmers & Zettlemoyer 2019, section 3: a fraction of every layer removed at random, the rest
+    kept as initialised). Biases, norms and embeddings stay dense. A tied weight has one mask; one
+    tied to something that stays dense stays dense.
+
+    Args:
+        model: any model; it is not changed.
+        density: fraction of the maskable weights that stay active, in (0, 1].
+        distribution: how the density is spread over layers: ``"uniform"``, ``"erdos_renyi"``,
+            ``"erk"``, ``"set"``, or a function ``(shapes, density) -> densities``.
+        dense: layers that stay dense and do not count towards ``density``: names of layers or
+            containers, globs, module types, or predicates ``(name, module) -> bool``; one or many.
+        trace: capture the model as a ``torch.fx.GraphModule``. A part that does not trace stays a
+            Python module, is named in one warning, and its layers are masked all the same. With
+            ``trace=False`` the copy keeps the model's class and methods.
+        generator: source of the random masks; the global generator by default.
+
+    Returns:
+        The sparse model, in the mode (train or eval) of the original. Its ``state_dict`` has the
+        original's keys plus one mask a layer; a dense checkpoint loads into it.
+
+    Raises:
+        ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
+            already, a layer is lazy, or ``distribution`` or ``dense`` names something unknown.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> sparse = sparsefx.sparsify(net, density=0.25, dense="2")
+        >>> int(sparse.get_submodule("0").mask.sum())
+        32
+    """
+    _check(model, density)
+    sparse = copy.deepcopy(model)
+    captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
+    graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
+    candidates = find_candidates(sparse, graphs)
+    kept_dense = select_dense(candidates, dense, sparse)
+    masked = [candidate for candidate in candidates if candidate.name not in kept_dense]
+    if not masked:
+        raise ArgumentError(_nothing_to_mask(model, kept_dense))
+    _attach_masks(masked, density, distribution, generator)
+    _warn_conv1d(sparse)
+    if trace:
+        _warn_opaque(captures)
+        sparse = _as_graph_module(sparse, captures, held_back)
+    leave_masks_out(sparse, mask_names(sparse))
+    return sparse
+
+
+def _check(model: nn.Module, density: float) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(density, numbers.Real) or not 0 < density <= 1:
+        raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.05 keeps 5% of the weights")
+    check_undivided(model, "sparsify")
+    if any(has_masks(module) for module in model.modules()):
+        raise ArgumentError("model is masked already; sparsify the dense model it came from")
+
+
+def _nothing_to_mask(model: nn.Module, kept_dense: set[str]) -> str:
+    if kept_dense:
+        return f"dense= keeps every maskable layer of {type(model).__name__} dense; leave some to mask"
+    kinds = ", ".join(kind.__name__ for kind in MASKABLE)
+    looked = f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
+    if _conv1d(model):
+        looked += "; sparsefx.integrations.transformers.conv1d_to_linear makes its Conv1D linear layers"
+    return looked
+
+
+def _conv1d(model: nn.Module) -> list[str]:
+    """Names of Transformers' transposed linear layers, which are most of a GPT-2 and no layers of torch's."""
+    named = [(name, module) for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    # Others call a wrapper of a convolution so, or a subclass, of which the weight is masked.
+    return [
+        name
+        for name, module in named
+        if "weight" in module._parameters and not isinstance(module, MASKABLE) and not has_masks(module)
+    ]
+
+
+def _warn_conv1d(model: nn.Module) -> None:
+    names = _conv1d(model)
+    if names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.warn(
+            f"sparsify: {len(names)} Conv1D layers stay dense ({some}); "
+            "sparsefx.integrations.transformers.conv1d_to_linear makes them linear layers, which are masked",
+            stacklevel=3,
+        )
+
+
+def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[bool, list[str]]]:
+    """The model's capture in each mode, and the modules that its ``train(mode)`` leaves in the other one.
+
+    Its modes are as before afterwards.
+    """
+    modes = {module: module.training for module in model.modules()}
+    captures, held_back = {}, {}
+    for mode in (True, False):
+        model.train(mode)
+        held_back[mode] = [name for name, module in model.named_modules() if module.training is not mode]
+        captures[mode] = capture(model, keeps_idle=True)
+    for module, mode in modes.items():
+        module.training = mode
+    return captures, held_back
+
+
+def _attach_masks(
+    candidates: list[Candidate],
+    density: float,
+    distribution: str | Distribution,
+    generator: torch.Generator | None,
+) -> None:
+    shapes = [candidate.weight.shape for candidate in candidates]
+    counts = active_counts(shapes, density, distribution)
+    for candidate, shape, active in zip(candidates, shapes, counts, strict=True):
+        mask = random_mask(shape, active, generator).to(candidate.weight.device)
+        for module, parameter in dict.fromkeys(holder[1:] for holder in candidate.holders):
+            if isinstance(module, MASKABLE):
+                mask_layer(module, mask)
+            else:
+                attach_mask(module, parameter, mask)
+
+
+def _warn_opaque(captures: dict[bool, Capture]) -> None:
+    opaque = {path: reason for captured in captures.values() for path, reason in captured.opaque.items()}
+    if opaque:
+        reasons = "; ".join(f"{path or 'the model itself'} ({reason})" for path, reason in opaque.items())
+        reasons += ". trace=False keeps all of it Python, and says nothing" if "" in opaque else ""
+        warnings.warn(
+            f"sparsify: not traced, kept as Python modules (their layers are masked all the same): {reasons}",
+            stacklevel=3,
+        )
+
+
+def _as_graph_module(
+    model: nn.Module, captures: dict[bool, Capture], held_back: dict[bool, list[str]]
+) -> nn.Module:
+    train_graph, eval_graph = captures[True].graph, captures[False].graph
+    if train_graph is None or eval_graph is None:
+        return model
+    if _same(train_graph, eval_graph):
+        eval_graph = train_graph
+    return TwoModeGraphModule(model, train_graph, eval_graph, held_back)
+
+
+def _same(one: fx.Graph, other: fx.Graph) -> bool:
+    return str(one.python_code("self").src) == str(other.python_code("self").src)

@@ -1,0 +1,122 @@
+"""Sparse momentum training as a wrapper around any optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sparsefx._common.registry import resolve
+from sparsefx._common.values import check_count
+from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, Decay, Grow, Prune, Redistribute, Swap
+from sparsefx.optim.rules import Rules
+from sparsefx.optim.sparse_optimizer import SparseOptimizer
+
+
+@dataclass(frozen=True)
+class CountedCycles:
+    """Updates that are counted rather than timed.
+
+    Attributes:
+        cycles: how many there will be.
+        every: steps between two; None leaves them to calls of ``cycle()``.
+    """
+
+    cycles: int
+    every: int | None = None
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after this many steps."""
+        return self.every is not None and step % self.every == 0
+
+    def progress(self, step: int, cycle: int) -> float:
+        """The fraction of the updates that are done with this one, in [0, 1]."""
+        return min(1.0, cycle / self.cycles)
+
+
+class SparseMomentum(SparseOptimizer):
+    """Wrap an optimizer so that training keeps a sparse model sparse and moves its weights about.
+
+    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0. ``cycle()``
+    removes the smallest weights, decides how many each layer regrows, and regrows them where the
+    momentum is largest (Dettmers & Zettlemoyer 2019). The number of active weights stays the same.
+
+    Learning-rate schedulers, ``GradScaler``, gradient clipping and checkpointing take the wrapper for
+    an ordinary optimizer: parameter groups and state are those of the wrapped one. The optimizer's
+    buffers at inactive positions are kept; they are the momentum that decides what grows.
+
+    A mask costs one byte a weight and the momentum nothing, unless the optimizer keeps none (plain
+    SGD, Adafactor, LBFGS): then, if a part of the cycle needs it, the wrapper keeps an
+    exponential average of the gradient (decay 0.9), 4 bytes a weight and one pass over it a step.
+
+    Args:
+        optimizer: holds every trainable masked weight of ``model``.
+        model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
+        cycles: how many cycles training will have, usually its epochs. The k-th runs at the decay's
+            rate for ``k / cycles``, which for the default is 0 at the last.
+        prune_rate: fraction of a layer's active weights to remove in a cycle, before decay, in [0, 1].
+        decay: ``"cosine"``, ``"linear"``, ``"constant"``, or a callable ``(prune_rate, progress)``.
+        every: call ``cycle()`` every so many steps; None leaves it to you, once an epoch. ``cycles``
+            counts these calls: ``cycles=total_steps // every``.
+        prune: ``"magnitude"`` or another name in ``sparsefx.cycle.PRUNE``, or a callable
+            ``(layer, count, generator)`` that returns a bool tensor of the weight's shape, True at exactly
+            ``count`` active positions. ``layer`` has ``weight``, ``mask``, ``momentum``, ``gradient`` and
+            ``name``.
+        redistribute: ``"momentum"``, ``"magnitude"``, ``"nonzeros"``, ``"none"`` or a callable ``(layers)``.
+        grow: ``"momentum"``, ``"gradient"``, ``"random"``, ``"momentum_neuron"`` or another name in
+            ``sparsefx.cycle.GROW``, or a callable ``(layer, count, generator)`` that returns a bool tensor,
+            True at exactly ``count`` inactive positions.
+        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
+            every rank of a distributed run draws the same.
+        group: the process group whose ranks train the same masks; by default that of the
+            DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
+
+    Attributes:
+        history: a :class:`CycleRecord` for every cycle so far.
+
+    Raises:
+        ArgumentError: an argument cannot be used, the model has no masked weights, or a trainable one
+            is missing from the optimizer.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), density=0.25)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = sparsefx.SparseMomentum(sgd, model, cycles=10)
+        >>> model(torch.ones(1, 8)).sum().backward()
+        >>> optimizer.step()
+        >>> record = optimizer.cycle()
+        >>> record.layers[0].pruned, record.layers[0].active
+        (8, 16)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        *,
+        cycles: int,
+        prune_rate: float = 0.5,
+        decay: str | Decay = "cosine",
+        every: int | None = None,
+        prune: str | Prune = "magnitude",
+        redistribute: str | Redistribute = "momentum",
+        grow: str | Grow = "momentum",
+        generator: torch.Generator | None = None,
+        group: Any = None,
+    ) -> None:
+        check_count("cycles", cycles)
+        if every is not None:
+            check_count("every", every)
+        swap = Swap(
+            resolve("prune", prune, PRUNE),
+            resolve("redistribute", redistribute, REDISTRIBUTE),
+            resolve("grow", grow, GROW),
+        )
+        rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
+        super().__init__(
+            optimizer, model, rules, CountedCycles(cycles, every), generator=generator, group=group
+        )

@@ -1,0 +1,445 @@
+"""Train a sparse model by any rules: an optimizer that keeps it sparse and updates its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+
+from sparsefx._common.registry import described
+from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
+from sparsefx.errors import ArgumentError, CheckpointError, CycleError
+from sparsefx.masking.masks import bare, check_values, masked_weights
+from sparsefx.masking.replicas import check_equal, check_group, replicating_group
+from sparsefx.masking.sharding import check_not_flattened, gather_back, local
+from sparsefx.optim.auxiliary_tensors import Companions
+from sparsefx.optim.averages import GradientAverages
+from sparsefx.optim.checkpoint_schema import check_own_state
+from sparsefx.optim.momentum import finite
+from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
+from sparsefx.optim.rules import Rules
+from sparsefx.optim.transfer_state import carry_over
+from sparsefx.optim.weight_handles import Slot
+
+_LONGEST_HISTORY = 2_000
+
+
+class Clock(Protocol):
+    """When updates happen."""
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after this many steps."""
+        ...
+
+    def progress(self, step: int, cycle: int) -> float:
+        """Fraction of the time with updates that is over after so many steps, at this update."""
+        ...
+
+
+class SparseOptimizer(WrappedOptimizer):
+    """Wrap an optimizer so that training keeps a sparse model sparse, by the rules of some method.
+
+    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the clock
+    says so it also updates the masks, which ``cycle()`` does at any time.
+
+    Args:
+        optimizer: holds every trainable masked weight of ``model``.
+        model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
+        rules: what happens at steps and updates.
+        clock: when updates happen.
+        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
+            every rank of a distributed run draws the same.
+        group: the process group whose ranks train the same masks; by default that of the
+            DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
+        after_step: called at the end of every step, for what follows the schedule besides.
+
+    Attributes:
+        history: a :class:`CycleRecord` for every update so far, the last 2,000 at most.
+
+    Raises:
+        ArgumentError: an argument cannot be used, the model has no masked weights, or a trainable one
+            is missing from the optimizer; or torch's first FSDP has flattened its weights.
+        CycleError: ranks that train the same model differ in their masks or generators.
+    """
+
+    history: list[CycleRecord]
+    _model: nn.Module
+    _rules: Rules
+    _clock: Clock
+    _generator: torch.Generator
+    _cycle: int
+    _step: int
+    _averages: GradientAverages
+    _notes: dict[str, Any]
+    _companions: Companions
+    _after_step: Callable[[], None] | None
+    _retired: str
+    _reads_momentum: bool
+    _slots: list[Slot]
+
+    key = "sparse_momentum"
+    _not_pickled = frozenset({"_slots", "_group"})
+    _group: Any = None  # of a copy, too
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        rules: Rules,
+        clock: Clock,
+        *,
+        generator: torch.Generator | None = None,
+        after_step: Callable[[], None] | None = None,
+        group: Any = None,
+    ) -> None:
+        _check_optimizer(optimizer)
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        check_group(group)
+        check_not_flattened(model)
+        fields = {
+            "_optimizer": optimizer,
+            "_model": model,
+            "_rules": rules,
+            "_clock": clock,
+            "_generator": _cpu_generator(generator),
+            "_cycle": 0,
+            "_step": 0,
+            "_averages": GradientAverages(),
+            "_notes": {},
+            "_companions": Companions(rules),
+            "_after_step": after_step,
+            "_retired": "",
+            "_reads_momentum": rules.reads_momentum(),
+            "_group": group,
+            "history": [],
+        }
+        self.__setstate__(fields)
+        self._check_ranks()
+
+    @property
+    def wrapped(self) -> Optimizer:
+        """The optimizer inside."""
+        return self._optimizer
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that it trains."""
+        return self._model
+
+    @property
+    def rules(self) -> Rules:
+        """What happens at steps and updates."""
+        return self._rules
+
+    @property
+    def steps_done(self) -> int:
+        """Steps so far."""
+        return self._step
+
+    @property
+    def explored(self) -> float | None:
+        """Fraction of all maskable positions that were ever active, if the rules keep count of it.
+
+        "In-time over-parametrisation" of Liu et al. 2021, section 3. Of a divided model every process must
+        ask.
+        """
+        return self._companions.explored()
+
+    def __repr__(self) -> str:
+        done = f"cycle {self._cycle}, step {self._step}"
+        parts = ", ".join(map(described, (self._clock, self._rules)))
+        return f"{type(self).__name__}({done}, {parts})\n{self._optimizer!r}"
+
+    @_disable_dynamo  # as step() is
+    @torch.no_grad()
+    def cycle(self) -> CycleRecord:
+        """Update the masks, once. Call it after ``step()`` and before ``zero_grad()``.
+
+        Masks change in place. Calls after the last update run at the decay's final rate. If it raises, no
+        weight and no mask has changed.
+
+        Returns:
+            What was done, also appended to :attr:`history`.
+
+        Raises:
+            CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
+                train the same model have come to differ in their masks or generators.
+            ArgumentError: masks were made on the meta device and were given no values since.
+        """
+        if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
+            return self._optimizer.cycle()
+        self._refresh()
+        check_values([slot.masked for slot in self._slots])
+        moment = self._moment()
+        slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
+        self._check_ranks()
+        outcomes = in_turn(self._rules.updates, self._layer_states(slots), moment)
+        for slot, outcome in zip(slots, outcomes, strict=True):
+            self._companions.renew(slot, outcome, self._generator)
+            slot.masked.set_mask(outcome.mask)
+            if self._rules.inactive_buffers == "zero_on_grow":
+                self._fill_buffers(slot.weight, outcome.grown)
+        self._refresh()
+        self._notes = moment.notes
+        self._cycle += 1
+        layers = tuple(outcome.record for outcome in outcomes)
+        record = CycleRecord(self._cycle, self._step, moment.rate, layers)
+        self.history.append(record)
+        del self.history[:-_LONGEST_HISTORY]
+        return record
+
+    def compact(self, model: nn.Module) -> Optimizer:
+        """The optimizer that trains on a model which :func:`export` made with ``fold_batchnorm=False``.
+
+        Call it right after the export. Momentum and whatever else the wrapped optimizer keeps of a
+        weight are cut with the weight; a bias that the export made has none yet. Hooks and schedulers
+        stay with this one.
+
+        Args:
+            model: the exported model, on whatever device it will be trained.
+
+        Returns:
+            An optimizer of the wrapped one's class with the same parameter groups, of which it holds what
+            is left. The exported model has no masks, so it needs no wrapper.
+
+        Raises:
+            ArgumentError: ``model`` was not exported from this optimizer's model with
+                ``fold_batchnorm=False``, or the wrapped optimizer's class cannot be built from its defaults.
+
+        Example:
+            >>> import torch, sparsefx
+            >>> model = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 8)), density=0.25)
+            >>> adam = torch.optim.Adam(model.parameters(), lr=0.1)
+            >>> optimizer = sparsefx.SparseMomentum(adam, model, cycles=10)
+            >>> small = sparsefx.export(model, (torch.ones(1, 8),), fold_batchnorm=False)
+            >>> type(optimizer.compact(small)).__name__
+            'Adam'
+        """
+        return carry_over(self._optimizer, self._model, model)
+
+    def retire(self, why: str) -> None:
+        """Refuse steps from now on, because another optimizer has taken over.
+
+        Args:
+            why: what the error says.
+        """
+        self._retired = why
+
+    def _step_once(self, closure: Callable[[], float] | None) -> float | None:
+        if self._retired:
+            raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
+        if any(slot.was_moved for slot in self._slots):
+            self._refresh()  # an evaluation left weights gathered, or they were divided after all
+        if self._step == 0:
+            check_values([slot.masked for slot in self._slots])
+        due = self._clock.is_due(self._step + 1, self._generator)
+        if due and self._rules.replaces_step:
+            loss = None if closure is None else self._on_masked_weights(closure)()
+        else:
+            loss = self._learn(closure)
+        if self._reads_momentum:
+            self._averages.update(self._slots, self._optimizer)
+        self._zero_inactive()
+        if self._rules.inactive_buffers == "mask":
+            self._mask_buffers()
+        self._step += 1
+        if due:
+            self.cycle()
+        if self._after_step is not None:
+            self._after_step()
+        return loss
+
+    def _learn(self, closure: Callable[[], float] | None) -> float | None:
+        """Let the wrapped optimizer step: on the stored weights, if there are such, and their gradients."""
+        if closure is None and not self._rules.gradient_terms and self._rules.memory is None:
+            return self._optimizer.step()
+        if closure is not None:
+            if self._rules.memory is not None:
+                raise ArgumentError(
+                    "closure: a method that stores inactive weights cannot take one; call step()"
+                )
+            return self._optimizer.step(self._on_masked_weights(closure))
+        self._add_gradient_terms()
+        if self._rules.memory is None:
+            return self._optimizer.step()
+        self._companions.recall(self._slots)
+        try:
+            loss = self._optimizer.step()
+        except BaseException:
+            self._zero_inactive()  # the model must not be left with the stored weights
+            raise
+        self._companions.keep(self._slots)
+        return loss
+
+    def _refresh(self) -> None:
+        """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
+        gather_back(bare(self._model))
+        owned = {id(weight) for group in self.param_groups for weight in group["params"]}
+        found = masked_weights(self._model)
+        if not found:
+            raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
+        missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
+        if missing:
+            raise ArgumentError(
+                f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
+                "sparsified model's parameters(), after fully_shard if that divides them, or freeze these "
+                "layers with requires_grad_(False)"
+            )
+        for masked in found:
+            masked.divide()
+        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
+        self._zero_inactive()
+        self._companions.begin(self._slots, self._generator)
+
+    def _check_ranks(self) -> None:
+        group = replicating_group(self._model) if self._group is None else self._group
+        check_equal([slot.masked for slot in self._slots], group, self._generator)
+
+    @torch.no_grad()
+    def _zero_inactive(self) -> None:
+        for slot in self._slots:
+            slot.zero_inactive()
+
+    def _on_masked_weights(self, closure: Callable[[], float]) -> Callable[[], float]:
+        """A closure for optimizers that evaluate the model at points of their own, such as LBFGS."""
+
+        def evaluate() -> float:
+            self._zero_inactive()
+            loss = closure()
+            self._add_gradient_terms()
+            return loss
+
+        return evaluate
+
+    @torch.no_grad()
+    def _add_gradient_terms(self) -> None:
+        if not self._rules.gradient_terms:
+            return
+        moment, layers = self._moment(), self._layer_states(self._slots)
+        for slot, layer in zip(self._slots, layers, strict=True):
+            gradient = slot.weight.grad
+            if gradient is not None:
+                for term in self._rules.gradient_terms:
+                    local(gradient).add_(term(layer, moment).to(gradient.dtype))
+
+    def _mask_buffers(self) -> None:
+        for slot in self._slots:
+            learning = self._companions.learning(slot)
+            if learning is not None:
+                self._fill_buffers(slot.weight, ~learning)
+
+    @torch.no_grad()
+    def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
+        """Zero what the wrapped optimizer keeps of some positions of a weight."""
+        for buffer in self._optimizer.state.get(weight, {}).values():
+            if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
+                local(buffer).masked_fill_(where, 0)
+
+    def _moment(self) -> Moment:
+        """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
+        cycle = self._cycle + 1
+        progress = self._clock.progress(self._step, cycle)
+        rate = self._rules.decay(self._rules.prune_rate, progress)
+        if not 0 <= rate <= 1:
+            name = getattr(self._rules.decay, "__name__", repr(self._rules.decay))
+            raise CycleError(
+                f"decay {name!r} returned {rate!r} for cycle {cycle}, progress {progress:.4g}; "
+                "it must return a rate in [0, 1]"
+            )
+        return Moment(rate, progress, self._generator, dict(self._notes))
+
+    def _layer_states(self, slots: Sequence[Slot]) -> list[LayerState]:
+        """The layers for an update; momenta only if it may read them."""
+        momenta: list[Tensor | None] = [None] * len(slots)
+        if self._reads_momentum:
+            momenta = [self._averages.momentum(slot, self._optimizer) for slot in slots]
+        gradients = [_gradient(slot.weight) for slot in slots]
+        weights = [slot.values for slot in slots]
+        rows = zip(
+            slots, weights, _zeros_if_some(momenta, weights), _zeros_if_some(gradients, weights), strict=True
+        )
+        return [
+            LayerState(
+                slot.masked.name,
+                weight,
+                slot.mask,
+                momentum,
+                gradient,
+                **self._companions.of(slot),
+                block=slot.block,
+            )
+            for slot, weight, momentum, gradient in rows
+        ]
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "cycle": self._cycle,
+            "step": self._step,
+            "generator": self._generator.get_state(),
+            "averages": dict(self._averages.tensors),
+            "notes": dict(self._notes),
+            "companions": self._companions.state(),
+            "layers": self._shapes(),
+            "history": [record.to_plain() for record in self.history],
+        }
+
+    def _read_own_state(self, own: Any) -> Callable[[], None]:
+        check_own_state(own, self.key, type(self).__name__, self._shapes())
+        try:  # all that can fail comes before anything changes
+            torch.Generator().set_state(own["generator"].cpu())
+            history = [CycleRecord.from_plain(plain) for plain in own["history"]]
+            cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
+            self._companions.check(own["companions"], self._shapes())
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"state_dict[{self.key!r}] is damaged: {error!r}; save it again") from error
+
+        def take_over() -> None:
+            self._cycle, self._step, self._notes, self.history = cycle, step, notes, history
+            self._generator.set_state(own["generator"].cpu())
+            self._refresh()
+            self._companions.load(own["companions"], self._slots)
+            self._averages.load(own["averages"], self._slots)
+
+        return take_over
+
+
+def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
+    """Zeros for layers without a value when others have one: they never got a gradient."""
+    if all(value is None for value in values):
+        return values
+    return [
+        torch.zeros_like(weight) if value is None else value
+        for value, weight in zip(values, like, strict=True)
+    ]
+
+
+def _gradient(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else finite(local(weight.grad))
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if isinstance(optimizer, SparseOptimizer):
+        raise ArgumentError(
+            f"optimizer is a {type(optimizer).__name__} already; wrap the optimizer inside it instead"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; "
+            "SparseMomentum(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, cycles=...)"
+        )
+
+
+def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if generator.device.type != "cpu":
+        raise ArgumentError(f"generator is on {generator.device}; pass a CPU torch.Generator")
+    return generator

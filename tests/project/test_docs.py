@@ -1,0 +1,86 @@
+"""The pages tell the truth: their code runs, their links lead somewhere, the site builds."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sparsefx.experiments.ledger import Ledger
+from sparsefx.experiments.results_page import replace_section, results_page, write_tables
+from sparsefx.passes.analysis.ops import OPERATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
+PUBLIC = ["", ".methods", ".cycle", ".scores", ".regularisers", ".integrations", ".plot", ".passes.analysis.ops"]
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def code_of(page: str) -> list[str]:
+    """The Python of a page, with empty lines before each block, so that errors name the page's lines."""
+    blocks = re.finditer(r"^```python\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    return ["\n" * text_of(page).count("\n", 0, block.start(1)) + block[1] for block in blocks]
+
+
+# Checkpoints for many processes are written by one.
+@pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")
+# Lightning reads pytrees by a name that newer torch calls deprecated.
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+# Data of a few rows needs no processes of its own to load it.
+@pytest.mark.filterwarnings("ignore:The '.*' does not have many workers:UserWarning")
+# Memory is pinned by default, where there is a device or not.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)])
+def test_code_runs_one_block_after_the_other(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = dict(OPERATIONS)
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    try:
+        for source in code_of(page):
+            exec(compile(source, page, "exec", dont_inherit=True), module.__dict__)
+    finally:
+        OPERATIONS.clear()
+        OPERATIONS.update(known)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text_of(page))
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_site_builds_without_warnings_and_has_all_that_is_public(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run([*build, "docs", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    entries = (
+        zlib.decompress((tmp_path / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode().splitlines()
+    )
+    names = [name for name, kind, *_ in map(str.split, entries) if kind.startswith("py:")]
+    documented = {name.rpartition(".")[2] for name in names}
+    for module in PUBLIC:
+        assert set(importlib.import_module(f"sparsefx{module}").__all__) <= documented
+
+
+def test_tables_are_of_the_ledger(tmp_path: Path) -> None:
+    write_tables(ROOT / "results", tmp_path, figures=False)
+    for made in tmp_path.iterdir():
+        assert made.read_text("utf-8") == (ROOT / "docs" / "tables" / made.name).read_text("utf-8"), (
+            "sparsefx report tables --ledger results --out docs/tables --page docs/results.md"
+        )
+    images = [f"tables/{name}.png" for name in ("figure2", "figure3")]
+    page = text_of("docs/results.md")
+    assert replace_section(page, results_page(Ledger(ROOT / "results"), images)) == page

@@ -1,0 +1,124 @@
+"""examples/quickstart.py, as a user runs it, on a short run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
+EPOCHS = 2
+KEYS = [
+    "dense_accuracy",
+    "sparse_accuracy",
+    "exported_accuracy",
+    "density",
+    "max_abs_difference",
+    "parameters_before",
+    "parameters_after",
+    "channels_before",
+    "channels_after",
+    "latency_dense_ms",
+    "latency_exported_ms",
+]
+
+
+def command(*options: object) -> list[str]:
+    return [sys.executable, str(SCRIPT), *map(str, options)]
+
+
+def run(*options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*options), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one whole short run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    files = [
+        "--json",
+        folder / "result.json",
+        "--plot",
+        folder / "curves.png",
+        "--checkpoint",
+        folder / "whole.pt",
+    ]
+    finished = run("--epochs", EPOCHS, *files)
+    assert finished.returncode == 0, finished.stderr
+    (folder / "stdout.txt").write_text(finished.stdout)
+    (folder / "stderr.txt").write_text(finished.stderr)
+    return folder
+
+
+def test_json_has_the_documented_keys(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    assert list(result) == KEYS
+    assert result["density"] == pytest.approx(0.1, abs=1e-4)
+    assert result["sparse_accuracy"] == result["exported_accuracy"] > 0.2
+    assert result["max_abs_difference"] < 1e-4
+    assert result["parameters_after"] < result["parameters_before"]
+    assert result["channels_after"] < result["channels_before"]
+    assert list(result["latency_dense_ms"]) == list(result["latency_exported_ms"]) == ["1", "64"]
+
+
+def test_plot_is_a_picture(folder: Path) -> None:
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_prints_a_table_and_no_progress_bar(folder: Path) -> None:
+    assert "test accuracy" in (folder / "stdout.txt").read_text()
+    assert "epoch/s" not in (folder / "stderr.txt").read_text()
+
+
+@pytest.mark.parametrize("seconds_into_training", [0.0, 0.5])
+def test_killed_and_resumed_run_ends_bit_for_bit_the_same(
+    folder: Path, tmp_path: Path, seconds_into_training: float
+) -> None:
+    path = tmp_path / "killed.pt"
+    kill_once_there_is(path, seconds_into_training)
+    resumed = run("--epochs", EPOCHS, "--checkpoint", path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"; {EPOCHS} epochs" not in resumed.stdout.splitlines()[0]
+    assert_same(torch.load(path, weights_only=True), torch.load(folder / "whole.pt", weights_only=True))
+
+
+def kill_once_there_is(path: Path, seconds: float) -> None:
+    """Start a run, and kill it the given time after its first checkpoint."""
+    with subprocess.Popen(command("--epochs", EPOCHS, "--checkpoint", path)) as process:
+        deadline = time.monotonic() + 120
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
+
+
+def test_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
+    refused = run("--epochs", EPOCHS + 1, "--checkpoint", folder / "whole.pt")
+    assert refused.returncode == 1
+    assert "was made with" in refused.stderr
+
+
+def test_only_one_variant(tmp_path: Path) -> None:
+    assert run("--epochs", 1, "--only", "dense", "--json", tmp_path / "result.json").returncode == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result) == KEYS
+    assert [key for key in KEYS if result[key] is not None] == ["dense_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "digits", "--model", "lenet5"], "--model lenet5: --data digits has convnet"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--density", "1.5"], "--density 1.5: must be in (0, 1]"),
+        (["--json", "missing/a.json"], "must be a file in a folder that exists"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], message: str) -> None:
+    refused = run(*options)
+    assert refused.returncode != 0
+    assert message in refused.stderr
