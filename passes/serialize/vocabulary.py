@@ -26,10 +26,12 @@ from sparsefx.passes.rewrites.decompose_attention import attention_mask
 from sparsefx.passes.serialize.plain_values import DataError
 
 PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{function.__module__}.{function.__qualname__}": function
-    for function in (attention_mask, require_default, require_length)
+    "sparsefx.passes.open_attention.attention_mask": attention_mask,
+    "sparsefx.passes.example_tracer.require_default": require_default,
+    "sparsefx.passes.example_tracer.require_length": require_length,
 }
-"""Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here."""
+"""Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here. The names belong
+to the file format: they stay what they are wherever the functions move."""
 
 
 def _words(text: str) -> frozenset[str]:
