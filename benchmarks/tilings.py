@@ -106,7 +106,7 @@ def _step(program: Program, given: plan.Given, images: int, chosen: tiling.Tilin
     choose = mock.patch.object(plan, "choose_tiling", return_value=chosen)
     with contextlib.nullcontext() if chosen is None else choose:
         made = plan.Plan(program, [given], [given], images, 1)
-    (step,) = (step for step in made._steps if isinstance(step, Convolve))
+    (step,) = (step for step in made.steps if isinstance(step, Convolve))
     return step
 
 

@@ -30,8 +30,8 @@ PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sparsefx.passes.example_tracer.require_default": require_default,
     "sparsefx.passes.example_tracer.require_length": require_length,
 }
-"""Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here. The names belong
-to the file format: they stay what they are wherever the functions move."""
+"""Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here. The names
+belong to the file format: they stay what they are wherever the functions move."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -151,8 +151,8 @@ NAMES_IN_FILES: dict[type[nn.Module], str] = {
     PartialLayerNorm: "sparsefx.passes.open_norms.PartialLayerNorm",
     SparseRegion: "sparsefx.kernels.region.SparseRegion",
 }
-"""Layers of sparsefx that passes make. The names belong to the file format: they stay what they are wherever the
-classes move."""
+"""Layers of sparsefx that passes make. The names belong to the file format: they stay what they are wherever
+the classes move."""
 
 
 def class_name(module: nn.Module) -> str:

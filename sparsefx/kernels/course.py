@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsefx.kernels.calls import Calls
 from sparsefx.kernels.kept import Kept
 from sparsefx.kernels.plan import Given, Plan, channels_last, contiguous
-from sparsefx.kernels.program import Program, read_program
+from sparsefx.kernels.program import Program
 from sparsefx.kernels.schedule import Schedule, plan_for, schedule_for
 from sparsefx.kernels.sections import Section
 from sparsefx.kernels.shapes import Shape, of_values
@@ -23,18 +25,18 @@ class Turn:
     """A plan, run once.
 
     Attributes:
-        plan: what is run.
+        calls: of the plan's kernels.
         bases: for each of its inputs and outputs, what it lies in: 0 is memory, then come the tensors.
         offsets: bytes from there.
     """
 
-    plan: Plan
+    calls: Calls
     bases: NDArray[np.int64]
     offsets: NDArray[np.int64]
 
     def cells(self, places: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
         """Its kernels and their arguments, given the addresses of memory and the tensors."""
-        return self.plan.calls.at(places[0], np.concatenate([places[self.bases] + self.offsets, weights]))
+        return self.calls.at(places[0], np.concatenate([places[self.bases] + self.offsets, weights]))
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,22 @@ class Course:
     @property
     def tables(self) -> int:
         """Bytes of what its kernels read besides values and weights."""
-        plans = {id(turn.plan): turn.plan for turns in self.slots for turn in turns}
-        return sum(plan.calls.bytes for plan in plans.values())
+        every = {id(turn.calls): turn.calls for turns in self.slots for turn in turns}
+        return sum(calls.bytes for calls in every.values())
 
 
-def _course_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Course:
+def _course_for(program: Program, given: tuple[Given, ...], total: int, threads: int) -> Course:
     """What is computed.
 
     Values that one stage makes and a later one reads are in memory, after what the plans need themselves.
 
     Args:
-        text: a program.
+        program: what to compute.
         given: its inputs.
         total: images, or rows.
         threads: that there are.
     """
-    program = read_program(text)
-    schedule = schedule_for(text, given, total, threads)
+    schedule = schedule_for(program, given, total, threads)
     together = 1 if schedule.apart else threads
     values = _Values(program, schedule, given)
     starts = range(0, total, schedule.part)
@@ -102,7 +103,13 @@ def _plans(
         )
         for first in range(0, count, stage.size):
             size = min(stage.size, count - first)
-            yield stage.section, start, first, plan_for(stage.section.text, given, results, size, threads)
+            yield stage.section, start, first, plan_for(stage.section.program, given, results, size, threads)
+
+
+@lru_cache(maxsize=64)
+def _calls_of(plan: Plan) -> Calls:
+    """A plan's kernels; they are compiled where they are not known yet."""
+    return Calls((call for step in plan.steps for call in step.calls()), plan.threads)
 
 
 class _Values:
@@ -136,4 +143,4 @@ class _Values:
                 base = 1 + self._program.inputs + self._program.outputs.index(value)
                 found.append((base, step * (start + first)))
         bases, offsets = np.array(found, np.int64).T
-        return Turn(plan, bases, offsets)
+        return Turn(_calls_of(plan), bases, offsets)

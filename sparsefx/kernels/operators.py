@@ -23,14 +23,14 @@ region = torch.ops.sparsefx.region.default
 
 
 @torch.library.impl(_LIBRARY, "region", "CPU")
-def _region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+def _region(inputs: list[Tensor], weights: list[Tensor], text: str) -> list[Tensor]:
     """Run a program.
 
     Args:
         inputs: images ``[N, C, *size]``, or rows ``[..., C]``: floating point numbers of 32 bits at most;
             computed in float32.
         weights: three tensors, as :class:`sparsefx.kernels.packed.Weights` lays them out.
-        program: see :class:`sparsefx.kernels.program.Program`.
+        text: of a :class:`sparsefx.kernels.program.Program`.
 
     Returns:
         The program's outputs, of the inputs' type.
@@ -40,6 +40,7 @@ def _region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[T
         MissingPackageError: llvmlite is not installed.
     """
     _check_types(inputs, weights)
+    program = read_program(text)
     shapes = checked_shapes(program, tuple(tuple(tensor.shape) for tensor in inputs))
     sources = [tensor.detach().float() for tensor in inputs]
     outputs = [torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
@@ -52,14 +53,14 @@ def _region(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[T
     return [output.to(inputs[0].dtype) for output in outputs]
 
 
-def _fake(inputs: list[Tensor], weights: list[Tensor], program: str) -> list[Tensor]:
+def _fake(inputs: list[Tensor], weights: list[Tensor], text: str) -> list[Tensor]:
     _check_types(inputs, weights)
     devices = {str(tensor.device) for tensor in (*inputs, *weights)}
     if len(devices) > 1:  # weights without memory must not give outputs that have some, filled with anything
         raise ArgumentError(
             f"inputs and weights are on {' and '.join(sorted(devices))}; move them to one device"
         )
-    shapes = output_shapes(read_program(program), [tuple(tensor.shape) for tensor in inputs])
+    shapes = output_shapes(read_program(text), [tuple(tensor.shape) for tensor in inputs])
     return [inputs[0].new_empty(shape) for shape in shapes]
 
 

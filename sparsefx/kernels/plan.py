@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
 
 import numpy as np
 
-from sparsefx.kernels.calls import Calls
 from sparsefx.kernels.lanes import Layout, Split, split_for
 from sparsefx.kernels.memory import place
 from sparsefx.kernels.moves import Border, Enter, Leave, Outside, Relay
@@ -84,6 +82,7 @@ class Plan:
         threads: that compute it together.
 
     Attributes:
+        steps: in order, with a place in memory for every value.
         bytes: of memory that it needs.
     """
 
@@ -96,41 +95,31 @@ class Plan:
         threads: int,
     ) -> None:
         self.program, self.images, self.threads = program, images, threads
-        self._calls: Calls | None = None
-        self._lock = Lock()
-        self._steps: list[Step] = []
+        self.steps: list[Step] = []
         self._values: list[Value] = []
         for index, item in enumerate(given):
             self._values.append(self._enter(index, item))
         self._parts: list[tuple[int, int]] = []
         for instruction in program.instructions:
-            before = len(self._steps)
+            before = len(self.steps)
             self._values.append(self._instruction(instruction))
-            self._parts.append((before, len(self._steps)))
+            self._parts.append((before, len(self.steps)))
         for index, (output, result) in enumerate(zip(program.outputs, results, strict=True)):
             target = Outside(Address(len(given) + index), images, result.steps, result.channel)
-            self._steps.append(Leave(self._values[output], target))
-        self.bytes = place(self._steps)
-
-    @property
-    def calls(self) -> Calls:
-        """Its kernels; they are compiled where they are not known yet."""
-        with self._lock:  # another thread's must not be replaced while it runs
-            if self._calls is None:
-                self._calls = Calls((call for step in self._steps for call in step.calls()), self.threads)
-            return self._calls
+            self.steps.append(Leave(self._values[output], target))
+        self.bytes = place(self.steps)
 
     @cached_property
     def costs(self) -> list[float]:
         """Cycles that each instruction takes, about."""
         waiting = _BARRIER if self.threads > 1 else 0
-        return [sum(step.cost / self.threads + waiting for step in self._steps[a:b]) for a, b in self._parts]
+        return [sum(step.cost / self.threads + waiting for step in self.steps[a:b]) for a, b in self._parts]
 
     def _enter(self, index: int, given: Given) -> Value:
         layout = Layout.of(given.channels, given.size, split_for(self.images, given.size))
         value = Value(layout, bordered=True)
         source = Outside(Address(index), self.images, given.steps, given.channel)
-        self._steps.append(Enter(source, value))
+        self.steps.append(Enter(source, value))
         return value
 
     def _instruction(self, item: Instruction) -> Value:
@@ -154,7 +143,7 @@ class Plan:
         source, layout = self._slide(item, source, source.layout.channels)
         if item.largest and (any(item.padding) or item.ceil) and not source.nonnegative:
             copy = Value(source.layout, outside=-np.inf)
-            self._steps.append(Relay(source, copy))
+            self.steps.append(Relay(source, copy))
             source = copy
         self._reach(item, source, layout)
         return self._add(PoolWindows(item, source, Value(layout, source.nonnegative)))
@@ -192,9 +181,9 @@ class Plan:
         value = Value(layout, all(source.nonnegative for source in sources))
         start = 0
         for source in sources:
-            self._steps.append(Copy(source, value, start))
+            self.steps.append(Copy(source, value, start))
             start += source.layout.channels
-        self._steps.append(Border(value))
+        self.steps.append(Border(value))
         return value
 
     def _weights(self, item: Convolution) -> tuple[Address, ...]:
@@ -211,7 +200,7 @@ class Plan:
     def _add(self, step: Step) -> Value:
         value = step.writes
         assert value is not None
-        self._steps += [step, Border(value)]
+        self.steps += [step, Border(value)]
         return value
 
     def _slide(self, item: Convolution | Pool, source: Value, channels: int) -> tuple[Value, Layout]:
@@ -224,7 +213,7 @@ class Plan:
         if (value.layout.split, value.layout.tile) == (layout.split, layout.tile):
             return value
         copy = Value(replace(layout.bare, channels=value.layout.channels), value.nonnegative)
-        self._steps.append(Relay(value, copy))
+        self.steps.append(Relay(value, copy))
         return copy
 
     def _reach(self, item: Convolution | Pool, source: Value, layout: Layout) -> None:

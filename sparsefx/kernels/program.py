@@ -1,6 +1,7 @@
-"""A region's computation as data: what a custom operator can be handed, stored and rebuilt from.
+"""A region's computation as data.
 
-Values are numbered: first the inputs, then each instruction's result.
+It is read from its text once, where the operator is called, and then handed on as it is: a program does not
+change, and can be the key of a cache. Values are numbered: first the inputs, then each instruction's result.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 Three: TypeAlias = tuple[int, int, int]
@@ -166,9 +167,17 @@ class Program:
     outputs: tuple[int, ...]
     flat: tuple[int, ...] = ()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Made once, since every call of a region looks for its plan by it."""
+        return hash((self.dims, self.inputs, self.instructions, self.outputs, self.flat))
+
     @property
     def text(self) -> str:
-        """As JSON."""
+        """As JSON: what files hold and the operator is given."""
         listed = [{"kind": type(item).__name__, **asdict(item)} for item in self.instructions]
         content = {
             "dims": self.dims,

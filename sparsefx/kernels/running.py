@@ -13,25 +13,26 @@ from sparsefx.kernels import native, team
 from sparsefx.kernels.code.driving import DRIVE, EACH, EACH_HEAD
 from sparsefx.kernels.course import course_for
 from sparsefx.kernels.plan import Given
-from sparsefx.kernels.program import Program, read_program
+from sparsefx.kernels.program import Program
 from sparsefx.kernels.vectors import VECTOR_BYTES
 
 Cells = NDArray[np.int64]
 
 
-def run(text: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+def run(
+    program: Program, inputs: Sequence[Tensor], outputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> None:
     """Fill the outputs.
 
     Args:
-        text: the program.
+        program: what to compute.
         inputs: float32, of the shapes that the program takes, with any strides.
         outputs: float32, contiguous, of the shapes that it gives.
         weights: contiguous, as :mod:`sparsefx.kernels.packed` makes them.
     """
-    program = read_program(text)
     inputs = [_as_rows(program, tensor) for tensor in inputs]
     given = tuple(_given(program, tensor) for tensor in inputs)
-    course = course_for(text, given, inputs[0].shape[0], team.size())
+    course = course_for(program, given, inputs[0].shape[0], team.size())
     slot_bytes = course.bytes + -course.bytes % VECTOR_BYTES
     memory = _allocate(slot_bytes * len(course.slots) + VECTOR_BYTES)
     start = memory.data_ptr() + -memory.data_ptr() % VECTOR_BYTES

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.plan import Given, Plan, contiguous
-from sparsefx.kernels.program import Program, read_program
+from sparsefx.kernels.program import Program
 from sparsefx.kernels.sections import Section, live, section
 from sparsefx.kernels.shapes import Shape, of_values
 from sparsefx.kernels.vectors import LANES
@@ -55,11 +55,11 @@ class Schedule:
     stages: tuple[Stage, ...]
 
 
-def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) -> Schedule:
+def schedule_for(program: Program, given: tuple[Given, ...], total: int, threads: int) -> Schedule:
     """The schedule that takes the least time, by the plans' costs.
 
     Args:
-        text: the program.
+        program: what to compute.
         given: its inputs.
         total: images, or rows.
         threads: that there are.
@@ -67,7 +67,6 @@ def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) 
     Raises:
         ArgumentError: an image is too large.
     """
-    program = read_program(text)
     sizes = [size for size in _sizes(program, total) if _fits(program, given, size)]
     if not sizes:
         raise ArgumentError(
@@ -76,7 +75,7 @@ def schedule_for(text: str, given: tuple[Given, ...], total: int, threads: int) 
         )
     found = []
     for part, apart in itertools.product(sizes, {False, threads > 1}):
-        cycles, chosen = _choose(text, given, part, sizes, 1 if apart else threads)
+        cycles, chosen = _choose(program, given, part, sizes, 1 if apart else threads)
         turns = math.ceil(math.ceil(total / part) / (threads if apart else 1))
         found.append((cycles * turns, part, apart, chosen))
     _, part, apart, chosen = min(found)
@@ -101,13 +100,12 @@ def _fits(program: Program, given: tuple[Given, ...], size: int) -> bool:
 
 
 def _choose(
-    text: str, given: tuple[Given, ...], part: int, sizes: Sequence[int], threads: int
+    program: Program, given: tuple[Given, ...], part: int, sizes: Sequence[int], threads: int
 ) -> tuple[float, tuple[int, ...]]:
     """Cycles for a part of the batch, and each instruction's size: the shortest way through all of them."""
-    program = read_program(text)
     shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
     results = tuple(contiguous(program.dims, *shapes[output]) for output in program.outputs)
-    costs = {s: plan_for(text, given, results, s, threads).costs for s in sizes if s <= part}
+    costs = {s: plan_for(program, given, results, s, threads).costs for s in sizes if s <= part}
     ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(costs, (0.0, ()))
     for index in range(len(program.instructions)):
         cycles, chosen = min(ways.values())
@@ -138,10 +136,9 @@ def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
 
 @lru_cache(maxsize=64)
 def plan_for(
-    text: str, given: tuple[Given, ...], results: tuple[Given, ...], count: int, threads: int
+    program: Program, given: tuple[Given, ...], results: tuple[Given, ...], count: int, threads: int
 ) -> Plan:
     """The plan of a program for so many images or rows, with its inputs and outputs."""
-    program = read_program(text)
     if program.dims:
         return Plan(program, given, results, count, threads)
     given = tuple(replace(item, size=(1, 1, count)) for item in given)

@@ -14,12 +14,12 @@ class Section:
     """Some consecutive instructions of a program.
 
     Attributes:
-        text: the program that they are, with the whole one's weights.
+        program: what they are by themselves, with the whole one's weights.
         reads: the whole program's numbers of its inputs.
         writes: and of its outputs.
     """
 
-    text: str
+    program: Program
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
@@ -34,7 +34,7 @@ def section(program: Program, first: int, last: int) -> Section:
     numbers = {value: index for index, value in enumerate((*reads, *own))}
     instructions = tuple(_renumbered(item, numbers) for item in chosen)
     outputs = tuple(numbers[value] for value in writes)
-    return Section(Program(program.dims, len(reads), instructions, outputs).text, reads, writes)
+    return Section(Program(program.dims, len(reads), instructions, outputs), reads, writes)
 
 
 def live(program: Program, before: int) -> set[int]:

@@ -15,7 +15,6 @@ from sparsefx.kernels.program import (
     Pointwise,
     Pool,
     Program,
-    read_program,
 )
 
 
@@ -27,10 +26,10 @@ class Shape(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def checked_shapes(text: str, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+def checked_shapes(program: Program, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """Shapes of the output tensors, if :func:`check_shapes` finds nothing wrong with those of the inputs."""
-    check_shapes(read_program(text), inputs)
-    return output_shapes(read_program(text), inputs)
+    check_shapes(program, inputs)
+    return output_shapes(program, inputs)
 
 
 def output_shapes(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

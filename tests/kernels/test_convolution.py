@@ -249,6 +249,7 @@ import torch
 from kernel_programs import Case, region_of
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels import course, plan, running, schedule, tiling
+from sparsefx.kernels.program import read_program
 from sparsefx.kernels.running import run
 
 PAGE = mmap.PAGESIZE
@@ -287,7 +288,7 @@ for number, front in enumerate([True, False]):
             ]
             schedule.plan_for.cache_clear()
             course.course_for.cache_clear()
-            run(region.program, [moved(x, front)], [output], weights)
+            run(read_program(region.program), [moved(x, front)], [output], weights)
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 print("untouched")
 """
