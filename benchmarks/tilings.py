@@ -33,14 +33,16 @@ import workers
 from torch import nn
 
 import sparsefx
-from sparsefx.kernels import native, plan, team, tiling
-from sparsefx.kernels.calls import Calls
-from sparsefx.kernels.code.convolution import Tile
-from sparsefx.kernels.code.driving import DRIVE
-from sparsefx.kernels.program import Convolution, Program, read_program
-from sparsefx.kernels.region import SparseRegion
-from sparsefx.kernels.steps import Convolve
-from sparsefx.kernels.vectors import LANES, VECTOR_BYTES
+from sparsefx.kernels.codegen.convolution import Tile
+from sparsefx.kernels.codegen.dispatch_loop import DRIVE
+from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
+from sparsefx.kernels.ir.program import Convolution, Program, read_program
+from sparsefx.kernels.planner import plan, tiling
+from sparsefx.kernels.planner.steps import Convolve
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.runtime.calls import Calls
+from sparsefx.kernels.runtime.region import SparseRegion
+from sparsefx.kernels.runtime.threads import run_in_team
 
 RESULTS = Path("benchmarks/records/tilings.jsonl")
 WEIGHT_BYTES = 16 * 2**20  # of all copies together: as if the rest of a network had been run in between
@@ -125,7 +127,7 @@ def _time(step: Convolve, weights: list[list[torch.Tensor]]) -> float:
     while count < 5 or time.perf_counter() - began < LEAST:
         cells = next(turns)
         before = time.perf_counter()
-        team.run(drive, cells.ctypes.data, 1)
+        run_in_team(drive, cells.ctypes.data, 1)
         best = min(best, time.perf_counter() - before)
         count += 1
     return 1e6 * best

@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsefx.kernels.packed import Packed, Weights, pack
-from sparsefx.kernels.program import Convolution, Program
-from sparsefx.kernels.region import RegionLayer, SparseRegion
+from sparsefx.kernels.ir.packed import Packed, Weights, pack
+from sparsefx.kernels.ir.program import Convolution, Program
+from sparsefx.kernels.runtime.region import RegionLayer, SparseRegion
 
 CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, NAMES_IN_FILES, ModulePlan, class_name, hook_counts
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.graph.layer_sizes import SIZES
 from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.plain_values import DataError, decode_value, encode_value

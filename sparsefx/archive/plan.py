@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.graph_data import check_path
 from sparsefx.passes.serialize.plain_values import DataError, encode_value, expect, fields
