@@ -17,7 +17,7 @@ VECTOR = ir.VectorType(F32, LANES)
 INDICES = ir.VectorType(I32, LANES)
 POINTER = ir.PointerType()
 
-Value = Any  # an ir.Value; llvmlite has no types
+IRValue = Any  # an ir.Value; llvmlite has no types
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
             value = self.load(self.element(packed, number(index), I64), typ=I64)
             self._values[name.lstrip("*")] = self.inttoptr(value, POINTER) if name[0] == "*" else value
 
-    def __getitem__(self, name: str) -> Value:
+    def __getitem__(self, name: str) -> IRValue:
         return self._values[name]
 
     def finish(self) -> Kernel:
@@ -60,15 +60,15 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         return Kernel(str(self.unit), self.arguments)
 
     @contextmanager
-    def loop(self, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: IRValue, stop: IRValue, step: int = 1) -> Iterator[IRValue]:
         """``for (i = start; i < stop; i += step)``."""
         with self.loop_carrying(start, stop, [], step) as (index, _, _):
             yield index
 
     @contextmanager
     def loop_carrying(
-        self, start: Value, stop: Value, initial: Sequence[Value], step: int = 1
-    ) -> Iterator[tuple[Value, list[Value], list[Value]]]:
+        self, start: IRValue, stop: IRValue, initial: Sequence[IRValue], step: int = 1
+    ) -> Iterator[tuple[IRValue, list[IRValue], list[IRValue]]]:
         """A loop with values that each turn passes on to the next.
 
         Yields:
@@ -86,7 +86,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
             phi.add_incoming(value, before)
         self.cbranch(self.icmp_signed("<", index, stop), body, end)
         self.position_at_end(body)
-        following: list[Value] = []
+        following: list[IRValue] = []
         yield index, carried, following
         index.add_incoming(self.add(index, number(step)), self.block)
         for phi, value in zip(carried, following, strict=True):
@@ -94,12 +94,12 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         self.branch(head)
         self.position_at_end(end)
 
-    def share(self, total: Value) -> tuple[Value, Value]:
+    def share(self, total: IRValue) -> tuple[IRValue, IRValue]:
         """First and last index, exclusive, of this thread's part of ``total`` pieces of work."""
         first = self.sdiv(self.mul(self.thread, total), self.threads)
         return first, self.sdiv(self.mul(self.add(self.thread, number(1)), total), self.threads)
 
-    def digits(self, value: Value, *bases: Value) -> list[Value]:
+    def digits(self, value: IRValue, *bases: IRValue) -> list[IRValue]:
         """A number's digits, the base of each given except the first's; the most significant comes first."""
         result = []
         for base in reversed(bases):
@@ -107,43 +107,43 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
             value = self.sdiv(value, base)
         return [value, *reversed(result)]
 
-    def at(self, pointer: Value, *offsets: Value) -> Value:
+    def at(self, pointer: IRValue, *offsets: IRValue) -> IRValue:
         """A pointer moved by so many bytes."""
         for offset in offsets:
             pointer = self.element(pointer, offset, I8)
         return pointer
 
-    def element(self, pointer: Value, index: Value, kind: Value) -> Value:
+    def element(self, pointer: IRValue, index: IRValue, kind: IRValue) -> IRValue:
         """A pointer to an array's element."""
         return self.gep(pointer, [index], source_etype=kind)
 
-    def read(self, pointer: Value, index: Value, kind: Value) -> Value:
+    def read(self, pointer: IRValue, index: IRValue, kind: IRValue) -> IRValue:
         """An array's element."""
         return self.load(self.element(pointer, index, kind), typ=kind)
 
-    def read_index(self, pointer: Value, index: Value) -> Value:
+    def read_index(self, pointer: IRValue, index: IRValue) -> IRValue:
         """An element of an array of 32-bit integers, as 64 bits."""
         return self.sext(self.read(pointer, index, I32), I64)
 
-    def read_vector(self, pointer: Value, *offsets: Value) -> Value:
+    def read_vector(self, pointer: IRValue, *offsets: IRValue) -> IRValue:
         """The lanes at an aligned address."""
         return self.load(self.at(pointer, *offsets), typ=VECTOR, align=VECTOR_BYTES)
 
-    def write_vector(self, value: Value, pointer: Value, *offsets: Value) -> None:
+    def write_vector(self, value: IRValue, pointer: IRValue, *offsets: IRValue) -> None:
         """Store the lanes at an aligned address."""
         self.store(value, self.at(pointer, *offsets), align=VECTOR_BYTES)
 
-    def spread(self, scalar: Value) -> Value:
+    def spread(self, scalar: IRValue) -> IRValue:
         """A vector with the same number in every lane."""
         empty = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
         single = self.insert_element(empty, scalar, ir.Constant(I32, 0))
         return self.shuffle_vector(single, empty, ir.Constant(INDICES, [0] * LANES))
 
-    def bits_as_float(self, argument: str) -> Value:
+    def bits_as_float(self, argument: str) -> IRValue:
         """A float that an argument carries in its low 32 bits, in every lane."""
         return self.spread(self.bitcast(self.trunc(self[argument], I32), F32))
 
-    def call_vector(self, intrinsic: str, *operands: Value) -> Value:
+    def call_vector(self, intrinsic: str, *operands: IRValue) -> IRValue:
         """One of LLVM's functions on vectors of lanes, e.g. ``llvm.fma``."""
         name = f"{intrinsic}.v{LANES}f32"
         function = self.unit.globals.get(name) or ir.Function(
@@ -151,7 +151,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         )
         return self.call(function, operands)
 
-    def fetch(self, pointer: Value, *offsets: Value) -> None:
+    def fetch(self, pointer: IRValue, *offsets: IRValue) -> None:
         """Ask for what is at an address, which need not be there, before it is read."""
         name = "llvm.prefetch.p0"
         kinds = [pointer.type, I32, I32, I32]
@@ -161,16 +161,16 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         to_read_into_nearest_cache = (ir.Constant(I32, value) for value in (0, 3, 1))
         self.call(function, [self.at(pointer, *offsets), *to_read_into_nearest_cache])
 
-    def clamp(self, value: Value, low: Value, high: Value) -> Value:
+    def clamp(self, value: IRValue, low: IRValue, high: IRValue) -> IRValue:
         """``value`` between bounds; NaN stays NaN."""
         value = self.select(self.fcmp_ordered("<", value, low), low, value)
         return self.select(self.fcmp_ordered(">", value, high), high, value)
 
-    def smaller(self, one: Value, other: Value) -> Value:
+    def smaller(self, first: IRValue, second: IRValue) -> IRValue:
         """The smaller of two integers."""
-        return self.select(self.icmp_signed("<", one, other), one, other)
+        return self.select(self.icmp_signed("<", first, second), first, second)
 
 
-def number(value: int) -> Value:
+def number(value: int) -> IRValue:
     """A constant of 64 bits."""
     return ir.Constant(I64, value)

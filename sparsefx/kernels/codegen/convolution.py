@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from sparsefx.kernels.codegen.builder import F32, I16, I32, I64, VECTOR, Code, Kernel, Value, number
+from sparsefx.kernels.codegen.builder import F32, I16, I32, I64, VECTOR, Code, IRValue, Kernel, number
 from sparsefx.kernels.codegen.vectors import VECTOR_BYTES
 
 ARGUMENTS = (
@@ -80,11 +80,13 @@ def convolution(tile: Tile) -> Kernel:
     return code.finish()
 
 
-def _tiles(code: Code, size: str, step: int) -> Value:
+def _tiles(code: Code, size: str, step: int) -> IRValue:
     return code.sdiv(code.add(code[size], number(step - 1)), number(step))
 
 
-def _tile(code: Code, tile: Tile, scratch: Value, part: Value, place: tuple[Value, Value, Value]) -> None:
+def _tile(
+    code: Code, tile: Tile, scratch: IRValue, part: IRValue, place: tuple[IRValue, IRValue, IRValue]
+) -> None:
     """All output channels of a part, at one place."""
     source = _pointer(code, "source", place, tile.stride * VECTOR_BYTES)
     target = _pointer(code, "target", place, VECTOR_BYTES)
@@ -105,7 +107,7 @@ def _tile(code: Code, tile: Tile, scratch: Value, part: Value, place: tuple[Valu
                     code.write_vector(value, waiting, number(index * VECTOR_BYTES))
 
 
-def _segments(code: Code, block: Value, channel: Value) -> tuple[Value, Value]:
+def _segments(code: Code, block: IRValue, channel: IRValue) -> tuple[IRValue, IRValue]:
     """Where the nonzeros of a block begin and end in an output channel's."""
     before, first = code.mul(channel, code["segments"]), code.mul(block, code["together"])
     last = code.smaller(code.add(first, code["together"]), code["segments"])
@@ -115,7 +117,7 @@ def _segments(code: Code, block: Value, channel: Value) -> tuple[Value, Value]:
     )
 
 
-def _fetch(code: Code, tile: Tile, block: Value, channel: Value) -> None:
+def _fetch(code: Code, tile: Tile, block: IRValue, channel: IRValue) -> None:
     """Ask for the weights of a later output channel, which are elsewhere: processors do not guess where."""
     last = code.sub(code["channels"], number(1))
     soon, later = (code.smaller(code.add(channel, number(n * _VISITS)), last) for n in (1, 2))
@@ -128,7 +130,7 @@ def _fetch(code: Code, tile: Tile, block: Value, channel: Value) -> None:
             code.fetch(code[name], code.mul(start, number(size)), number(ahead))
 
 
-def _pointer(code: Code, name: str, place: tuple[Value, Value, Value], step: int) -> Value:
+def _pointer(code: Code, name: str, place: tuple[IRValue, IRValue, IRValue], step: int) -> IRValue:
     depth, y, x = place
     steps = (
         code.mul(depth, code[f"{name}_depth"]),
@@ -138,7 +140,7 @@ def _pointer(code: Code, name: str, place: tuple[Value, Value, Value], step: int
     return code.at(code[name], *steps)
 
 
-def _begin(code: Code, tile: Tile, block: Value, channel: Value, waiting: Value) -> list[Value]:
+def _begin(code: Code, tile: Tile, block: IRValue, channel: IRValue, waiting: IRValue) -> list[IRValue]:
     """The sums so far: the bias at first."""
     fresh, resumed, join = (code.append_basic_block(name) for name in ("fresh", "resumed", "join"))
     code.cbranch(code.icmp_signed("==", block, number(0)), fresh, resumed)
@@ -159,8 +161,8 @@ def _begin(code: Code, tile: Tile, block: Value, channel: Value, waiting: Value)
 
 
 def _accumulate(
-    code: Code, tile: Tile, source: Value, bounds: tuple[Value, Value], sums: list[Value]
-) -> list[Value]:
+    code: Code, tile: Tile, source: IRValue, bounds: tuple[IRValue, IRValue], sums: list[IRValue]
+) -> list[IRValue]:
     """Add the products of a channel's nonzeros."""
     start, stop = bounds
     if tile.unroll > 1:
@@ -169,25 +171,25 @@ def _accumulate(
         initial = sums + [zero] * (tile.positions * (tile.unroll - 1))
         with code.loop_carrying(start, whole, initial, tile.unroll) as (index, carried, following):
             for turn in range(tile.unroll):
-                part = carried[turn * tile.positions : (turn + 1) * tile.positions]
-                following += _products(code, tile, source, code.add(index, number(turn)), part)
+                own = carried[turn * tile.positions : (turn + 1) * tile.positions]
+                following += _products(code, tile, source, code.add(index, number(turn)), own)
         sums = carried[: tile.positions]
         for turn in range(1, tile.unroll):
             others = carried[turn * tile.positions : (turn + 1) * tile.positions]
-            sums = [code.fadd(one, other) for one, other in zip(sums, others, strict=True)]
+            sums = [code.fadd(total, more) for total, more in zip(sums, others, strict=True)]
         start = whole
     with code.loop_carrying(start, stop, sums) as (index, carried, following):
         following += _products(code, tile, source, index, carried)
     return carried
 
 
-def _products(code: Code, tile: Tile, source: Value, index: Value, sums: list[Value]) -> list[Value]:
+def _products(code: Code, tile: Tile, source: IRValue, index: IRValue, sums: list[IRValue]) -> list[IRValue]:
     """One nonzero times the tile's inputs, added to the sums."""
     packed = code.zext(code.read(code["codes"], index, I16 if tile.short else I32), I64)
     weight = code.spread(code.read(code["values"], index, F32))
     offset = packed if tile.direct else code.read_index(code["offsets"], packed)
     pointer = code.element(source, offset, VECTOR)
-    result: list[Value] = []
+    result: list[IRValue] = []
     for row in range(tile.height):
         line = code.at(pointer, code.mul(code["source_row"], number(row)))
         for column in range(tile.width):
@@ -197,7 +199,7 @@ def _products(code: Code, tile: Tile, source: Value, index: Value, sums: list[Va
 
 
 def _finish(
-    code: Code, tile: Tile, sums: list[Value], channel: Value, target: Value, residual: Value
+    code: Code, tile: Tile, sums: list[IRValue], channel: IRValue, target: IRValue, residual: IRValue
 ) -> None:
     """Add the residual, where there is one, apply the activation and store."""
     low, high = code.bits_as_float("low"), code.bits_as_float("high")
@@ -216,10 +218,10 @@ def _finish(
     code.branch(join)
     code.position_at_end(join)
     results = []
-    for value, other in zip(sums, added, strict=True):
+    for value, with_residual in zip(sums, added, strict=True):
         phi = code.phi(value.type)
         phi.add_incoming(value, plain)
-        phi.add_incoming(other, adding)
+        phi.add_incoming(with_residual, adding)
         results.append(phi)
     base = code.at(target, code.mul(channel, code["target_channel"]))
     for value, (row, column) in zip(results, places, strict=True):

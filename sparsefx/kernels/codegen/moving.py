@@ -20,8 +20,8 @@ from sparsefx.kernels.codegen.builder import (
     POINTER,
     VECTOR,
     Code,
+    IRValue,
     Kernel,
-    Value,
     number,
 )
 from sparsefx.kernels.codegen.vectors import LANES
@@ -97,7 +97,7 @@ def exchange(patterns: tuple[tuple[int, ...], ...]) -> Kernel:
     return code.finish()
 
 
-def _addresses(code: Code, base: Value, index: Value) -> tuple[Value, Value]:
+def _addresses(code: Code, base: IRValue, index: IRValue) -> tuple[IRValue, IRValue]:
     """Where the lanes of a place are on the other side, and which of them are anywhere."""
     table = code.element(code["elements"], code.mul(index, number(LANES)), I32)
     offsets = code.load(table, typ=INDICES, align=4)

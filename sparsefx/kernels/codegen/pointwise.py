@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from sparsefx.kernels.codegen.builder import F32, Code, Kernel, Value, number
+from sparsefx.kernels.codegen.builder import F32, Code, IRValue, Kernel, number
 from sparsefx.kernels.codegen.functions import FUNCTIONS, OPERATIONS
 from sparsefx.kernels.codegen.vectors import VECTOR_BYTES
 
@@ -51,17 +51,17 @@ def pointwise(form: Form) -> Kernel:
             if form.scaled:
                 value = code.call_vector("llvm.fma", value, *factors)
             if form.operation:
-                other = code.read_vector(rows["other"], code.mul(x, code["other_column"]))
-                value = OPERATIONS[form.operation](code, value, other)
+                operand = code.read_vector(rows["other"], code.mul(x, code["other_column"]))
+                value = OPERATIONS[form.operation](code, value, operand)
             value = code.clamp(FUNCTIONS[form.function](code, value), *bounds)
             code.write_vector(value, rows["target"], column)
     return code.finish()
 
 
-def _row(code: Code, side: str, place: tuple[Value, ...]) -> Value:
+def _row(code: Code, side: str, place: tuple[IRValue, ...]) -> IRValue:
     steps = zip(place, ("channel", "depth", "row"), strict=True)
     return code.at(code[side], *(code.mul(index, code[f"{side}_{step}"]) for index, step in steps))
 
 
-def _of_channel(code: Code, name: str, channel: Value) -> Value:
+def _of_channel(code: Code, name: str, channel: IRValue) -> IRValue:
     return code.spread(code.read(code[name], channel, F32))

@@ -6,7 +6,7 @@ from functools import cache
 
 from llvmlite import ir
 
-from sparsefx.kernels.codegen.builder import I64, INDICES, VECTOR, Code, Kernel, Value, number
+from sparsefx.kernels.codegen.builder import I64, INDICES, VECTOR, Code, IRValue, Kernel, number
 from sparsefx.kernels.codegen.vectors import LANES
 
 _IMAGE = ("channels", "depth", "height", "width")
@@ -80,7 +80,7 @@ def mean(together: int) -> Kernel:
     return code.finish()
 
 
-def _sum(code: Code, image: Value) -> Value:
+def _sum(code: Code, image: IRValue) -> IRValue:
     """By rows, then planes: one sum of very many is too large for what is added to it."""
     zero = ir.Constant(VECTOR, None)
     with code.loop_carrying(number(0), code["depth"], [zero]) as (z, (outer,), after_depth):
@@ -94,12 +94,12 @@ def _sum(code: Code, image: Value) -> Value:
     return outer
 
 
-def _exchange(code: Code, value: Value, distance: int) -> Value:
+def _exchange(code: Code, value: IRValue, distance: int) -> IRValue:
     order = ir.Constant(INDICES, [lane ^ distance for lane in range(LANES)])
     return code.shuffle_vector(value, ir.Constant(VECTOR, ir.Undefined), order)
 
 
-def _larger(code: Code, one: Value, other: Value) -> Value:
-    """``other`` where it is larger or NaN; NaN stays."""
-    change = code.or_(code.fcmp_ordered(">", other, one), code.fcmp_unordered("uno", other, other))
-    return code.select(change, other, one)
+def _larger(code: Code, largest: IRValue, value: IRValue) -> IRValue:
+    """``value`` where it is larger or NaN; NaN stays."""
+    change = code.or_(code.fcmp_ordered(">", value, largest), code.fcmp_unordered("uno", value, value))
+    return code.select(change, value, largest)

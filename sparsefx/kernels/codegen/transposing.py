@@ -20,8 +20,8 @@ from sparsefx.kernels.codegen.builder import (
     POINTER,
     VECTOR,
     Code,
+    IRValue,
     Kernel,
-    Value,
     number,
 )
 from sparsefx.kernels.codegen.vectors import LANES
@@ -32,7 +32,7 @@ _ARGUMENTS = ("*source", "*target", "*places", "*elements", "count", "channels",
 
 
 @cache
-def turn_in() -> Kernel:
+def pack_transposed() -> Kernel:
     """Into lanes; 0 where a lane has no source."""
     code = Code(_ARGUMENTS)
     signature = ir.FunctionType(VECTOR, [POINTER, I32, _MASK, VECTOR])
@@ -48,7 +48,7 @@ def turn_in() -> Kernel:
 
 
 @cache
-def turn_out() -> Kernel:
+def unpack_transposed() -> Kernel:
     """Out of lanes; a lane without a target is left out."""
     code = Code(_ARGUMENTS)
     signature = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, _MASK])
@@ -65,7 +65,7 @@ def turn_out() -> Kernel:
 
 
 @contextmanager
-def _pieces(code: Code) -> Iterator[tuple[Value, Value]]:
+def _pieces(code: Code) -> Iterator[tuple[IRValue, IRValue]]:
     """A loop over the first of every 16 channels, the last 16 overlapping, and each place."""
     blocks = code.sdiv(code.add(code["channels"], number(LANES - 1)), number(LANES))
     with code.loop(*code.share(blocks)) as block:
@@ -75,25 +75,25 @@ def _pieces(code: Code) -> Iterator[tuple[Value, Value]]:
             yield channel, index
 
 
-def _lanes(code: Code, side: str, channel: Value, index: Value) -> list[tuple[Value, Value]]:
+def _lanes(code: Code, side: str, channel: IRValue, index: IRValue) -> list[tuple[IRValue, IRValue]]:
     """Where each lane's channels are outside, and whether they are anywhere."""
-    found = []
+    addresses = []
     base = code.element(code[side], channel, F32)
     for lane in range(LANES):
         entry = code.add(code.mul(index, number(LANES)), number(lane))
         offset = code.read_index(code["elements"], entry)
         present = code.icmp_signed(">=", offset, number(0))
-        found.append((code.element(base, offset, F32), code.spread(present)))
-    return found
+        addresses.append((code.element(base, offset, F32), code.spread(present)))
+    return addresses
 
 
-def _place(code: Code, side: str, channel: Value, index: Value) -> Value:
+def _place(code: Code, side: str, channel: IRValue, index: IRValue) -> IRValue:
     """Where the first of the channels is on the side of the lanes."""
     first = code.mul(channel, code["lanes_channel"])
     return code.at(code[side], first, code.read_index(code["places"], index))
 
 
-def _transposed(code: Code, rows: Sequence[Value]) -> list[Value]:
+def _transposed(code: Code, rows: Sequence[IRValue]) -> list[IRValue]:
     """Rows and columns exchanged, by blocks of half the size each time."""
     rows, half = list(rows), LANES // 2
     while half:  # is halved
@@ -101,8 +101,8 @@ def _transposed(code: Code, rows: Sequence[Value]) -> list[Value]:
         lower = [lane + LANES if lane & half else lane + half for lane in range(LANES)]
         for row in range(LANES):
             if not row & half:
-                one, other = rows[row], rows[row + half]
-                rows[row] = code.shuffle_vector(one, other, ir.Constant(INDICES, upper))
-                rows[row + half] = code.shuffle_vector(one, other, ir.Constant(INDICES, lower))
+                pair = rows[row], rows[row + half]
+                rows[row] = code.shuffle_vector(*pair, ir.Constant(INDICES, upper))
+                rows[row + half] = code.shuffle_vector(*pair, ir.Constant(INDICES, lower))
         half //= 2
     return rows

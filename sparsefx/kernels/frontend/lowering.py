@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
-from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, Made, Node
+from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, LoweredNode, NodeLowering
 from sparsefx.kernels.ir.packed import Weights
-from sparsefx.kernels.ir.program import NO_BOUNDS, Convolution, Instruction, Pointwise, Program
+from sparsefx.kernels.ir.program import NO_BOUNDS, Convolution, Instruction, Pointwise, RegionProgram
 from sparsefx.kernels.runtime.region import RegionLayer
 from sparsefx.passes.graph.layers import CONTRACTIONS, layer_of
 from sparsefx.passes.graph.program import Program as Recorded
@@ -19,7 +19,7 @@ from sparsefx.passes.graph.program import Program as Recorded
 class Lowered:
     """A program with its weights, and the layers in it."""
 
-    program: Program
+    program: RegionProgram
     tensors: tuple[Tensor, ...]
     layers: tuple[RegionLayer, ...]
 
@@ -28,14 +28,14 @@ def supported(kind: str, graph_module: fx.GraphModule, recorded: Recorded) -> se
     """The nodes that have an instruction in regions of this kind."""
     dims: dict[fx.Node, int] = {}  # of the images that a node computes, or that its rows were
     for node in graph_module.graph.nodes:
-        made = Node(kind, graph_module, node, recorded).make()
-        if made is None:
+        lowered = NodeLowering(kind, graph_module, node, recorded).make()
+        if lowered is None:
             continue
-        ranks = [_rank(source, recorded) for source in made.sources]
+        ranks = [_rank(source, recorded) for source in lowered.sources]
         if kind == IMAGES and _rank(node, recorded) == 2 and max(ranks) == 2:
-            before = {dims.get(source) for source in made.sources}
+            before = {dims.get(source) for source in lowered.sources}
             if None not in before and len(before) == 1:
-                dims[node] = dims[made.sources[0]]
+                dims[node] = dims[lowered.sources[0]]
         else:
             dims[node] = max(ranks)
     return {*dims}
@@ -46,7 +46,7 @@ def left_out(graph_module: fx.GraphModule, recorded: Recorded) -> dict[str, str]
     nodes = [
         node for node in graph_module.graph.nodes if isinstance(layer_of(graph_module, node), CONTRACTIONS)
     ]
-    reasons = {str(node.target): Node(ROWS, graph_module, node, recorded).why_not() for node in nodes}
+    reasons = {str(node.target): NodeLowering(ROWS, graph_module, node, recorded).why_not() for node in nodes}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -69,9 +69,9 @@ def lower(
     """
     builder = _Builder(list(inputs), set(outputs))
     for node in nodes:
-        made = Node(kind, graph_module, node, recorded).make()
-        assert made is not None
-        builder.add(node, made)
+        lowered = NodeLowering(kind, graph_module, node, recorded).make()
+        assert lowered is not None
+        builder.add(node, lowered)
     least = 3 if kind == IMAGES else 2
     if not any(len(layer.shape) >= least for layer in builder.layers):
         return None
@@ -79,7 +79,7 @@ def lower(
     results = tuple(builder.numbers[node] for node in outputs)
     rows = [node for node in (*inputs, *outputs) if dims and _rank(node, recorded) == 2]
     flat = tuple(builder.numbers[node] for node in rows)
-    program = Program(dims, len(inputs), tuple(builder.instructions), results, flat)
+    program = RegionProgram(dims, len(inputs), tuple(builder.instructions), results, flat)
     return Lowered(program, builder.weights.tensors, tuple(builder.layers))
 
 
@@ -96,18 +96,18 @@ class _Builder:
     def __post_init__(self) -> None:
         self.numbers = {node: index for index, node in enumerate(self.inputs)}
 
-    def add(self, node: fx.Node, made: Made) -> None:
-        item = made.instruction(tuple(self.numbers[source] for source in made.sources), self.weights)
-        if item == Pointwise(item.source) and self._only_read_here(made.sources[0]):
+    def add(self, node: fx.Node, lowered: LoweredNode) -> None:
+        item = lowered.instruction(tuple(self.numbers[source] for source in lowered.sources), self.weights)
+        if item == Pointwise(item.source) and self._only_read_here(lowered.sources[0]):
             self.numbers[node] = item.source
             return
-        fused = None if made.spreads else self._fused(made.sources, item)
+        fused = None if lowered.spreads else self._fused(lowered.sources, item)
         if fused is not None:
             number, item = fused
             self.instructions[number - len(self.inputs)] = item
             self.numbers[node] = number
             return
-        self.layers += [made.layer] if made.layer else []
+        self.layers += [lowered.layer] if lowered.layer else []
         self.numbers[node] = len(self.inputs) + len(self.instructions)
         self.instructions.append(item)
 
@@ -119,8 +119,8 @@ class _Builder:
             last = max(sources, key=lambda node: self.numbers[node])
             before = self._only_read_here(last)
             if isinstance(before, Convolution) and before.residual is None and before.bounds == NO_BOUNDS:
-                other = min(self.numbers[source] for source in sources)
-                return self.numbers[last], replace(before, residual=other)
+                residual = min(self.numbers[source] for source in sources)
+                return self.numbers[last], replace(before, residual=residual)
         elif not item.operation:
             before = self._only_read_here(sources[0])
             if isinstance(before, Convolution | Pointwise) and before.bounds == NO_BOUNDS:

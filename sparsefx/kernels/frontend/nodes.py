@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx.kernels.ir.packed import Weights, can_pack, pack, segment_width
 from sparsefx.kernels.ir.program import (
+    DHW,
     NO_BOUNDS,
     Concatenate,
     Convolution,
@@ -21,7 +22,6 @@ from sparsefx.kernels.ir.program import (
     Mean,
     Pointwise,
     Pool,
-    Three,
 )
 from sparsefx.kernels.runtime.region import RegionLayer
 from sparsefx.passes.graph.layers import is_plain, layer_of
@@ -43,7 +43,7 @@ _POOLS |= {"avg_pool2d": (2, False), "avg_pool3d": (3, False)}
 
 
 @dataclass(frozen=True)
-class Made:
+class LoweredNode:
     """What a node computes.
 
     Attributes:
@@ -60,7 +60,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeLowering:
     """A node, in a region of some kind."""
 
     kind: str
@@ -68,7 +68,7 @@ class Node:
     node: fx.Node
     recorded: Recorded
 
-    def make(self) -> Made | None:
+    def make(self) -> LoweredNode | None:
         """What the node computes; None if no instruction does."""
         if self.node.op not in ("call_module", "call_function", "call_method") or self.why_not():
             return None
@@ -77,7 +77,7 @@ class Node:
             return self._layer(layer) if self._fits() else None
         calls = self.recorded.calls_of(self.node)
         if self.node.target == "contiguous" or (self.node.target in _FLATTENS and not calls):
-            return Made(self._sources, lambda s, _: Pointwise(s[0])) if self._fits() else None
+            return LoweredNode(self._sources, lambda s, _: Pointwise(s[0])) if self._fits() else None
         return self._operation(calls[0]) if len(calls) == 1 and self._fits() else None
 
     def why_not(self) -> str:
@@ -133,7 +133,7 @@ class Node:
     def _sources(self) -> tuple[fx.Node, ...]:
         return tuple(self.node.all_input_nodes)
 
-    def _layer(self, layer: nn.Linear | _ConvNd | _BatchNorm) -> Made | None:
+    def _layer(self, layer: nn.Linear | _ConvNd | _BatchNorm) -> LoweredNode | None:
         if len(self._sources) != 1:
             return None
         if isinstance(layer, _BatchNorm):
@@ -143,7 +143,7 @@ class Node:
             return self._linear(layer) if self.kind == ROWS or flat else None
         return self._convolution(layer) if self.kind == IMAGES else None
 
-    def _batch_norm(self, layer: _BatchNorm) -> Made | None:
+    def _batch_norm(self, layer: _BatchNorm) -> LoweredNode | None:
         mean, variance = layer.running_mean, layer.running_var
         if mean is None or variance is None:
             return None
@@ -157,27 +157,29 @@ class Node:
             begun = weights.add_factors(scale.float(), (bias - mean * scale).float())
             return Pointwise(sources[0], weights=begun, channels=layer.num_features)
 
-        return Made(self._sources, instruction)
+        return LoweredNode(self._sources, instruction)
 
-    def _linear(self, layer: nn.Linear) -> Made:
+    def _linear(self, layer: nn.Linear) -> LoweredNode:
         """A convolution with one tap."""
-        one = (1, 1, 1)
-        return self._weighted(layer, (layer.in_features, layer.out_features), (one, one, (0, 0, 0), one), 1)
+        ones = (1, 1, 1)
+        return self._weighted(
+            layer, (layer.in_features, layer.out_features), (ones, ones, (0, 0, 0), ones), 1
+        )
 
-    def _convolution(self, layer: _ConvNd) -> Made:
+    def _convolution(self, layer: _ConvNd) -> LoweredNode:
         padding = _padding(layer)
         assert padding is not None
-        window = _three(layer.kernel_size, 1), _three(layer.stride, 1), _three(padding, 0)
+        window = _dhw(layer.kernel_size, 1), _dhw(layer.stride, 1), _dhw(padding, 0)
         channels = layer.in_channels, layer.out_channels
-        return self._weighted(layer, channels, (*window, _three(layer.dilation, 1)), layer.groups)
+        return self._weighted(layer, channels, (*window, _dhw(layer.dilation, 1)), layer.groups)
 
     def _weighted(
         self,
         layer: nn.Linear | _ConvNd,
         channels: tuple[int, int],
-        window: tuple[Three, Three, Three, Three],
+        window: tuple[DHW, DHW, DHW, DHW],
         groups: int,
-    ) -> Made:
+    ) -> LoweredNode:
         """A layer with these channels in and out, kernel, stride, padding and dilation."""
         weight, bias = layer.weight, layer.bias
         width = segment_width(weight, groups)
@@ -187,11 +189,11 @@ class Node:
             counts = -(-channels[0] // width), len(packed.values)
             return Convolution(sources[0], weights.add(packed), *channels, *window, *counts)
 
-        return Made(
+        return LoweredNode(
             self._sources, instruction, RegionLayer(str(self.node.target), tuple(weight.shape), groups)
         )
 
-    def _operation(self, call: Call) -> Made | None:
+    def _operation(self, call: Call) -> LoweredNode | None:
         if call.computed or call.opaque or call.aliases or call.op.namespace != "aten":
             return None
         if any(value.constant is not None for value in call.inputs):
@@ -201,7 +203,7 @@ class Node:
             return next(filter(None, (make(call) for make in makers)), None)
         return self._pointwise(call)
 
-    def _pointwise(self, call: Call) -> Made | None:
+    def _pointwise(self, call: Call) -> LoweredNode | None:
         if call.name in _PAIRS and len(call.inputs) == 2:
             return self._pair(call)
         if len(self._sources) != 1:
@@ -227,9 +229,9 @@ class Node:
             function = call.name
         else:
             return None
-        return Made(self._sources, lambda s, _: Pointwise(s[0], function=function, bounds=bounds))
+        return LoweredNode(self._sources, lambda s, _: Pointwise(s[0], function=function, bounds=bounds))
 
-    def _affine(self, factor: float, summand: float, *, largest: bool = False) -> Made | None:
+    def _affine(self, factor: float, summand: float, *, largest: bool = False) -> LoweredNode | None:
         """The same line for all channels, or the larger of it and of the operand itself."""
         value = self.recorded.node_inputs[self.node][0]
         dim = 1 if self.kind == IMAGES else len(value.shape) - 1
@@ -238,14 +240,14 @@ class Node:
 
         def instruction(sources: tuple[int, ...], weights: Weights) -> Pointwise:
             channels = value.shape[dim]
-            factors = (torch.full((channels,), one, dtype=torch.float32) for one in (factor, summand))
+            factors = (torch.full((channels,), entry, dtype=torch.float32) for entry in (factor, summand))
             begun = weights.add_factors(*factors)
-            other, operation = (sources[0], "maximum") if largest else (None, "")
-            return Pointwise(sources[0], other, operation, begun, channels)
+            operand, operation = (sources[0], "maximum") if largest else (None, "")
+            return Pointwise(sources[0], operand, operation, begun, channels)
 
-        return Made(self._sources, instruction)
+        return LoweredNode(self._sources, instruction)
 
-    def _pair(self, call: Call) -> Made | None:
+    def _pair(self, call: Call) -> LoweredNode | None:
         operation = _PAIRS[call.name]
         sources, values = self._sources, self.recorded.node_inputs[self.node]  # in the same order
         if call.kwargs or {len(call.inputs), len(call.args), len(values), len(sources)} != {2}:
@@ -255,17 +257,17 @@ class Node:
             if self.kind != IMAGES:
                 return None
             large = max((0, 1), key=lambda index: shapes[index].numel())
-            whole, one = values[large], values[1 - large]
+            whole, single = values[large], values[1 - large]
             spread = (*whole.shape[:2], *([1] * (len(whole.shape) - 2)))
-            if one.shape != spread or one.varying != whole.varying & {0, 1}:
+            if single.shape != spread or single.varying != whole.varying & {0, 1}:
                 return None
             pair = sources[large], sources[1 - large]
-            return Made(pair, lambda s, _: Pointwise(s[0], s[1], operation), spreads=True)
+            return LoweredNode(pair, lambda s, _: Pointwise(s[0], s[1], operation), spreads=True)
         if any(value.varying != values[0].varying for value in values):
             return None
-        return Made(sources, lambda s, _: Pointwise(s[0], s[1], operation))
+        return LoweredNode(sources, lambda s, _: Pointwise(s[0], s[1], operation))
 
-    def _pool(self, call: Call) -> Made | None:
+    def _pool(self, call: Call) -> LoweredNode | None:
         if call.name not in _POOLS or len(self._sources) != 1:
             return None
         dims, largest = _POOLS[call.name]
@@ -282,12 +284,12 @@ class Node:
             return None
         if len(call.args) > 6:
             return None
-        return Made(
+        return LoweredNode(
             self._sources,
-            lambda s, _: Pool(s[0], largest, _three(kernel, 1), _three(stride, 1), _three(padding, 0), ceil),
+            lambda s, _: Pool(s[0], largest, _dhw(kernel, 1), _dhw(stride, 1), _dhw(padding, 0), ceil),
         )
 
-    def _flatten(self, call: Call) -> Made | None:
+    def _flatten(self, call: Call) -> LoweredNode | None:
         """Images of one element as rows."""
         if call.name not in ("view", "squeeze") or len(self._sources) != 1:
             return None
@@ -298,23 +300,23 @@ class Node:
         if call.name == "squeeze" and not _over_space(call, rank):
             return None  # it drops a batch of one, too
         alike = rows.varying == image.varying & {0}
-        return Made(self._sources, lambda s, _: Pointwise(s[0])) if alike else None
+        return LoweredNode(self._sources, lambda s, _: Pointwise(s[0])) if alike else None
 
-    def _mean(self, call: Call) -> Made | None:
+    def _mean(self, call: Call) -> LoweredNode | None:
         if call.name != "mean" or len(self._sources) != 1 or len(call.args) not in (2, 3) or call.kwargs:
             return None
         if len(call.inputs[0].shape) < 3 or not _over_space(call, len(call.inputs[0].shape)):
             return None
-        return Made(self._sources, lambda s, _: Mean(s[0]))
+        return LoweredNode(self._sources, lambda s, _: Mean(s[0]))
 
-    def _concatenate(self, call: Call) -> Made | None:
+    def _concatenate(self, call: Call) -> LoweredNode | None:
         dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
         if call.name != "cat" or dim not in (1, 1 - len(call.outputs[0].shape)):
             return None
         sources = tuple(leaf for leaf in _listed(self.node) if isinstance(leaf, fx.Node))
         if len(sources) != len(call.inputs):
             return None
-        return Made(sources, lambda s, _: Concatenate(s))
+        return LoweredNode(sources, lambda s, _: Concatenate(s))
 
 
 def _line(call: Call) -> tuple[float, float] | None:
@@ -367,6 +369,6 @@ def _many(value: Any, dims: int) -> tuple[int, ...]:
     return listed if len(listed) == dims else listed * dims
 
 
-def _three(values: Sequence[int], missing: int) -> Three:
+def _dhw(values: Sequence[int], missing: int) -> DHW:
     depth, height, width = (*([missing] * (3 - len(values))), *values)
     return depth, height, width

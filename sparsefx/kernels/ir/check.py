@@ -15,7 +15,7 @@ from sparsefx.kernels.ir.program import (
     Instruction,
     Pointwise,
     Pool,
-    Program,
+    RegionProgram,
     read_program,
 )
 
@@ -41,10 +41,10 @@ def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
         _check_instruction(item, program.inputs + index, tensors)
     values = program.inputs + len(program.instructions)
     _need(type(program.outputs) is tuple and bool(program.outputs), "its outputs are none")
-    made = all(_is_index(one, values) and one >= program.inputs for one in program.outputs)
+    made = all(_is_index(value, values) and value >= program.inputs for value in program.outputs)
     _need(made and len({*program.outputs}) == len(program.outputs), "its outputs are not there")
     ends = {*range(program.inputs), *program.outputs} if program.dims else set()
-    flat = type(program.flat) is tuple and all(type(one) is int and one in ends for one in program.flat)
+    flat = type(program.flat) is tuple and all(type(value) is int and value in ends for value in program.flat)
     _need(flat, "it flattens what is no input or output")
     convolutions = [item for item in program.instructions if isinstance(item, Convolution)]
     _need(len(layers) == len(convolutions), f"it has {len(convolutions)} layers, not {len(layers)}")
@@ -52,7 +52,7 @@ def check(text: str, tensors: Sequence[Tensor], layers: Sequence[Any]) -> None:
         _check_layer(layer, item)
 
 
-def _read(text: str) -> Program:
+def _read(text: str) -> RegionProgram:
     try:
         return read_program(text)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
@@ -78,16 +78,16 @@ def _is_index(value: Any, size: int) -> bool:
 
 def _check_instruction(item: Instruction, number: int, tensors: Sequence[Tensor]) -> None:
     there = type(item.operands) is tuple and bool(item.operands)
-    there = there and all(_is_index(one, number) for one in item.operands)
+    there = there and all(_is_index(operand, number) for operand in item.operands)
     _need(there, f"instruction {number} reads what is not there")
     for name in ("kernel", "stride", "dilation", "padding"):
         least = 0 if name == "padding" else 1
         values = getattr(item, name, (1, 1, 1))
-        whole = type(values) is tuple and len(values) == 3 and all(type(one) is int for one in values)
-        _need(whole and all(least <= one < _LARGEST for one in values), f"instruction {number}: {name}")
+        whole = type(values) is tuple and len(values) == 3 and all(type(length) is int for length in values)
+        _need(whole and all(least <= length < _LARGEST for length in values), f"instruction {number}: {name}")
     if isinstance(item, Convolution | Pointwise):
         pair = type(item.bounds) is tuple and len(item.bounds) == 2
-        _need(pair and all(type(one) is float for one in item.bounds), f"instruction {number}: bounds")
+        _need(pair and all(type(bound) is float for bound in item.bounds), f"instruction {number}: bounds")
     if isinstance(item, Convolution):
         _check_convolution(item, number, tensors)
     elif isinstance(item, Pointwise):
@@ -113,7 +113,7 @@ def _check_convolution(item: Convolution, number: int, tensors: Sequence[Tensor]
     _need(whole and _is_index(item.nonzeros, MOST_INDICES), f"{what}sizes")
     _need(item.codes <= MOST_CODES, f"{what}window")
     begun = type(item.weights) is tuple and len(item.weights) == 3
-    _need(begun and all(_is_index(one, MOST_INDICES) for one in item.weights), f"{what}weights")
+    _need(begun and all(_is_index(start, MOST_INDICES) for start in item.weights), f"{what}weights")
     packed = packed_at(item, tensors)
     rows, codes = packed.rows, packed.codes
     _need(len(rows) == item.segments * item.out_channels + 1, f"{what}{len(rows)} rows")

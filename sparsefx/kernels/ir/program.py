@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
-Three: TypeAlias = tuple[int, int, int]
+DHW: TypeAlias = tuple[int, int, int]
 """Something by depth, height and width."""
 
 NO_BOUNDS = (-math.inf, math.inf)
@@ -39,13 +39,13 @@ class Convolution:
     """
 
     source: int
-    weights: Three
+    weights: DHW
     in_channels: int
     out_channels: int
-    kernel: Three
-    stride: Three
-    padding: Three
-    dilation: Three
+    kernel: DHW
+    stride: DHW
+    padding: DHW
+    dilation: DHW
     segments: int
     nonzeros: int
     bounds: tuple[float, float] = NO_BOUNDS
@@ -77,9 +77,9 @@ class Pool:
 
     source: int
     largest: bool
-    kernel: Three
-    stride: Three
-    padding: Three
+    kernel: DHW
+    stride: DHW
+    padding: DHW
     ceil: bool = False
 
     @property
@@ -150,7 +150,7 @@ _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Convolution, Pool, Me
 
 
 @dataclass(frozen=True)
-class Program:
+class RegionProgram:
     """A region.
 
     Attributes:
@@ -190,12 +190,12 @@ class Program:
 
 
 @lru_cache(maxsize=1024)
-def read_program(text: str) -> Program:
+def read_program(text: str) -> RegionProgram:
     """A program from its text."""
     content = json.loads(text)
     instructions = tuple(_instruction(item) for item in content["instructions"])
     outputs, flat = tuple(content["outputs"]), tuple(content.get("flat", ()))
-    return Program(content["dims"], content["inputs"], instructions, outputs, flat)
+    return RegionProgram(content["dims"], content["inputs"], instructions, outputs, flat)
 
 
 def _instruction(item: dict[str, Any]) -> Instruction:

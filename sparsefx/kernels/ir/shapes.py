@@ -14,7 +14,7 @@ from sparsefx.kernels.ir.program import (
     Mean,
     Pointwise,
     Pool,
-    Program,
+    RegionProgram,
 )
 
 
@@ -26,13 +26,13 @@ class Shape(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def checked_shapes(program: Program, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+def checked_shapes(program: RegionProgram, inputs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """Shapes of the output tensors, if :func:`check_shapes` finds nothing wrong with those of the inputs."""
     check_shapes(program, inputs)
     return output_shapes(program, inputs)
 
 
-def output_shapes(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def output_shapes(program: RegionProgram, inputs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Shapes of the output tensors, given those of the input tensors."""
     values = infer(program, inputs)
     if not program.dims:
@@ -45,7 +45,7 @@ def output_shapes(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[t
     ]
 
 
-def infer(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[Shape]:
+def infer(program: RegionProgram, inputs: Sequence[tuple[Any, ...]]) -> list[Shape]:
     """Shapes of all values.
 
     Args:
@@ -55,7 +55,7 @@ def infer(program: Program, inputs: Sequence[tuple[Any, ...]]) -> list[Shape]:
     return of_values(program, [_of_input(program, shape) for shape in inputs])
 
 
-def of_values(program: Program, inputs: Sequence[Shape]) -> list[Shape]:
+def of_values(program: RegionProgram, inputs: Sequence[Shape]) -> list[Shape]:
     """Shapes of all values, given the inputs'."""
     values = list(inputs)
     for item in program.instructions:
@@ -63,7 +63,7 @@ def of_values(program: Program, inputs: Sequence[Shape]) -> list[Shape]:
     return values
 
 
-def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
+def check_shapes(program: RegionProgram, inputs: Sequence[tuple[int, ...]]) -> None:
     """Refuse inputs that the kernels would read or write outside of.
 
     Raises:
@@ -80,7 +80,7 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
                 "inputs of the export had"
             )
     together = [shape[:1] if program.dims else shape[:-1] for shape in inputs]
-    if any(one != together[0] for one in together):
+    if any(sizes != together[0] for sizes in together):
         raise ArgumentError(f"inputs are {', '.join(map(str, inputs))}, which do not belong together")
     values = infer(program, inputs)
     for number, item in enumerate(program.instructions):
@@ -95,7 +95,7 @@ def check_shapes(program: Program, inputs: Sequence[tuple[int, ...]]) -> None:
             )
 
 
-def _of_input(program: Program, shape: tuple[Any, ...]) -> Shape:
+def _of_input(program: RegionProgram, shape: tuple[Any, ...]) -> Shape:
     if not program.dims:
         return Shape(shape[-1], (1, 1, 1))
     missing: tuple[Any, ...] = (1,) * (5 - len(shape))

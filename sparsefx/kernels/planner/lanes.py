@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
-from sparsefx.kernels.ir.program import Three
+from sparsefx.kernels.ir.program import DHW
 
 Offsets = NDArray[np.int32]
 
@@ -48,14 +48,14 @@ class Layout:
     """
 
     channels: int
-    size: Three
+    size: DHW
     split: Split
-    tile: Three
-    before: Three = (0, 0, 0)
-    after: Three = (0, 0, 0)
+    tile: DHW
+    before: DHW = (0, 0, 0)
+    after: DHW = (0, 0, 0)
 
     @classmethod
-    def of(cls, channels: int, size: Three, split: Split) -> Layout:
+    def of(cls, channels: int, size: DHW, split: Split) -> Layout:
         """The layout with the smallest tiles."""
         depth, height, width = size
         return cls(channels, size, split, (depth, -(-height // split.rows), -(-width // split.columns)))
@@ -66,13 +66,13 @@ class Layout:
         return replace(self, before=(0, 0, 0), after=(0, 0, 0))
 
     @cached_property
-    def room(self) -> Three:
+    def room(self) -> DHW:
         """Depth, rows and columns of a tile with its border."""
         depth, height, width = (b + t + a for b, t, a in zip(self.before, self.tile, self.after, strict=True))
         return depth, height, width
 
     @cached_property
-    def pitch(self) -> Three:
+    def pitch(self) -> DHW:
         """Planes from one channel to the next, rows from one plane, and vectors from one row.
 
         Where one tile is the whole image, its border holds nothing, so that what comes after a row, plane or
@@ -122,7 +122,7 @@ class Layout:
         before_depth, before_row, before_column = self.before
         return before_depth * self.depth + before_row * self.row + before_column * VECTOR_BYTES
 
-    def wider(self, before: Three, after: Three) -> Layout:
+    def wider(self, before: DHW, after: DHW) -> Layout:
         """With borders at least as wide as these."""
         return replace(self, before=_larger(self.before, before), after=_larger(self.after, after))
 
@@ -133,9 +133,9 @@ class Layout:
             Image, depth, row and column: [4, places, lanes]; -1 outside of the image.
         """
         lanes = np.arange(LANES)
-        image, part = lanes // self.split.parts, lanes % self.split.parts
+        image, tile_number = lanes // self.split.parts, lanes % self.split.parts
         image = np.where(image < self.split.images, image, -1)
-        tiles = (np.zeros(LANES, int), part // self.split.columns, part % self.split.columns)
+        tiles = (np.zeros(LANES, int), tile_number // self.split.columns, tile_number % self.split.columns)
         axes = []
         for axis, tile_index in enumerate(tiles):
             places = np.arange(self.room[axis]) - self.before[axis]
@@ -175,11 +175,11 @@ class Layout:
         return np.where(image < 0, -1, place * LANES + lane).astype(np.int32)
 
 
-def _larger(one: Three, other: Three) -> Three:
-    return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2])
+def _larger(first: DHW, second: DHW) -> DHW:
+    return max(first[0], second[0]), max(first[1], second[1]), max(first[2], second[2])
 
 
-def split_for(images: int, size: Three) -> Split:
+def split_for(images: int, size: DHW) -> Split:
     """What wastes the fewest lanes, and reaches least over borders, for so many images, at most 16."""
     images = min(LANES, 1 << max(images - 1, 0).bit_length())
     _, height, width = size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsefx.kernels.codegen.vectors import VECTOR_BYTES
-from sparsefx.kernels.planner.steps import Address, Convolve, Step, Value
+from sparsefx.kernels.planner.steps import Address, Convolve, LaneValue, Step
 
 
 def place(steps: Sequence[Step]) -> int:
@@ -16,7 +16,7 @@ def place(steps: Sequence[Step]) -> int:
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    values: dict[int, Value] = {}
+    values: dict[int, LaneValue] = {}
     for index, step in enumerate(steps):
         for value in (*step.reads, *([step.writes] if step.writes else [])):
             values[id(value)] = value

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsefx.kernels.codegen.moving import exchange, gather, scatter
-from sparsefx.kernels.codegen.transposing import turn_in, turn_out
+from sparsefx.kernels.codegen.transposing import pack_transposed, unpack_transposed
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
 from sparsefx.kernels.planner.lanes import Layout, Offsets
-from sparsefx.kernels.planner.steps import Address, Argument, Call, Step, Value, float_bits
+from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, LaneValue, Step, float_bits
 from sparsefx.kernels.planner.tiling import moving
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutsideTensor:
     """A tensor outside of the plan: where each element is.
 
     Attributes:
@@ -31,7 +31,7 @@ class Outside:
     steps: tuple[int, int, int, int]
     channel: int
 
-    def turns(self, layout: Layout) -> bool:
+    def is_transposed(self, layout: Layout) -> bool:
         """Whether channels are neighbours, and enough of them to be moved together."""
         return self.channel == 1 and layout.channels >= LANES
 
@@ -43,61 +43,61 @@ class Outside:
 
 
 @dataclass
-class Enter(Step):
+class PackLanes(Step):
     """A tensor from outside, into lanes."""
 
-    source: Outside
-    target: Value
+    source: OutsideTensor
+    target: LaneValue
 
     def __post_init__(self) -> None:
         self.writes = self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """All places, the border's too."""
         layout = self.target.layout
         elements = self.source.elements(layout)
-        if self.source.turns(layout):
+        if self.source.is_transposed(layout):
             moved = _moved(self.source.address, self.target.address, layout, layout.places(), elements)
-            yield turn_in(), moved | {"lanes_channel": layout.channel}
+            yield pack_transposed(), moved | {"lanes_channel": layout.channel}
         else:
             yield _gathered(self.target, elements, 4 * self.source.channel, self.source.address)
 
 
 @dataclass
-class Leave(Step):
+class UnpackLanes(Step):
     """Lanes, into a tensor outside."""
 
-    source: Value
-    target: Outside
+    source: LaneValue
+    target: OutsideTensor
 
     def __post_init__(self) -> None:
         self.reads = (self.source,)
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """The places inside of the border."""
         layout = self.source.layout
         own = layout.own()
         places, elements = layout.places()[own], self.target.elements(layout)[own]
         moved = _moved(self.source.address, self.target.address, layout, places, elements)
-        if self.target.turns(layout):
-            yield turn_out(), moved | {"lanes_channel": layout.channel}
+        if self.target.is_transposed(layout):
+            yield unpack_transposed(), moved | {"lanes_channel": layout.channel}
         else:
             channels = {"source_channel": layout.channel, "target_channel": 4 * self.target.channel}
             yield scatter(), moved | channels
 
 
 @dataclass
-class Relay(Step):
+class ConvertLayout(Step):
     """A value in another layout; ``everywhere``: its one element a channel in every lane of an image."""
 
-    source: Value
-    target: Value
+    source: LaneValue
+    target: LaneValue
     everywhere: bool = False
 
     def __post_init__(self) -> None:
         self.reads, self.writes = (self.source,), self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """All places, the border's too."""
         source = self.source.layout
         where = self.target.layout.coordinates()
@@ -109,10 +109,10 @@ class Relay(Step):
 
 
 @dataclass
-class Border(Step):
+class FillBorder(Step):
     """What surrounds a tile: zeros, or what the neighbouring lanes hold."""
 
-    value: Value
+    value: LaneValue
 
     def __post_init__(self) -> None:
         self.reads, self.writes = (self.value,), self.value
@@ -123,7 +123,7 @@ class Border(Step):
         layout = self.value.layout
         return moving(layout.channels * (layout.channel - layout.bare.channel)) if self.value.bordered else 0
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """The places of the border, and those inside that have lanes outside of the image.
 
         A place's lanes all come from one other place: the border continues the tile by whole tiles.
@@ -153,7 +153,7 @@ class Border(Step):
         yield exchange(tuple(tuple(int(lane) for lane in pattern) for pattern in patterns)), arguments
 
 
-def _gathered(target: Value, elements: Offsets, channel: int, source: Address) -> Call:
+def _gathered(target: LaneValue, elements: Offsets, channel: int, source: Address) -> KernelCall:
     layout = target.layout
     return gather(), _moved(source, target.address, layout, layout.places(), elements) | {
         "source_channel": channel,

@@ -14,9 +14,9 @@ from functools import lru_cache
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.codegen.vectors import LANES
-from sparsefx.kernels.ir.program import Program
+from sparsefx.kernels.ir.program import RegionProgram
 from sparsefx.kernels.ir.shapes import Shape, of_values
-from sparsefx.kernels.planner.plan import Given, Plan, contiguous
+from sparsefx.kernels.planner.plan import Plan, TensorSpec, contiguous
 from sparsefx.kernels.planner.sections import Section, live, section
 
 _MOST_ROWS = 16 * LANES
@@ -45,53 +45,55 @@ class Schedule:
     """How a batch is divided.
 
     Attributes:
-        part: images, or rows, that go through all stages before the next do.
+        part_size: images, or rows, that go through all stages before the next do.
         apart: whether each thread computes parts of its own, instead of all together one after the other.
         stages: sections of the program, in order.
     """
 
-    part: int
+    part_size: int
     apart: bool
     stages: tuple[Stage, ...]
 
 
-def schedule_for(program: Program, given: tuple[Given, ...], total: int, threads: int) -> Schedule:
+def schedule_for(
+    program: RegionProgram, inputs: tuple[TensorSpec, ...], total: int, threads: int
+) -> Schedule:
     """The schedule that takes the least time, by the plans' costs.
 
     Args:
         program: what to compute.
-        given: its inputs.
+        inputs: of the program.
         total: images, or rows.
         threads: that there are.
 
     Raises:
         ArgumentError: an image is too large.
     """
-    sizes = [size for size in _sizes(program, total) if _fits(program, given, size)]
+    sizes = [size for size in _sizes(program, total) if _fits(program, inputs, size)]
     if not sizes:
         raise ArgumentError(
-            f"an input of {given[0].channels} channels of {given[0].size} is too large for sparse kernels, "
+            f"an input of {inputs[0].channels} channels of {inputs[0].size} is too large for sparse kernels, "
             "which tell places by 32 bits; export with kernels='dense'"
         )
-    found = []
-    for part, apart in itertools.product(sizes, {False, threads > 1}):
-        cycles, chosen = _choose(program, given, part, sizes, 1 if apart else threads)
-        turns = math.ceil(math.ceil(total / part) / (threads if apart else 1))
-        found.append((cycles * turns, part, apart, chosen))
-    _, part, apart, chosen = min(found)
-    return Schedule(part, apart, _stages(program, chosen))
+    choices = []
+    for part_size, apart in itertools.product(sizes, {False, threads > 1}):
+        cycles, chosen = _choose(program, inputs, part_size, sizes, 1 if apart else threads)
+        rounds = math.ceil(math.ceil(total / part_size) / (threads if apart else 1))
+        choices.append((cycles * rounds, part_size, apart, chosen))
+    _, part_size, apart, chosen = min(choices)
+    return Schedule(part_size, apart, _stages(program, chosen))
 
 
-def _sizes(program: Program, total: int) -> list[int]:
+def _sizes(program: RegionProgram, total: int) -> list[int]:
     least, most = (1, LANES) if program.dims else (LANES, _MOST_ROWS)
     return [1 << n for n in range(9) if least <= 1 << n <= most and (1 << n < 2 * total or 1 << n == least)]
 
 
-def _fits(program: Program, given: tuple[Given, ...], size: int) -> bool:
+def _fits(program: RegionProgram, inputs: tuple[TensorSpec, ...], size: int) -> bool:
     """Whether 32 bits tell all distances within so many images or rows."""
-    shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
-    results = [contiguous(program.dims, *shape) for shape in shapes[len(given) :]]
-    for item in (*given, *results):
+    shapes = of_values(program, [Shape(item.channels, item.size) for item in inputs])
+    made = [contiguous(program.dims, *shape) for shape in shapes[len(inputs) :]]
+    for item in (*inputs, *made):
         lengths = (size, *item.size) if program.dims else (1, 1, 1, size)
         apart = sum(step * (length - 1) for step, length in zip(item.steps, lengths, strict=True))
         if apart > _MOST_APART or math.prod(lengths) > _MOST_IN_LANES:
@@ -100,30 +102,30 @@ def _fits(program: Program, given: tuple[Given, ...], size: int) -> bool:
 
 
 def _choose(
-    program: Program, given: tuple[Given, ...], part: int, sizes: Sequence[int], threads: int
+    program: RegionProgram, inputs: tuple[TensorSpec, ...], part_size: int, sizes: Sequence[int], threads: int
 ) -> tuple[float, tuple[int, ...]]:
     """Cycles for a part of the batch, and each instruction's size: the shortest way through all of them."""
-    shapes = of_values(program, [Shape(item.channels, item.size) for item in given])
-    results = tuple(contiguous(program.dims, *shapes[output]) for output in program.outputs)
-    costs = {s: plan_for(program, given, results, s, threads).costs for s in sizes if s <= part}
+    shapes = of_values(program, [Shape(item.channels, item.size) for item in inputs])
+    outputs = tuple(contiguous(program.dims, *shapes[output]) for output in program.outputs)
+    costs = {s: plan_for(program, inputs, outputs, s, threads).costs for s in sizes if s <= part_size}
     ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(costs, (0.0, ()))
     for index in range(len(program.instructions)):
         cycles, chosen = min(ways.values())
-        change = cycles + _change(program, shapes, index, part) / threads, chosen
+        change = cycles + _change(program, shapes, index, part_size) / threads, chosen
         for size, way in ways.items():
             cycles, chosen = min(way, change)
-            ways[size] = cycles + part / size * costs[size][index], (*chosen, size)
+            ways[size] = cycles + part_size / size * costs[size][index], (*chosen, size)
     return min(ways.values())
 
 
-def _change(program: Program, shapes: Sequence[Shape], index: int, part: int) -> float:
+def _change(program: RegionProgram, shapes: Sequence[Shape], index: int, part_size: int) -> float:
     """Cycles for another size from an instruction on: what is still needed leaves the lanes and enters."""
     kept = [value for value in live(program, index) if program.inputs <= value < program.inputs + index]
     elements: int = sum(shapes[value].channels * math.prod(shapes[value].size) for value in kept)
-    return _SECTION + _MOVE * part * elements
+    return _SECTION + _MOVE * part_size * elements
 
 
-def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
+def _stages(program: RegionProgram, sizes: Sequence[int]) -> tuple[Stage, ...]:
     """Sections of instructions with the same size."""
     stages = []
     first = 0
@@ -136,10 +138,14 @@ def _stages(program: Program, sizes: Sequence[int]) -> tuple[Stage, ...]:
 
 @lru_cache(maxsize=64)
 def plan_for(
-    program: Program, given: tuple[Given, ...], results: tuple[Given, ...], count: int, threads: int
+    program: RegionProgram,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    count: int,
+    threads: int,
 ) -> Plan:
     """The plan of a program for so many images or rows, with its inputs and outputs."""
     if program.dims:
-        return Plan(program, given, results, count, threads)
-    given = tuple(replace(item, size=(1, 1, count)) for item in given)
-    return Plan(program, given, results, 1, threads)
+        return Plan(program, inputs, outputs, count, threads)
+    rows = tuple(replace(item, size=(1, 1, count)) for item in inputs)
+    return Plan(program, rows, outputs, 1, threads)

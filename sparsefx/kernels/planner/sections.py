@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from sparsefx.kernels.ir.program import Concatenate, Instruction, Program
+from sparsefx.kernels.ir.program import Concatenate, Instruction, RegionProgram
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Section:
         writes: and of its outputs.
     """
 
-    program: Program
+    program: RegionProgram
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
 
 @lru_cache(maxsize=512)
-def section(program: Program, first: int, last: int) -> Section:
+def section(program: RegionProgram, first: int, last: int) -> Section:
     """The instructions from ``first`` to before ``last``."""
     chosen = program.instructions[first:last]
     own = range(program.inputs + first, program.inputs + last)
@@ -34,10 +34,10 @@ def section(program: Program, first: int, last: int) -> Section:
     numbers = {value: index for index, value in enumerate((*reads, *own))}
     instructions = tuple(_renumbered(item, numbers) for item in chosen)
     outputs = tuple(numbers[value] for value in writes)
-    return Section(Program(program.dims, len(reads), instructions, outputs), reads, writes)
+    return Section(RegionProgram(program.dims, len(reads), instructions, outputs), reads, writes)
 
 
-def live(program: Program, before: int) -> set[int]:
+def live(program: RegionProgram, before: int) -> set[int]:
     """Values that an instruction from ``before`` on, or the caller, reads."""
     later = program.instructions[before:]
     return {value for item in later for value in item.operands} | set(program.outputs)

@@ -39,11 +39,11 @@ class Address:
 
 
 Argument: TypeAlias = int | Address | NDArray[np.int32] | NDArray[np.int64]
-Call: TypeAlias = tuple[Kernel, Mapping[str, Argument]]
+KernelCall: TypeAlias = tuple[Kernel, Mapping[str, Argument]]
 
 
 @dataclass
-class Value:
+class LaneValue:
     """A result in lanes.
 
     Attributes:
@@ -74,11 +74,11 @@ class Step(ABC):
         writes: the value that it makes, or adds to.
     """
 
-    reads: tuple[Value, ...] = ()
-    writes: Value | None = None
+    reads: tuple[LaneValue, ...] = ()
+    writes: LaneValue | None = None
 
     @abstractmethod
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """Kernels and their arguments."""
 
     @property
@@ -99,9 +99,9 @@ class Convolve(Step):
 
     item: Convolution
     weights: tuple[Address, ...]
-    source: Value
-    target: Value
-    residual: Value | None
+    source: LaneValue
+    target: LaneValue
+    residual: LaneValue | None
     tiling: Tiling
     threads: int
     room: Address = Address("memory")
@@ -122,7 +122,7 @@ class Convolve(Step):
         return super().cost + tiling_cost(self.tiling, self.item, size, pitch)
 
     @property
-    def _parts(self) -> int:
+    def _channel_parts(self) -> int:
         """Into how many parts the output channels are divided, for every thread to have work."""
         tiles = self.tiling.tile.count(self.target.layout.tile)
         if tiles % self.threads == 0 or tiles >= 8 * self.threads:
@@ -144,7 +144,7 @@ class Convolve(Step):
     def _blocks(self) -> int:
         return -(-self.item.segments // self.tiling.together)
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """One kernel for everything."""
         rows, codes, values, bias = self.weights
         source, target = self.source.layout, self.target.layout
@@ -155,7 +155,7 @@ class Convolve(Step):
         arguments: dict[str, Argument] = {
             "scratch": self.room,
             "scratch_step": self._waiting,
-            "parts": self._parts,
+            "parts": self._channel_parts,
             "rows": rows,
             "codes": codes,
             "values": values,
@@ -185,13 +185,13 @@ class PoolWindows(Step):
     """The largest or the mean of each window."""
 
     item: Pool
-    source: Value
-    target: Value
+    source: LaneValue
+    target: LaneValue
 
     def __post_init__(self) -> None:
         self.reads, self.writes = (self.source,), self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """One kernel."""
         taps = window(self.source.layout, self.item.kernel, (1, 1, 1))
         arguments: dict[str, Argument] = {
@@ -212,13 +212,13 @@ class PoolWindows(Step):
 class MeanOfImage(Step):
     """The mean of each channel's image."""
 
-    source: Value
-    target: Value
+    source: LaneValue
+    target: LaneValue
 
     def __post_init__(self) -> None:
         self.reads, self.writes = (self.source,), self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """One kernel."""
         layout = self.source.layout
         steps = positions("source", layout)
@@ -239,15 +239,15 @@ class Compute(Step):
 
     item: Pointwise
     factors: tuple[Address, ...] | None
-    source: Value
-    other: Value | None
-    target: Value
+    source: LaneValue
+    other: LaneValue | None
+    target: LaneValue
 
     def __post_init__(self) -> None:
         self.reads = (self.source, *([] if self.other is None else [self.other]))
         self.writes = self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """One kernel."""
         arguments = {
             **_elementwise(self.source, self.target, self.item.bounds),
@@ -256,11 +256,11 @@ class Compute(Step):
         if self.factors is not None:
             arguments |= dict(zip(("scale", "shift"), self.factors, strict=True))
         if self.other is not None:
-            one = self.other.layout.size != self.source.layout.size
+            is_single = self.other.layout.size != self.source.layout.size
             arguments |= {
                 "other": self.other.start,
-                **positions("other", self.other.layout, (0, 0, 0) if one else (1, 1, 1)),
-                "other_column": 0 if one else VECTOR_BYTES,
+                **positions("other", self.other.layout, (0, 0, 0) if is_single else (1, 1, 1)),
+                "other_column": 0 if is_single else VECTOR_BYTES,
             }
         form = Form(self.factors is not None, self.item.operation, self.item.function)
         yield pointwise(form), arguments
@@ -270,20 +270,20 @@ class Compute(Step):
 class Copy(Step):
     """A value as some of the channels of another, from ``first`` on."""
 
-    source: Value
-    target: Value
+    source: LaneValue
+    target: LaneValue
     first: int
 
     def __post_init__(self) -> None:
         self.reads, self.writes = (self.source,), self.target
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[KernelCall]:
         """One kernel."""
         start = self.target.start + self.first * self.target.layout.channel
         yield pointwise(Form()), {**_elementwise(self.source, self.target, NO_BOUNDS), "target": start}
 
 
-def _elementwise(source: Value, target: Value, bounds: tuple[float, float]) -> dict[str, Argument]:
+def _elementwise(source: LaneValue, target: LaneValue, bounds: tuple[float, float]) -> dict[str, Argument]:
     low, high = map(float_bits, bounds)
     return {
         **image(source.layout),
@@ -318,7 +318,7 @@ def window(layout: Layout, kernel: tuple[int, int, int], dilation: tuple[int, in
     return total
 
 
-def first_window(value: Value, padding: tuple[int, int, int]) -> Address:
+def first_window(value: LaneValue, padding: tuple[int, int, int]) -> Address:
     """The first element of the first window, which is in the border where there is padding."""
     steps = (value.layout.depth, value.layout.row, VECTOR_BYTES)
     return value.start + -sum(pad * step for pad, step in zip(padding, steps, strict=True))

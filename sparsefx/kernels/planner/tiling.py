@@ -10,7 +10,7 @@ from functools import cache
 from sparsefx.kernels.codegen.convolution import Tile
 from sparsefx.kernels.codegen.vectors import LANES, SUMS, VECTOR_BYTES
 from sparsefx.kernels.ir.packed import are_short
-from sparsefx.kernels.ir.program import Convolution, Three
+from sparsefx.kernels.ir.program import DHW, Convolution
 
 _FORMS = tuple(
     (rows, columns) for rows in (1, 2, 4) for columns in (1, 2, 4, 7, 8, 14, 16) if rows * columns <= SUMS
@@ -69,7 +69,7 @@ class Tiling:
 
 
 @cache
-def choose_tiling(item: Convolution, size: Three, pitch: Three) -> Tiling:
+def choose_tiling(item: Convolution, size: DHW, pitch: DHW) -> Tiling:
     """The one that takes the least time by the model below.
 
     Args:
@@ -80,7 +80,7 @@ def choose_tiling(item: Convolution, size: Three, pitch: Three) -> Tiling:
     return min(candidates(item, size), key=lambda tiling: tiling_cost(tiling, item, size, pitch))
 
 
-def candidates(item: Convolution, size: Three) -> Iterator[Tiling]:
+def candidates(item: Convolution, size: DHW) -> Iterator[Tiling]:
     """All that are sensible."""
     _, height, width = size
     blocks = {-(-item.segments // count) for count in _BLOCKS}
@@ -94,7 +94,7 @@ def candidates(item: Convolution, size: Three) -> Iterator[Tiling]:
                 yield Tiling(Tile(rows, columns, unroll, item.stride[2], short), together)
 
 
-def tiling_cost(tiling: Tiling, item: Convolution, size: Three, pitch: Three) -> float:
+def tiling_cost(tiling: Tiling, item: Convolution, size: DHW, pitch: DHW) -> float:
     """Cycles that it takes, about.
 
     Every nonzero costs something besides its loads, every visit of an output channel for a block as well, and

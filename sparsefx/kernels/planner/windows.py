@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from sparsefx.kernels.ir.program import Convolution, Pool, Three
+from sparsefx.kernels.ir.program import DHW, Convolution, Pool
 from sparsefx.kernels.ir.shapes import slid
 from sparsefx.kernels.planner.lanes import Layout, split_for
 
@@ -30,7 +30,7 @@ def slide(item: Convolution | Pool, source: Layout, channels: int, images: int) 
     return source, result
 
 
-def reach(item: Convolution | Pool, source: Layout, result: Layout) -> Three:
+def reach(item: Convolution | Pool, source: Layout, result: Layout) -> DHW:
     """Depth, rows and columns that the windows of a tile read beyond the end of the source's."""
     dilation = item.dilation if isinstance(item, Convolution) else (1, 1, 1)
     depth, rows, columns = (
@@ -42,7 +42,7 @@ def reach(item: Convolution | Pool, source: Layout, result: Layout) -> Three:
     return depth, rows, columns
 
 
-def _follow(source: Layout, channels: int, size: Three, stride: Three) -> Layout | None:
+def _follow(source: Layout, channels: int, size: DHW, stride: DHW) -> Layout | None:
     """The layout in which each lane computes from its own part of the source, if there is one."""
     tile = list(size)
     for axis, lanes in ((1, source.split.rows), (2, source.split.columns)):
@@ -53,7 +53,7 @@ def _follow(source: Layout, channels: int, size: Three, stride: Three) -> Layout
     return Layout(channels, size, source.split, (tile[0], tile[1], tile[2]))
 
 
-def _reachable(layout: Layout, source: Three, stride: Three) -> Layout:
+def _reachable(layout: Layout, source: DHW, stride: DHW) -> Layout:
     """``layout`` with tiles so large that those of its source hold all of it."""
     tile = list(layout.size)
     for axis, lanes in ((1, layout.split.rows), (2, layout.split.columns)):
@@ -62,7 +62,7 @@ def _reachable(layout: Layout, source: Three, stride: Three) -> Layout:
     return replace(layout, tile=(tile[0], tile[1], tile[2]))
 
 
-def _needed(layout: Layout, source: Layout, stride: Three) -> Layout:
+def _needed(layout: Layout, source: Layout, stride: DHW) -> Layout:
     """The layout of a source from which each lane computes its part of ``layout``."""
     tile = list(source.size)
     for axis, lanes in ((1, layout.split.rows), (2, layout.split.columns)):

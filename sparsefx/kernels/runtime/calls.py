@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.kernels.codegen.dispatch_loop import HEAD, STEP
-from sparsefx.kernels.planner.steps import Address, Argument, Call
+from sparsefx.kernels.planner.steps import Address, Argument, KernelCall
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.threads import team_functions
 
@@ -22,7 +22,7 @@ class Calls:
         threads: that will walk through together.
     """
 
-    def __init__(self, calls: Iterable[Call], threads: int) -> None:
+    def __init__(self, calls: Iterable[KernelCall], threads: int) -> None:
         self._constants: list[NDArray[Any]] = []
         listed = list(calls)
         cells: list[Argument] = [*team_functions(threads), len(listed)]

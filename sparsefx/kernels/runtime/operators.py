@@ -30,7 +30,7 @@ def _region(inputs: list[Tensor], weights: list[Tensor], text: str) -> list[Tens
         inputs: images ``[N, C, *size]``, or rows ``[..., C]``: floating point numbers of 32 bits at most;
             computed in float32.
         weights: three tensors, as :class:`sparsefx.kernels.ir.packed.Weights` lays them out.
-        text: of a :class:`sparsefx.kernels.ir.program.Program`.
+        text: of a :class:`sparsefx.kernels.ir.program.RegionProgram`.
 
     Returns:
         The program's outputs, of the inputs' type.

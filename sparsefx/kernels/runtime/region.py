@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from sparsefx.kernels.ir.check import check
 from sparsefx.kernels.ir.packed import packed_at, unpack
-from sparsefx.kernels.ir.program import Convolution, Program, read_program
+from sparsefx.kernels.ir.program import Convolution, RegionProgram, read_program
 from sparsefx.kernels.ir.shapes import infer
 from sparsefx.kernels.runtime.operators import NO_GRADIENTS, region
 
@@ -46,7 +46,9 @@ class SparseRegion(nn.Module):
         layers: the layers that it replaces, in the program's order.
     """
 
-    def __init__(self, program: Program, tensors: Sequence[Tensor], layers: Sequence[RegionLayer]) -> None:
+    def __init__(
+        self, program: RegionProgram, tensors: Sequence[Tensor], layers: Sequence[RegionLayer]
+    ) -> None:
         super().__init__()
         self.program = program.text
         self.layers = tuple((layer.name, layer.shape, layer.groups) for layer in layers)
@@ -60,7 +62,7 @@ class SparseRegion(nn.Module):
             inputs: images ``[N, C, *size]`` of the convolutions, or rows ``[..., C]`` of linear layers.
         """
         if forward_ad._current_level >= 0 and any(
-            forward_ad.unpack_dual(one).tangent is not None for one in inputs
+            forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs
         ):
             raise RuntimeError(NO_GRADIENTS)  # they would be lost inside
         outputs: list[Tensor] = region(list(inputs), self.tensors(), self.program)
@@ -72,12 +74,12 @@ class SparseRegion(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse weights that the program does not fit: kernels read where they say, without looking."""
-        given = [
+        loaded = [
             state_dict.get(prefix + name, own) for name, own in zip(_TENSORS, self.tensors(), strict=True)
         ]
         try:
-            if not any(tensor.is_meta for tensor in given):
-                check(self.program, given, self.layers)
+            if not any(tensor.is_meta for tensor in loaded):
+                check(self.program, loaded, self.layers)
         except ValueError as error:
             *_, messages = rest
             messages.append(f"weights of other layers than those of {prefix[:-1] or 'the region'}: {error}")

@@ -250,7 +250,7 @@ def test_without_the_compiler(monkeypatch):
         sparsefx.export(model, (x,))
 
 
-class Given(nn.Module):
+class Network(nn.Module):
     """Two convolutions, ``a`` and ``b``, and a gate of 1x1, ``g``, called by a function."""
 
     def __init__(self, call):
@@ -290,7 +290,7 @@ def written(net, x):
 )
 def test_unusual_uses_of_layers(call, layers, size):
     torch.manual_seed(0)
-    model, x = Given(call).eval(), torch.randn(2, 4, size, size)
+    model, x = Network(call).eval(), torch.randn(2, 4, size, size)
     compact = sparsefx.export(model, (x,), kernels="sparse")
     assert {name for region in regions_of(compact) for name, _, _ in region.layers} == layers
     for other in (x, torch.randn(3, 4, 7, 9)):
@@ -299,7 +299,7 @@ def test_unusual_uses_of_layers(call, layers, size):
 
 @torch.no_grad()
 def test_layers_that_share_nothing_are_regions_apart():
-    model = Given(lambda net, x, y: (net.a(x), net.b(y))).eval()
+    model = Network(lambda net, x, y: (net.a(x), net.b(y))).eval()
     x = torch.randn(2, 4, 6, 5)
     compact = sparsefx.export(model, (x, x), kernels="sparse")
     assert len(regions_of(compact)) == 2
@@ -422,7 +422,7 @@ def test_threads_at_the_first_call_compute_the_same(monkeypatch):
         return build(*arguments)
 
     monkeypatch.setattr(execution_plan, "Calls", slow)
-    execution_plan.course_for.cache_clear()
+    execution_plan.execution_plan_for.cache_clear()
     execution_plan._calls_of.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(lambda _: compact(x), range(8)))

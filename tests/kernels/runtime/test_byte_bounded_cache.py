@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from sparsefx.kernels.runtime.byte_bounded_cache import Kept
+from sparsefx.kernels.runtime.byte_bounded_cache import ByteBoundedCache
 
 
 def test_the_least_recently_used_goes_first():
@@ -12,7 +12,7 @@ def test_the_least_recently_used_goes_first():
         made.append(name)
         return name, size
 
-    kept = Kept(make, lambda result: result[1], most=10)
+    kept = ByteBoundedCache(make, lambda result: result[1], most=10)
     for name, size in (("a", 4), ("b", 4), ("a", 4), ("c", 4), ("a", 4), ("b", 4)):
         assert kept(name, size) == (name, size)
     assert made == ["a", "b", "c", "b"]
@@ -26,11 +26,11 @@ def test_the_least_recently_used_goes_first():
 
 
 def test_threads_that_make_the_same_count_it_once():
-    kept = Kept(lambda name: name, lambda _: 6, most=12)
+    kept = ByteBoundedCache(lambda name: name, lambda _: 6, most=12)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(kept, ["a", "b"] * 500))
     made = []
-    again = Kept(lambda name: made.append(name), lambda _: 6, most=12)
+    again = ByteBoundedCache(lambda name: made.append(name), lambda _: 6, most=12)
     for name in ("a", "b", "a", "b"):
         again(name)
     assert made == ["a", "b"]

@@ -17,7 +17,7 @@ from kernel_programs import Case, cases, region_of
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.codegen.vectors import LANES
 from sparsefx.kernels.ir.packed import Weights, unpack
-from sparsefx.kernels.ir.program import Mean, Pool, Program, read_program
+from sparsefx.kernels.ir.program import Mean, Pool, RegionProgram, read_program
 from sparsefx.kernels.planner import plan, schedule, tiling
 from sparsefx.kernels.planner.schedule import Schedule
 from sparsefx.kernels.runtime import execution_plan, executor
@@ -86,7 +86,7 @@ def any_tiling(number: int):
 
 
 def forget():
-    for function in (schedule.plan_for, execution_plan.course_for):
+    for function in (schedule.plan_for, execution_plan.execution_plan_for):
         function.cache_clear()
 
 
@@ -130,7 +130,7 @@ def chain():
         hidden = hidden + torch.conv2d(hidden, *weights[1], padding=1)
         return torch.conv2d(hidden, *weights[2], padding=1)
 
-    return Program(2, 1, (first, pool, second, third), (4,)).text, list(stored.tensors), net
+    return RegionProgram(2, 1, (first, pool, second, third), (4,)).text, list(stored.tensors), net
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -156,7 +156,7 @@ def test_largest_of_windows(images, size, window, stride, padded, ceil):
     x, weight, bias = case.tensors()
     padding = tuple(w // 2 if padded else 0 for w in window)
     pool = Pool(1, True, (1, *window), (1, *stride), (0, *padding), ceil)
-    text = Program(2, 1, (case.instruction(), pool), (2,)).text
+    text = RegionProgram(2, 1, (case.instruction(), pool), (2,)).text
     expected = case.expected(x, weight, bias)
     expected = torch.nn.functional.max_pool2d(expected, window, stride, padding, ceil_mode=ceil)
     close(region([x], list(case.weights(weight, bias)), text)[0], expected)
@@ -292,7 +292,7 @@ for number, front in enumerate([True, False]):
                 tile % len(every)
             ]
             schedule.plan_for.cache_clear()
-            execution_plan.course_for.cache_clear()
+            execution_plan.execution_plan_for.cache_clear()
             execute(read_program(region.program), [moved(x, front)], [output], weights)
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 print("untouched")
@@ -327,7 +327,7 @@ def test_touches_only_its_own_memory():
 
 def test_the_mean_of_a_large_image():
     """A single sum would lose what is small beside it."""
-    program = Program(2, 1, (Mean(0),), (1,))
+    program = RegionProgram(2, 1, (Mean(0),), (1,))
     x = torch.full((1, 1, 512, 512), 0.1)
     (output,) = region([x], list(Weights().tensors), program.text)
     torch.testing.assert_close(output, x[:, :, :1, :1], rtol=1e-5, atol=0)
@@ -336,7 +336,7 @@ def test_the_mean_of_a_large_image():
 def test_a_border_beyond_32_bits_is_refused():
     case = Case(size=(8, 8), padding=(6000, 6000), window=(1, 1))
     item = case.instruction()
-    text = Program(2, 1, (item,), (1,)).text
+    text = RegionProgram(2, 1, (item,), (1,)).text
     x, weight, bias = case.tensors()
     with pytest.raises(ArgumentError, match="32 bits"):
         region([x], list(case.weights(weight, bias)), text)
