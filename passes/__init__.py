@@ -1,7 +1,6 @@
 """Graph passes on ``torch.fx``: they take any traced model and know nothing of training.
 
-Read in this order: ``capture`` (Python to graph), ``program`` (graph to ATen calls), ``ops`` (what is
-known of each operation), ``facts`` (what varies, what is constant, what is read), ``slices`` (what can
-be removed together), and the passes: ``canonical``, ``fold_batchnorm``, ``fold_constants``, ``shrink``,
-run by ``pipeline``.
+Read the folders in this order: ``running`` (models on example values), ``graph`` (what a graph computes),
+``capture`` (Python to graph), ``analysis`` (what varies, what is read, what can go together), ``manager``
+(the contract of a pass, and the pipeline), ``rewrites`` (a pass a file), ``serialize`` (graphs as data).
 """

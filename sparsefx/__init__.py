@@ -18,6 +18,7 @@ from sparsefx.errors import (
     SparseFxError,
 )
 from sparsefx.export import export
+from sparsefx.export_passes import ExportOptions, default_passes
 from sparsefx.masking.layers import (
     MaskedConv1d,
     MaskedConv2d,
@@ -48,6 +49,7 @@ __all__ = [
     "CheckpointError",
     "Clock",
     "CycleError",
+    "ExportOptions",
     "ExportReport",
     "InvariantError",
     "LedgerError",
@@ -72,6 +74,7 @@ __all__ = [
     "Training",
     "TrainingState",
     "apply_masks",
+    "default_passes",
     "estimate_speedup",
     "export",
     "load",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +18,7 @@ from torch.nn.utils import prune
 from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
-from sparsefx.kernels.frontend.backend import SparseKernels
+from sparsefx.export_passes import ExportOptions, Kernels, default_passes
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
@@ -25,28 +26,12 @@ from sparsefx.masking.masks import bare, check_invariant, check_undivided, detac
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.graph.origins import duplicate, mark, take_origins
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
-from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Refused, run_pipeline
-from sparsefx.passes.rewrites.align_head_dims import LineUp
-from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.rewrites.constant_folding import Precompute
-from sparsefx.passes.rewrites.decompose_attention import OpenAttention
-from sparsefx.passes.rewrites.explain import Explain
-from sparsefx.passes.rewrites.flatten import NameFlatten
-from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
-from sparsefx.passes.rewrites.fold_constant_channels import FoldConstants
-from sparsefx.passes.rewrites.gather import Gather
-from sparsefx.passes.rewrites.regions import Regions
-from sparsefx.passes.rewrites.shrink import Shrink
-from sparsefx.passes.rewrites.shrink_layer_norm import OpenNorms
-from sparsefx.passes.rewrites.split_fused import SplitFused
+from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Pipeline, Refused
 from sparsefx.passes.running.compare import gives, interpret, run
 from sparsefx.passes.running.examples import Inputs, at_other_sizes
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.timing import When
 from sparsefx.report.export_report import attach_report, compare
-
-Kernels = Literal["dense", "sparse", "auto"]
-"""What computes the layers of an export."""
 
 
 def export(
@@ -58,6 +43,7 @@ def export(
     round_groups: When = "auto",
     fold_batchnorm: bool = True,
     kernels: Kernels = "dense",
+    passes: Iterable[Pass] | None = None,
 ) -> nn.Module:
     """Remove the channels that do nothing, physically, without changing the function.
 
@@ -83,6 +69,9 @@ def export(
             take as long as there are nonzero weights, on the CPU, in float32 and without gradients; or with
             ``"auto"``, for each part of the graph and in the end for all of it, the faster on this machine at
             the example's size.
+        passes: the passes to run instead of :func:`sparsefx.default_passes` of the options above, which must
+            then be left alone; ``fold_batchnorm`` still says whether the result trains on. An export that is
+            cut short computes the same function and is larger.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
@@ -101,7 +90,8 @@ def export(
         ArgumentError: the example inputs do not run, they or the model have no values or the model some that
             hold NaN, it cannot be copied or has sparse kernels already, ``align`` is not a positive integer,
             ``gather`` or ``round_groups`` is none of the three; ``kernels`` likewise, or it is not
-            ``"dense"`` together with ``fold_batchnorm=False``.
+            ``"dense"`` together with ``fold_batchnorm=False``; ``passes`` holds something that is no pass, or
+            comes together with options that choose passes.
         MissingPackageError: ``kernels="sparse"`` without llvmlite; with ``"auto"``, a warning says so.
 
     Example:
@@ -112,40 +102,24 @@ def export(
         >>> compact.get_submodule("0").out_features
         3
     """
-    inputs = _check(model, example_inputs, align, fold_batchnorm, gather=gather, round_groups=round_groups)
+    options = ExportOptions(align, gather, round_groups, fold_batchnorm, kernels)
+    inputs = _check(model, example_inputs)
+    pipeline = _pipeline(_with_compiler(options), passes)
     check_invariant(model)
-    passes = _kernel_passes(kernels, fold_batchnorm)
     with _undisturbed():
-        return _export(model, inputs, align, gather, round_groups, fold_batchnorm, passes)
+        return _export(model, inputs, pipeline, trains=not fold_batchnorm)
 
 
-def _export(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    align: int,
-    gather: When,
-    round_groups: When,
-    fold_batchnorm: bool,
-    kernels: Sequence[Pass],
-) -> nn.Module:
+def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, trains: bool) -> nn.Module:
     original = _plain_copy(model)
-    trains = not fold_batchnorm
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
     examples = at_other_sizes(lambda values: run(original, values), inputs)
-    if trains:
-        gather, round_groups = ("never" if when == "auto" else when for when in (gather, round_groups))
-    steps: list[Pass] = [RemoveIdentities(dropout=fold_batchnorm)]
-    steps += [*([] if trains else [Precompute()]), FunctionalToModules()]
-    steps += [OpenAttention(trains), SplitFused(), *([] if trains else [FoldBatchNorm()])]
-    steps += [FoldConstants(), OpenNorms(), LineUp(), Shrink(align, round_groups)]
-    steps += kernels  # before Gather, which is for dense ones: sparse ones read few channels anyway
-    steps += [Gather(gather), Explain()]
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
-        return run_pipeline(steps, graph_module, values, check=verify)
+        return pipeline.run(graph_module, values, check=verify)
 
     with _without_nested_tensors():
         compiled = compile_model(duplicate(original, share=True), examples, rewrite, trains=trains)
@@ -162,22 +136,37 @@ def _export(
     return compiled.model
 
 
-def _kernel_passes(kernels: Kernels, fold_batchnorm: bool) -> list[Pass]:
-    """The passes that choose kernels."""
-    if kernels not in get_args(Kernels):
-        raise ArgumentError(f"kernels={kernels!r} is none of {', '.join(map(repr, get_args(Kernels)))}")
-    if kernels == "dense":
-        return []
-    if not fold_batchnorm:
+def _pipeline(options: ExportOptions, passes: Iterable[Pass] | None) -> Pipeline:
+    """The default passes of the options, or the given ones."""
+    if passes is None:
+        return default_passes(options)
+    if replace(options, fold_batchnorm=True) != ExportOptions():
         raise ArgumentError(
-            f"kernels={kernels!r} with fold_batchnorm=False: sparse kernels do not train; train the export "
-            "with dense ones, and export it again"
+            "passes= together with align, gather, round_groups or kernels: these choose passes; give them to "
+            "sparsefx.ExportOptions and edit sparsefx.default_passes(options)"
         )
-    if kernels == "auto" and not native.available():
+    pipeline = Pipeline(tuple(passes))
+    for step in pipeline:
+        if not isinstance(getattr(step, "name", None), str) or not callable(getattr(step, "run", None)):
+            raise ArgumentError(
+                f"passes holds {step!r}, which is no pass: a pass has a name and run(graph, analyses)"
+            )
+    if not options.fold_batchnorm and {"fold_batchnorm", "constant_folding"} & {*pipeline.names}:
+        raise ArgumentError(
+            "passes fold BatchNorm or constants, with fold_batchnorm=False; take "
+            "sparsefx.default_passes(sparsefx.ExportOptions(fold_batchnorm=False))"
+        )
+    return pipeline
+
+
+def _with_compiler(options: ExportOptions) -> ExportOptions:
+    """The options, with dense kernels where ``"auto"`` finds no compiler for sparse ones."""
+    if options.kernels == "sparse":
+        native.require()
+    if options.kernels == "auto" and not native.available():
         _tell_missing()
-        return []
-    native.require()
-    return [NameFlatten(), Regions(SparseKernels(measured=kernels == "auto"))]
+        return replace(options, kernels="dense")
+    return options
 
 
 @cache
@@ -201,20 +190,9 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _check(
-    model: nn.Module, example_inputs: Sequence[Any], align: int, fold_batchnorm: bool, **choices: str
-) -> tuple[Any, ...]:
+def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(align, int) or isinstance(align, bool) or align < 1:
-        raise ArgumentError(
-            f"align={align!r} is not a positive integer; align=1 removes all that is removable"
-        )
-    if not isinstance(fold_batchnorm, bool):
-        raise ArgumentError(f"fold_batchnorm={fold_batchnorm!r} is neither True nor False")
-    for name, when in choices.items():
-        if when not in get_args(When):
-            raise ArgumentError(f"{name}={when!r} is none of {', '.join(map(repr, get_args(When)))}")
     if any(isinstance(module, SparseRegion) for module in model.modules()):
         raise ArgumentError(
             "model has sparse kernels in it, so it was exported already; export the model it came from"

@@ -8,8 +8,9 @@ import torch
 from networks import relative_difference
 from torch import Tensor, fx, nn
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.capture import capture
-from sparsefx.passes.manager.pipeline import Pass, run_pipeline
+from sparsefx.passes.manager.pipeline import Pass, Pipeline
 from sparsefx.passes.running.examples import bind
 
 
@@ -39,7 +40,7 @@ def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = 
     graph_module = graph_of(model.double(), *xs)
     before = copy.deepcopy(graph_module)
     inputs = [(x,) for x in xs]
-    (report,) = run_pipeline([step], graph_module, inputs)
+    (report,) = Pipeline((step,)).run(graph_module, inputs)
     graph_module.graph.lint()
     assert report.modified == (not same(before, graph_module))
     if removes is not None:
@@ -48,7 +49,7 @@ def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = 
         for x in xs:
             assert relative_difference(graph_module(x), before(x)) <= 1e-11
     after = copy.deepcopy(graph_module)
-    assert not step.run(graph_module, inputs).modified
+    assert not step.run(graph_module, Analyses(graph_module, inputs)).modified
     assert same(after, graph_module)
     return graph_module
 

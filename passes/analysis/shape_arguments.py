@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.graph.program import Program, Value
 from sparsefx.passes.graph.recorder import is_reshape
 
@@ -26,7 +26,7 @@ class Change:
     node: fx.Node
     source: Value
     results: list[Value]
-    kept: Kept
+    kept: KeepSets
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; the operand itself is at position 0."""
@@ -61,7 +61,7 @@ def rewriter_of(node: fx.Node) -> Rewriter | None:
     return _REWRITERS.get(node.target)
 
 
-def rewrite_literals(node: fx.Node, program: Program, kept: Kept) -> None:
+def rewrite_literals(node: fx.Node, program: Program, kept: KeepSets) -> None:
     """Bring the literals of one node in line with what is kept; nothing for other nodes."""
     rewrite = rewriter_of(node)
     sources, results = program.node_inputs[node], program.node_values[node]

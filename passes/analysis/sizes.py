@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from sparsefx.passes.analysis.shape_arguments import cannot_follow, rewriter_of
 from sparsefx.passes.graph.layers import CONTRACTIONS, is_plain, layer_of
+from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.graph.program import Program, Value
 from sparsefx.passes.graph.recorder import is_reshape
-from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
 
 Pin = tuple[Value, int | None]
 

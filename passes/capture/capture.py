@@ -15,9 +15,9 @@ from sparsefx.passes.capture.branches import is_metadata
 from sparsefx.passes.capture.example_tracer import ExampleTracer, require_default
 from sparsefx.passes.capture.module_tracer import ModuleTracer, reason_of
 from sparsefx.passes.graph.layers import erase_unused
-from sparsefx.passes.graph.recorder import untouched
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, at_unusual_sizes, call, graph_inputs
+from sparsefx.passes.running.untouched import untouched
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.graph.recorder import EagerMode, is_reshape
+from sparsefx.passes.graph.recorder import is_reshape
+from sparsefx.passes.running.eager_mode import EagerMode
 
 _FLATTENS = frozenset({torch.flatten, "flatten"})
 

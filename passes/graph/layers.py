@@ -71,7 +71,7 @@ def own_contractions(graph_module: fx.GraphModule) -> dict[nn.Linear | _ConvNd, 
 
 
 def set_bias(layer: nn.Linear | _ConvNd, bias: Tensor) -> None:
-    """Set a layer's own bias in place, or give it one, of the type and trainability of its weight."""
+    """Set a layer's own bias (out_channels,) in place, or give it one of the weight's type."""
     if layer.bias is None:
         layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
     else:
@@ -131,7 +131,7 @@ def is_evenly_padded(layer: nn.Linear | _ConvNd) -> bool:
 
 
 def double(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """A tensor in float64 (zeros like ``like`` for None), so that folding rounds once."""
+    """A tensor in float64 (zeros of the shape of ``like`` for None), so that folding rounds once."""
     return torch.zeros_like(like, dtype=torch.float64) if tensor is None else tensor.detach().double()
 
 

@@ -81,7 +81,7 @@ def mark(model: nn.Module) -> None:
 
 
 def origin_of(parameter: Tensor) -> Origin | None:
-    """Where a parameter comes from; None for one that is new, or where nobody asked."""
+    """Where a parameter of any shape comes from; None for one that is new, or where nobody asked."""
     return parameter.__dict__.get(_KEY)
 
 
@@ -100,12 +100,12 @@ def follow(new: _Tensor, old: Tensor, take: Take | None = None) -> _Tensor:
 
 
 def rows_of(parameter: Tensor, rows: Tensor) -> nn.Parameter:
-    """Some rows of a parameter as a parameter of their own."""
+    """Some rows (a vector of indices) of a parameter as a parameter of their own."""
     return _selected(parameter, 0, rows)
 
 
 def columns_of(parameter: Tensor, columns: Tensor) -> nn.Parameter:
-    """Some columns of a parameter as a parameter of their own."""
+    """Some columns (a vector of indices) of a parameter as a parameter of their own."""
     return _selected(parameter, 1, columns)
 
 

@@ -102,7 +102,6 @@ class Program:
         constants: the parameters, buffers and other tensors that the graph holds.
         example: the positional arguments of the recorded run.
         result: what the graph returned for the first of the inputs.
-        findings: what was worked out from the numbers that its constants hold; void once they change.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -113,7 +112,6 @@ class Program:
     constants: list[Value] = field(default_factory=list)
     example: tuple[Any, ...] = ()
     result: Any = None
-    findings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def by_node(self) -> dict[fx.Node, list[Call]]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsefx.passes.graph.layers import is_plain
 from sparsefx.passes.graph.modes import ByMode
 from sparsefx.passes.graph.program import Call, Program, Value
+from sparsefx.passes.running.eager_mode import EagerMode
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.untouched import untouched
 
 _RESHAPES = frozenset({torch.reshape, "reshape", "view"})
 
@@ -27,30 +27,6 @@ def record_once(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> 
     with torch.no_grad(), untouched(graph_module, example_inputs) as inputs:
         recorder.program.result = _RecordingInterpreter(graph_module, recorder).run(*inputs)
     return recorder.program
-
-
-@contextmanager
-def untouched(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Copies of the inputs for one run, after which the model's buffers are what they were.
-
-    A forward may write into its input, or count its calls in a buffer; looking at a model must not
-    change it.
-    """
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
-    finally:
-        with torch.no_grad():
-            for buffer, before in saved:
-                buffer.copy_(before)
-
-
-class EagerMode(TorchDispatchMode):
-    """A dispatch mode in which nothing is compiled: torch need not import its compiler to leave it alone."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
 
 class _Recorder(EagerMode):

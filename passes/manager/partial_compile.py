@@ -21,12 +21,12 @@ from sparsefx.passes.capture.module_tracer import SCRIPTED, reason_of
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
-from sparsefx.passes.graph.recorder import untouched
 from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.untouched import untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
 """Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""

@@ -1,16 +1,16 @@
-"""Passes in a row: each takes a valid graph and leaves a valid graph, and says what it did."""
+"""Passes in order: each takes a valid graph and leaves a valid graph, and says what it did."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 from torch import fx
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.module_tracer import reason_of
-from sparsefx.passes.graph.record import Memory, remembered
 from sparsefx.passes.running.compare import interpret
 from sparsefx.passes.running.examples import Inputs
 
@@ -104,7 +104,7 @@ class Pass(Protocol):
         """The name it is reported under."""
         ...
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the module in place; its function on every input stays the same."""
         ...
 
@@ -112,50 +112,104 @@ class Pass(Protocol):
 Check = Callable[[str, Callable[[], Any]], None]
 
 
-def run_pipeline(
-    passes: Sequence[Pass],
-    graph_module: fx.GraphModule,
-    inputs: Inputs,
-    check: Check | None = None,
-) -> list[PassReport]:
-    """Run passes in order on one module, in place.
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, as data: it prints as text, can be cut after any pass, and runs on a graph.
 
-    Args:
-        passes: the passes.
-        graph_module: the module to rewrite, in evaluation mode.
-        inputs: positional arguments that its forward accepts, at one or more sizes.
-        check: called with the name of a pass that changed the module and a function that gives, or raises,
-            what it now returns for the first of the inputs, node by node. Mostly that is known from the next
-            recording; only the last pass takes a run of its own.
+    Attributes:
+        passes: the passes, in the order in which they run.
 
-    Returns:
-        One report per pass.
-
-    Raises:
-        Refused: a pass failed; the graph may be half rewritten.
+    Example:
+        >>> from sparsefx.passes.rewrites.gather import Gather
+        >>> from sparsefx.passes.rewrites.shrink import Shrink
+        >>> print(Pipeline((Shrink(align=8), Gather())))
+        shrink(align=8, round_groups='never')
+        gather(when='auto')
+        >>> Pipeline((Shrink(), Gather())).until("shrink").names
+        ('shrink',)
     """
-    reports: list[PassReport] = []
-    with remembered() as memory:
-        pipeline = _Pipeline(graph_module, inputs, memory, check)
-        for step in passes:
-            reports.append(pipeline.run(step))
-        pipeline.verify()
-    return reports
+
+    passes: tuple[Pass, ...]
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(_as_text, self.passes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes."""
+        return tuple(step.name for step in self.passes)
+
+    def until(self, name: str) -> Pipeline:
+        """The passes up to one, which is the last.
+
+        Raises:
+            ValueError: no pass has this name.
+        """
+        return Pipeline(self.passes[: self._place(name) + 1])
+
+    def without(self, name: str) -> Pipeline:
+        """All passes but one.
+
+        Raises:
+            ValueError: no pass has this name.
+        """
+        place = self._place(name)
+        return Pipeline(self.passes[:place] + self.passes[place + 1 :])
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise ValueError(f"no pass is called {name!r}; there are {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def run(
+        self, graph_module: fx.GraphModule, inputs: Inputs, check: Check | None = None
+    ) -> list[PassReport]:
+        """Run the passes on one module, in place.
+
+        Args:
+            graph_module: the module to rewrite, in evaluation mode.
+            inputs: positional arguments that its forward accepts, at one or more sizes.
+            check: called with the name of a pass that changed the module and a function that gives, or
+                raises, what it now returns for the first of the inputs, node by node. Mostly that is known
+                from the next recording; only the last pass takes a run of its own.
+
+        Returns:
+            One report per pass.
+
+        Raises:
+            Refused: a pass failed; the graph may be half rewritten.
+        """
+        run = _Run(graph_module, Analyses(graph_module, inputs), check)
+        reports = [run.step(step) for step in self.passes]
+        run.verify()
+        return reports
+
+
+def _as_text(step: Pass) -> str:
+    """A pass by its name, with its options in brackets."""
+    options = (
+        [f"{field.name}={getattr(step, field.name)!r}" for field in fields(step)]
+        if is_dataclass(step)
+        else []
+    )
+    return f"{step.name}({', '.join(options)})" if options else step.name
 
 
 @dataclass
-class _Pipeline:
+class _Run:
     graph_module: fx.GraphModule
-    inputs: Inputs
-    memory: Memory
+    analyses: Analyses
     check: Check | None
     unchecked: str = ""
 
-    def run(self, step: Pass) -> PassReport:
+    def step(self, step: Pass) -> PassReport:
         start = time.perf_counter()
-        before = self.memory.program
+        before = self.analyses.last_recording
         try:
-            outcome = step.run(self.graph_module, self.inputs)
+            outcome = step.run(self.graph_module, self.analyses)
             if outcome.modified:
                 self.graph_module.graph.lint()
                 self.graph_module.delete_all_unused_submodules()
@@ -163,10 +217,11 @@ class _Pipeline:
         except Exception as error:
             self.verify()  # perhaps an earlier pass is at fault
             raise Refused(f"{step.name} failed on it ({reason_of(error)}); {REPORT_IT}") from error
-        if self.memory.program is not None and self.memory.program is not before:
-            self.verify(self.memory.program.result)
+        recording = self.analyses.last_recording
+        if recording is not None and recording is not before:
+            self.verify(recording.result)
         if outcome.modified:
-            self.memory.numbers_changed()
+            self.analyses.invalidate()
             self.unchecked = step.name
         seconds = time.perf_counter() - start
         return PassReport(step.name, outcome.modified, seconds, outcome.detail, outcome.kept, outcome.regions)
@@ -174,8 +229,6 @@ class _Pipeline:
     def verify(self, result: Any = None) -> None:
         """Check what was done since the last check, by a result seen meanwhile or a new one."""
         if self.check is not None and self.unchecked:
-            seen = result is not None
-            self.check(
-                self.unchecked, lambda: result if seen else interpret(self.graph_module, self.inputs[0])
-            )
+            rerun = lambda: interpret(self.graph_module, self.analyses.inputs[0])  # noqa: E731
+            self.check(self.unchecked, rerun if result is None else lambda: result)
         self.unchecked = ""

@@ -11,23 +11,21 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from sparsefx.passes.analysis.facts import live_of
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.analysis.ops import operation_of
 from sparsefx.passes.analysis.ops.elementwise import Elementwise
 from sparsefx.passes.analysis.ops.movement import Movement
 from sparsefx.passes.graph.layers import sole_contractions
 from sparsefx.passes.graph.origins import reorder
 from sparsefx.passes.graph.program import Program, Value
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 _ATTENTION = F.scaled_dot_product_attention
 _PRODUCTS = frozenset({_ATTENTION, torch.matmul, operator.matmul, "matmul"})
 
 
 @dataclass(frozen=True)
-class LineUp:
+class AlignHeadDims:
     """Reorder the dimensions inside each head, useful ones first.
 
     Heads lie side by side in one tensor, so that all of them need the same number of dimensions, at the
@@ -35,19 +33,19 @@ class LineUp:
     together, and those of values with the columns of the output projection.
     """
 
-    name = "line_up"
+    name = "align_head_dims"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Permute weights in place; the graph stays."""
         nodes = [node for node in graph_module.graph.nodes if node.target in _PRODUCTS]
         layers = sole_contractions(graph_module)
         if not nodes or not layers:
             return Outcome(False, "0 lined up")
-        program = record(graph_module, inputs)
+        program = analyses.program
         found = [
             (pair, heads) for n in nodes for pair in _pairs(n, layers, program) if (heads := _heads(pair))
         ]
-        live = live_of(program) if found else {}
+        live = analyses.live(program) if found else {}
         lined_up = sum(_line_up(pair, layers, _useful(pair, heads, live), heads) for pair, heads in found)
         return Outcome(lined_up > 0, f"{lined_up} lined up")
 

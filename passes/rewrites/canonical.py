@@ -10,10 +10,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import erase_unused, is_plain, layer_of
 from sparsefx.passes.graph.origins import follow
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 _DROPOUT_FUNCTIONS = frozenset({
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
@@ -32,7 +32,7 @@ class RemoveIdentities:
     dropout: bool = True
     name = "remove_identities"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Remove them from the graph, in place."""
         removed = 0
         kinds = (nn.Identity, *_DROPOUTS) if self.dropout else (nn.Identity,)
@@ -64,7 +64,7 @@ class FunctionalToModules:
 
     name = "functional_to_modules"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the calls in place; every other argument must be a literal."""
         converted = 0
         for node in list(graph_module.graph.nodes):

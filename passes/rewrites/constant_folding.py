@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import erase_unused
 from sparsefx.passes.graph.recorder import is_torch_function
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 _WRITING_OPERATORS = frozenset(
     {
@@ -25,7 +25,7 @@ _LOOKS_LIKE_IT = frozenset({"and_", "or_", "not_", "is_"})
 
 
 @dataclass(frozen=True)
-class Precompute:
+class ConstantFolding:
     """Replace a computation on parameters that no input takes part in by its result.
 
     Some layers normalise their weight in each forward. What they compute is a weight like any other, in which
@@ -33,9 +33,9 @@ class Precompute:
     parameters it is made of, or only looks at them in another way.
     """
 
-    name = "precompute"
+    name = "constant_folding"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the graph in place."""
         known = _known(graph_module)
         found = [node for node in known if any(user not in known for user in node.users)]

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import is_plain, layer_of, replace_layer
 from sparsefx.passes.graph.modes import ByMode
 from sparsefx.passes.graph.origins import rows_of
 from sparsefx.passes.graph.program import Program
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 
 @dataclass(frozen=True)
-class OpenAttention:
+class DecomposeAttention:
     """Take ``nn.MultiheadAttention`` apart, and state the scale of each attention.
 
     A layer becomes the projections of queries, keys and values, the attention between them and the
@@ -34,9 +33,9 @@ class OpenAttention:
     """
 
     trains: bool = False
-    name = "open_attention"
+    name = "decompose_attention"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the graph in place."""
         nodes = list(graph_module.graph.nodes)
         layers = [node for node in nodes if isinstance(layer_of(graph_module, node), nn.MultiheadAttention)]
@@ -45,7 +44,7 @@ class OpenAttention:
         ]
         if not layers and not attentions:
             return Outcome(False, "0 opened")
-        program = record(graph_module, inputs)
+        program = analyses.program
         attentions = [node for node in attentions if _has_fixed_width(program, node)]
         for node in attentions:
             node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(program.node_inputs[node][0].shape[-1])}

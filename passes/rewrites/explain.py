@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.passes.analysis.facts import live_of
-from sparsefx.passes.analysis.keep_sets import READ, Kept, find_kept
+from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.analysis.coupling import find_kept
+from sparsefx.passes.analysis.domains.keep_sets import READ, KeepSets
 from sparsefx.passes.analysis.ops import ConvolutionCall, operation_of
 from sparsefx.passes.analysis.ops.batch_norm import BatchNorm
 from sparsefx.passes.analysis.ops.elementwise import Elementwise
@@ -20,9 +21,7 @@ from sparsefx.passes.analysis.sizes import find_pins
 from sparsefx.passes.capture.module_tracer import reason_of
 from sparsefx.passes.graph.layers import own_contractions
 from sparsefx.passes.graph.program import Call, Program, Value
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import REPORT_IT, KeptChannels, Outcome
-from sparsefx.passes.running.examples import Inputs
 
 _SELECTIVE = frozenset({"convolution", "addmm", "mm", "index_select"})
 
@@ -38,15 +37,15 @@ class Explain:
 
     name = "explain"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Look at the graph, if there is something to explain."""
         try:
-            return _explain(graph_module, inputs)
+            return _explain(graph_module, analyses)
         except Exception as error:  # no model may stay whole because of what is only said about it
             return Outcome(False, f"failed ({reason_of(error)}); {REPORT_IT}")
 
 
-def _explain(graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+def _explain(graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
     sites = [
         (node, side, empty)
         for layer, nodes in own_contractions(graph_module).items()
@@ -55,9 +54,9 @@ def _explain(graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
     ]
     if not sites:
         return Outcome(False, "no empty channel is left")
-    program = record(graph_module, inputs[:1])  # widths follow no size of the input
+    program = analyses.program_of_first  # widths follow no size of the input
     pins = [pin for found in find_pins(graph_module, program).values() for pin in found]
-    kept = find_kept(program, live_of(program), pinned=pins)
+    kept = find_kept(program, analyses.live(program), pinned=pins)
     search = _Search(program, kept)
     found = [
         KeptChannels(str(node.target), side, count, reason)
@@ -80,7 +79,7 @@ def _empty(layer: nn.Linear | _ConvNd) -> list[tuple[str, Tensor]]:
 class _Search:
     """Follows a channel from value to value to what keeps it."""
 
-    def __init__(self, program: Program, kept: Kept) -> None:
+    def __init__(self, program: Program, kept: KeepSets) -> None:
         self._program, self._kept = program, kept
         self._readers: dict[Value, list[Call]] = {}
         for call in program.calls:

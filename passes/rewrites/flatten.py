@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import erase_unused
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.graph.recorder import is_reshape
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,10 @@ class NameFlatten:
 
     name = "name_flatten"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the reshapes in place."""
         nodes = [node for node in graph_module.graph.nodes if _keeps_first(node)]
-        program = record(graph_module, inputs) if nodes else None
+        program = analyses.program if nodes else None
         nodes = [node for node in nodes if program and len(program.node_inputs[node][0].shape) > 1]
         for node in nodes:
             sizes = [read for read in node.all_input_nodes if read is not node.args[0]]

@@ -9,10 +9,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import double, is_plain, layer_of, per_output, set_bias, sole_contractions
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class FoldBatchNorm:
 
     name = "fold_batchnorm"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Fold every pair that can be; the graph is edited in place."""
         pairs = [
             (node, layer, norm)
@@ -35,7 +34,7 @@ class FoldBatchNorm:
         if pairs:
             # the channels of a BatchNorm are the second dimension: not those of a Linear on sequences,
             # nor those of a convolution without a batch
-            values = record(graph_module, inputs).node_values
+            values = analyses.program.node_values
             pairs = [pair for pair in pairs if len(values[pair[0]][0].shape) == _batched_rank(pair[1])]
         for node, layer, norm in pairs:
             _fold(layer, norm)

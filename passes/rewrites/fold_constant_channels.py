@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparsefx.passes.analysis.facts import facts_of
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import double, is_evenly_padded, own_contractions, set_bias
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 
 @dataclass(frozen=True)
-class FoldConstants:
+class FoldConstantChannels:
     """Stop layers from reading input channels that are constant.
 
     An empty channel is not zero: it is its bias, then what normalisation and activation make of it.
@@ -27,12 +25,12 @@ class FoldConstants:
     magnitude, so the factors are at most 1.
     """
 
-    name = "fold_constants"
+    name = "fold_constant_channels"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Fold wherever a layer reads a constant channel; the layers are edited in place."""
-        program = record(graph_module, inputs)
-        facts = facts_of(program)
+        program = analyses.program
+        facts = analyses.facts(program)
         folded = 0
         for layer, nodes in own_contractions(graph_module).items():
             dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import follow_weight, replace_layer, sole_contractions
 from sparsefx.passes.graph.origins import columns_of, rows_of
 from sparsefx.passes.graph.program import Program, Value
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 from sparsefx.passes.running.timing import When, is_faster
 
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
@@ -37,7 +36,7 @@ class Gather:
     when: When = "auto"
     name = "gather"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the graph in place. Runs after channels that nobody needs are gone."""
         if self.when == "never":
             return Outcome(False, "not asked for")
@@ -46,7 +45,7 @@ class Gather:
         }
         if not layers:
             return Outcome(False, "0 gathers, 0 scatters")
-        program = record(graph_module, inputs[:1])
+        program = analyses.program_of_first
         gathers = scatters = 0
         for node, layer in layers.items():
             if _has_empty_columns(layer):

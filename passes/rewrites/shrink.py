@@ -10,47 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsefx.passes.analysis.facts import live_of
-from sparsefx.passes.analysis.keep_sets import Kept, find_kept
+from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.analysis.coupling import find_kept
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops import ConvolutionCall, is_known
 from sparsefx.passes.analysis.shape_arguments import rewrite_literals, rewriter_of
 from sparsefx.passes.analysis.sizes import Pin, find_pins
 from sparsefx.passes.graph.layers import follow_weight, layer_of
 from sparsefx.passes.graph.origins import duplicate, follow
 from sparsefx.passes.graph.program import Program, Value
-from sparsefx.passes.graph.record import record
-from sparsefx.passes.graph.recorder import untouched
 from sparsefx.passes.manager.pipeline import Outcome
 from sparsefx.passes.running.compare import run
-from sparsefx.passes.running.examples import Inputs
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.timing import When, is_faster
+from sparsefx.passes.running.untouched import untouched
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """Physically remove every slice that no output reads and that all its ties let go.
+    """Physically remove every slice that no output reads and that every coupling lets go.
 
     Attributes:
         align: round the widths of layers up to a multiple of this, with removable channels.
         round_groups: whether the groups of a convolution keep a convenient number of channels
-            (:meth:`Kept.group_width`): ``"auto"`` where the graph runs faster so on this machine.
+            (:meth:`KeepSets.group_width`): ``"auto"`` where the graph runs faster so on this machine.
     """
 
     align: int = 1
     round_groups: When = "never"
     name = "shrink"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Cut the module in place."""
-        program = record(graph_module, inputs)
+        program = analyses.program
         cutter = _Cutter(
-            graph_module, program, live_of(program), find_pins(graph_module, program), self.align
+            graph_module, program, analyses.live(program), find_pins(graph_module, program), self.align
         )
         if not cutter.cut(self.round_groups == "always"):
             return Outcome(False, cutter.failure)
-        rounded = self.round_groups == "auto" and cutter.has_groups and _is_faster_rounded(cutter, inputs[0])
+        asked = self.round_groups == "auto" and cutter.has_groups
+        rounded = asked and _is_faster_rounded(cutter, analyses.inputs[0])
         lines = [f"{cutter.removed} elements of parameters and buffers removed"]
         lines += ["groups keep convenient widths"] if rounded else []
         return Outcome(cutter.removed > 0, "; ".join([*lines, *_blockers(program, cutter.pins, cutter.live)]))
@@ -75,7 +75,7 @@ class _Cutter:
         self.graph_module, self.program, self.live, self.pins = graph_module, program, live, pins
         self.align = align
         self.failure = ""
-        self._kept: Kept | None = None
+        self._kept: KeepSets | None = None
         self._undo = ExitStack()
 
     @property
@@ -143,7 +143,7 @@ def _everything_at(program: Program, node: fx.Node) -> list[Pin]:
 
 
 @torch.no_grad()
-def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStack:
+def _cut(graph_module: fx.GraphModule, program: Program, kept: KeepSets) -> ExitStack:
     """Cut tensors, attributes and literal sizes to what is kept; closing the result undoes it."""
     undo = ExitStack()
     for value in program.constants:
@@ -163,7 +163,7 @@ def _cut(graph_module: fx.GraphModule, program: Program, kept: Kept) -> ExitStac
     return undo
 
 
-def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -> None:
+def _cut_constant(model: nn.Module, value: Value, kept: KeepSets, undo: ExitStack) -> None:
     """Cut a parameter or buffer under all its names, which keep sharing one tensor."""
     assert value.constant is not None
     tensor = kept.cut(value, value.constant)
@@ -182,7 +182,7 @@ def _cut_constant(model: nn.Module, value: Value, kept: Kept, undo: ExitStack) -
         held[attribute] = replacement
 
 
-def _first_misfit(graph_module: fx.GraphModule, program: Program, kept: Kept) -> fx.Node | None:
+def _first_misfit(graph_module: fx.GraphModule, program: Program, kept: KeepSets) -> fx.Node | None:
     """The first node of the cut graph that fails or whose result is not of the expected shape."""
     replay = _Replay(graph_module, program, kept)
     try:
@@ -200,7 +200,7 @@ class _Misfit(RuntimeError):
 
 
 class _Replay(Interpreter):
-    def __init__(self, module: fx.GraphModule, program: Program, kept: Kept) -> None:
+    def __init__(self, module: fx.GraphModule, program: Program, kept: KeepSets) -> None:
         super().__init__(module)
         self.program, self.kept = program, kept
         self.node: fx.Node | None = None

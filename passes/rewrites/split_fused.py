@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import erase_unused, sole_contractions
 from sparsefx.passes.graph.origins import rows_of
 from sparsefx.passes.graph.program import Program
-from sparsefx.passes.graph.record import record
 from sparsefx.passes.graph.recorder import is_reshape
 from sparsefx.passes.manager.pipeline import Outcome
-from sparsefx.passes.running.examples import Inputs
 
 
 @dataclass(frozen=True)
@@ -23,20 +22,20 @@ class SplitFused:
     """Give every part of a fused projection a layer of its own.
 
     ``linear(x).reshape(..., 3, heads, width).permute(...)``, of which queries, keys and values are then
-    selected, ties their dimensions together: an index could only go from all three. Three layers
+    selected, couples their dimensions: an index could only go from all three. Three layers
     lose theirs independently.
     """
 
     name = "split_fused"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the graph in place."""
         layers = sole_contractions(graph_module)
         linears = [(node, layer) for node, layer in layers.items() if isinstance(layer, nn.Linear)]
         candidates = [(node, layer) for node, layer in linears if _chain(node) is not None]
         if not candidates:
             return Outcome(False, "0 split")
-        program = record(graph_module, inputs)
+        program = analyses.program
         split = sum(_split(graph_module, program, node, layer) for node, layer in candidates)
         return Outcome(split > 0, f"{split} split")
 

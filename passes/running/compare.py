@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.graph.recorder import untouched
 from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import leaves
-from sparsefx.passes.running.suppress_stderr import quiet
+from sparsefx.passes.running.suppress_stderr import suppress_stderr
+from sparsefx.passes.running.untouched import untouched
 
 # Beyond this relative difference on the example inputs a rewrite is at fault, not rounding.
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -35,7 +35,7 @@ def interpret(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
 def gives(outputs: Callable[[], Any], expected: Any) -> bool:
     """Whether a run succeeds and gives results that are alike up to rounding."""
     try:
-        with quiet():
+        with suppress_stderr():
             return same(outputs(), expected)
     except Exception:  # any operator, or Python code around a graph, may refuse what it is given
         return False

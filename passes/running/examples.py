@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.running.suppress_stderr import quiet
+from sparsefx.passes.running.suppress_stderr import suppress_stderr
 
 Example = Mapping[str, Any]
 """One call of a forward: its arguments by name, defaults included, in the order of its signature."""
@@ -92,7 +92,7 @@ def at_other_sizes(run: Callable[[tuple[Any, ...]], Any], inputs: tuple[Any, ...
 
     def takes(other: tuple[Any, ...]) -> bool:
         try:
-            with quiet():
+            with suppress_stderr():
                 outputs = run(other)
         except Exception:  # the model refuses a size in its own way
             return False

@@ -21,5 +21,5 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Every tensor, in order."""
+    """Every tensor in a tree of containers, of whatever shape, in order."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]

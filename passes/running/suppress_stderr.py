@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_stderr() -> Iterator[None]:
     """Keep a graph module that fails from printing its code to the standard error, as fx does."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

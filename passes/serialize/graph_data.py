@@ -143,14 +143,22 @@ def _check_target(op: str, target: Any) -> None:
 
 
 def check_name(name: Any) -> str:
-    """A plain Python name, or an error."""
+    """A plain Python name.
+
+    Raises:
+        DataError: it is something else.
+    """
     if type(name) is not str or not _ASCII_NAME.fullmatch(name) or keyword.iskeyword(name):
         raise DataError(f"{str(name)[:80]!r} is not a plain Python name")
     return name
 
 
 def check_path(path: Any) -> str:
-    """The dotted path of a module or tensor, or an error."""
+    """The dotted path of a module or tensor.
+
+    Raises:
+        DataError: it is something else, or too long.
+    """
     if str(path).count(".") >= _MAX_PARTS:
         raise DataError(f"path {str(path)[:80]!r} has more than {_MAX_PARTS} parts")
     for part in str(path).split("."):

@@ -25,7 +25,11 @@ class DataError(ValueError):
 
 
 def expect(value: Any, kind: type[T], what: str) -> T:
-    """A value of exactly a type; anything else is refused."""
+    """A value of exactly a type.
+
+    Raises:
+        DataError: it is of another type.
+    """
     if type(value) is not kind:
         raise DataError(f"{what} is of type {type(value).__name__}, not {kind.__name__}")
     return value
@@ -34,7 +38,11 @@ def expect(value: Any, kind: type[T], what: str) -> T:
 def fields(
     data: Any, what: str, required: Mapping[str, type], optional: Mapping[str, type]
 ) -> dict[str, Any]:
-    """An object with the required keys and perhaps the optional ones, each of its type, and no others."""
+    """An object with the required keys and perhaps the optional ones, each of its type, and no others.
+
+    Raises:
+        DataError: a key is missing or unknown, or its value is of another type.
+    """
     entries = expect(data, dict, what)
     for key in required:
         if key not in entries:

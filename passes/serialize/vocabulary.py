@@ -106,7 +106,11 @@ class Names:
         return _used_by(self._own_graphs())
 
     def function(self, name: str) -> Callable[..., Any]:
-        """The function of a name."""
+        """The function of a name.
+
+        Raises:
+            DataError: the name is in no table.
+        """
         found = general_vocabulary().functions.get(name) or _aten(name) or self._containers.get(name)
         found = found or self._own.functions.get(name)
         if found is None:
@@ -114,12 +118,20 @@ class Names:
         return found
 
     def check_method(self, name: str) -> None:
-        """Refuse a method that is neither a tensor's nor called by the user's model."""
+        """Refuse a method that is neither a tensor's nor called by the user's model.
+
+        Raises:
+            DataError: it is neither.
+        """
         if name not in general_vocabulary().methods and name not in self._own.methods:
             raise DataError(f"method {name[:80]!r} is neither known nor called by the model given")
 
     def check_attribute(self, name: str) -> None:
-        """Refuse an attribute that is neither a tensor's nor read by the user's model."""
+        """Refuse an attribute that is neither a tensor's nor read by the user's model.
+
+        Raises:
+            DataError: it is neither.
+        """
         known = general_vocabulary().attributes.union(*map(_fields_of, self._containers.values()))
         if name not in known and name not in self._own.attributes:
             raise DataError(f"attribute {name[:80]!r} is neither known nor read by the model given")

@@ -67,7 +67,8 @@ def two_way_anova(groups: Mapping[tuple[str, str], Sequence[float] | Tensor]) ->
     analysis, and for groups of different sizes counts nothing twice.
 
     Args:
-        groups: the values of every combination of a level of the first factor with one of the second.
+        groups: the values of every combination of a level of the first factor with one of the second,
+            each a vector.
 
     Raises:
         ArgumentError: a factor has one level, a combination has no value, or no two values share one.

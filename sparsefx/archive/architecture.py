@@ -44,7 +44,7 @@ class Architecture:
         return None if tensor is None or is_lazy(tensor) else tensor.shape
 
     def copy_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy without masks whose tensors are those given, by name; others are empty placeholders."""
+        """A copy without masks, with the given tensors, of any shape, by name; others are placeholders."""
         memo: dict[int, Tensor] = {}
         for name, tensor in self.tensors.items():
             if id(tensor) not in memo:
@@ -97,7 +97,7 @@ class Architecture:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain tensor attributes, under all their names."""
+    """Parameters, buffers and plain tensor attributes, of any shape, under all their names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
     for path, module in model.named_modules(remove_duplicate=False):

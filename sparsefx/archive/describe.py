@@ -29,7 +29,7 @@ def describe(model: nn.Module) -> tuple[list[ModulePlan], dict[str, Tensor]]:
     """Each module of a model, parents first, and the tensors they hold, tied ones once.
 
     Returns:
-        The plans, and contiguous tensors on the CPU that share no memory.
+        The plans, and contiguous tensors on the CPU, of the model's shapes, that share no memory.
 
     Raises:
         DataError: something in the model cannot be saved; it is named.

@@ -39,7 +39,11 @@ def write(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     Args:
         path: where to; a file that is there is replaced at the end.
         plan: plain data.
-        tensors: contiguous tensors on the CPU, none sharing memory.
+        tensors: contiguous tensors of any shape on the CPU, none sharing memory.
+
+    Raises:
+        DataError: the plan is too large.
+        FileNotFoundError: the folder does not exist.
     """
     stamp = {"format": FORMAT, "sha256": _NO_CHECKSUM}
     text = json.dumps({**stamp, **plan}, separators=(",", ":"), allow_nan=False)
@@ -60,7 +64,7 @@ def write(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def read(path: Path, device_of: Callable[[str], torch.device]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a file that is whole: its plan, unchecked, and its tensors.
+    """Read a file that is whole: its plan, unchecked, and its tensors, of the shapes that it gives.
 
     Args:
         path: the file.

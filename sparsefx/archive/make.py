@@ -11,7 +11,7 @@ from torch import fx, nn
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, NAMES_IN_FILES, ModulePlan, class_name, hook_counts
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.graph.layer_sizes import SIZES
-from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
+from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.plain_values import DataError, decode_value, encode_value
 
 _REMEDY = "pass the model that was exported, built with the same arguments"
@@ -34,7 +34,12 @@ class Maker:
         self._made: set[nn.Module] = set()
 
     def make(self, plan: ModulePlan, made: Mapping[str, nn.Module]) -> nn.Module:
-        """One module, with its attributes and tensors, without its children."""
+        """One module, with its attributes and tensors, without its children.
+
+        Raises:
+            DataError: the plan contradicts itself.
+            Mismatch: it does not fit the user's model.
+        """
         if plan.same_as is not None:
             if plan.same_as not in made:
                 raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsefx.kernels.runtime.region import SparseRegion
-from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm
+from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.graph_data import check_path
 from sparsefx.passes.serialize.plain_values import DataError, encode_value, expect, fields
 
@@ -49,7 +49,11 @@ class TensorPlan:
 
     @classmethod
     def from_data(cls, data: Any, what: str) -> TensorPlan:
-        """The tensor that plain data describes."""
+        """The tensor that plain data describes.
+
+        Raises:
+            DataError: it describes none.
+        """
         optional = {"order": list, "strides": list, "complex": bool}
         found = fields(data, what, {"stored": str, "flag": bool}, optional)
         order = tuple(expect(dim, int, f"a dimension of {what}") for dim in found.get("order", ()))
@@ -65,7 +69,7 @@ def in_order(values: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def can_have(values: Tensor, strides: Sequence[int]) -> bool:
-    """Whether strides mean the same elements: they differ along single indices alone."""
+    """Whether strides mean the same elements: they differ along dimensions of size 1 alone."""
     if len(strides) != values.dim() or not all(0 <= stride <= values.numel() for stride in strides):
         return False
     pairs = zip(values.shape, values.stride(), strict=True)
@@ -113,7 +117,11 @@ class ModulePlan:
 
     @classmethod
     def from_data(cls, data: Any) -> ModulePlan:
-        """The module that plain data describes."""
+        """The module that plain data describes.
+
+        Raises:
+            DataError: it describes none.
+        """
         required = {"path": str, "class": str}
         optional = {"same_as": str, "attributes": dict, "hooks": list, "graph": list}
         found = fields(data, "a module", required, {**optional, **dict.fromkeys(TENSOR_KINDS, dict)})

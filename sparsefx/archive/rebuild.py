@@ -33,11 +33,12 @@ def rebuild(
 
     Args:
         plans: what is known of each module, parents first.
-        stored: the file's tensors, which become the model's.
+        stored: the file's tensors, of any shape, which become the model's.
         architecture: the user's model.
 
     Raises:
-        DataError: the plan contradicts itself, the tensors or the architecture.
+        DataError: the plan contradicts itself or the tensors.
+        Mismatch: it contradicts the architecture.
     """
     if len(plans) > _MANY + 2 * sum(1 for _ in architecture.model.modules()):
         raise Mismatch(f"the file has {len(plans)} modules, far more than the model given")

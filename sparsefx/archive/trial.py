@@ -34,7 +34,7 @@ def try_to_load(compact: nn.Module, modules: Sequence[Any], tensors: Mapping[str
     Args:
         compact: the model that is about to be saved.
         modules: the plan of each module, as plain data.
-        tensors: its tensors.
+        tensors: its tensors, of any shape.
 
     Raises:
         DataError: a load would refuse it.

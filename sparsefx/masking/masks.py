@@ -167,7 +167,7 @@ def detach_masks(module: nn.Module) -> None:
 
 
 def mask_of(module: nn.Module, parameter: str) -> Tensor:
-    """The mask of a module's masked parameter; a layer with a ``mask`` of its own has it elsewhere."""
+    """The mask of a module's masked parameter, bool, of its shape; a layer may hold it by another name."""
     return module.get_buffer(module.__dict__[_RECORD][parameter])
 
 

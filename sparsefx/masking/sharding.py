@@ -30,13 +30,13 @@ def local(tensor: Any) -> Any:
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor; of a divided one every process must ask."""
+    """The full tensor, of the global shape. Collective for a sharded one: call on every rank."""
     full: Tensor = tensor.full_tensor() if is_divided(tensor) else tensor
     return full
 
 
 def block_of(weight: Tensor) -> Block | None:
-    """Which block of a weight this process holds; None for all of it.
+    """Which block of a weight of any shape this process holds; None for all of it.
 
     Raises:
         ArgumentError: the weight is divided in another way than in rectangular blocks.
@@ -62,7 +62,7 @@ def block_of(weight: Tensor) -> Block | None:
 
 
 def whole_or_block(weight: Tensor) -> Block:
-    """The block of a weight that this process holds, which may be all of it, where its mesh can add up."""
+    """The block of a weight of any shape that this process holds; it may be the full weight."""
     block = block_of(weight)
     if block is not None or not is_divided(weight):
         return block or Block.whole(weight)
@@ -101,7 +101,7 @@ def copy_like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def count_true(mask: Tensor) -> int:
-    """Number of True elements of a whole mask. Of a divided one every process must ask."""
+    """Number of True elements of a mask of any shape. Collective for a sharded one: call on every rank."""
     block = block_of(mask)
     number = local(mask).count_nonzero()
     return int(number if block is None else block.sum(number))

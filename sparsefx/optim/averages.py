@@ -42,12 +42,12 @@ class GradientAverages:
             average.lerp_(gradient.to(average.dtype), _SMOOTHING)
 
     def momentum(self, slot: Slot, optimizer: Optimizer) -> Tensor | None:
-        """What this process holds of the momentum of a weight; None if there is none yet."""
+        """This process's part of a weight's momentum, of its local shape; None if there is none yet."""
         momentum = read_momentum(optimizer, slot.weight)
         average: Tensor | None = local(self.tensors.get(slot.masked.name))
         return average if momentum is None else momentum
 
     def load(self, tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> None:
-        """Take over saved averages, on their weights' devices."""
+        """Take over saved averages, of their weights' shapes, on their devices."""
         weights = {slot.masked.name: slot.weight for slot in slots}
         self.tensors = {name: copy_like(average, weights[name]) for name, average in tensors.items()}

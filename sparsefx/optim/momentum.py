@@ -14,7 +14,7 @@ _DEFAULT_EPS = 1e-8
 
 
 def keeps_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
-    """Whether the optimizer's state for this weight holds a smoothed gradient."""
+    """Whether the optimizer's state for this weight, of any shape, holds a smoothed gradient."""
     state = optimizer.state.get(weight, {})
     return state.get("momentum_buffer") is not None or state.get("exp_avg") is not None
 
@@ -49,7 +49,7 @@ def read_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | 
 
 
 def finite(values: Tensor) -> Tensor:
-    """The values in float32 at least, NaN and infinities replaced by 0; no copy where nothing changes."""
+    """Values of any shape in float32 at least, NaN and infinities as 0; no copy where nothing changes."""
     wide = _wide(values.detach())
     # A finite sum has finite terms, and takes a fiftieth of the time; one that is not may only be large.
     if bool(wide.sum().isfinite()) or bool(wide.isfinite().all()):

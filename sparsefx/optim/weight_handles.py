@@ -38,19 +38,19 @@ class Slot:
 
     @property
     def weight(self) -> Tensor:
-        """The weight, as it is now."""
+        """The weight, as it is now, of its full shape; sharded or not."""
         weight: Tensor = self.parameters[self.parameter]
         return weight
 
     @property
     def values(self) -> Tensor:
-        """What this process holds of the weight, without its history."""
+        """What this process holds of the weight, of its local shape, without its history."""
         values: Tensor = local(self.weight.detach())
         return values
 
     @property
     def mask(self) -> Tensor:
-        """What this process holds of the mask."""
+        """What this process holds of the mask, bool, of its local shape."""
         mask: Tensor = local(self.buffers[self.mask_name])
         return mask
 

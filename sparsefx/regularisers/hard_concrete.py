@@ -26,12 +26,12 @@ def hard_concrete(log_alpha: Tensor, uniform: Tensor) -> Tensor:
 
 
 def mean_gate(log_alpha: Tensor) -> Tensor:
-    """The gate used at test time, exactly 0 for ``log_alpha`` up to -log 11 (equation 13)."""
+    """The gate used at test time, elementwise; exactly 0 for ``log_alpha`` up to -log 11 (equation 13)."""
     return _stretched(torch.sigmoid(log_alpha))
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
-    """The probability that a gate is not 0 (equation 12).
+    """The probability that a gate is not 0, elementwise (equation 12).
 
     Example:
         >>> round(float(open_probability(torch.tensor(0.0))), 6)

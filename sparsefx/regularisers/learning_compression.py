@@ -18,24 +18,24 @@ CStep = Callable[[Tensor, float, float], Tensor]
 
 
 def l0_constraint(values: Tensor, level: float, mu: float) -> Tensor:
-    """Keep the ``round(level * N)`` values of largest magnitude; of equals, the lowest index."""
+    """Keep the ``round(level * N)`` largest magnitudes, in any shape; of equals, the lowest index."""
     everything = torch.ones_like(values, dtype=torch.bool)
     kept = select_largest(magnitudes(values), everything, round(level * values.numel()))
     return values.masked_fill(~kept, 0)
 
 
 def l0_penalty(values: Tensor, level: float, mu: float) -> Tensor:
-    """Hard threshold at sqrt(2 level / mu): the least of level ||t||_0 + mu/2 ||t - values||^2."""
+    """Hard threshold at sqrt(2 level / mu), elementwise: least level ||t||_0 + mu/2 ||t - values||^2."""
     return values.masked_fill(values.abs() <= math.sqrt(2 * level / mu), 0)
 
 
 def l1_penalty(values: Tensor, level: float, mu: float) -> Tensor:
-    """Soft threshold at level / mu: the least of level ||t||_1 + mu/2 ||t - values||^2."""
+    """Soft threshold at level / mu, elementwise: the least of level ||t||_1 + mu/2 ||t - values||^2."""
     return values.sign() * (values.abs() - level / mu).clamp(min=0)
 
 
 def l1_constraint(values: Tensor, level: float, mu: float) -> Tensor:
-    """Projection on the ball ||t||_1 <= level, by sorting (Duchi et al. 2008, figure 1)."""
+    """Projection on the ball ||t||_1 <= level, in any shape, by sorting (Duchi et al. 2008, figure 1)."""
     sizes = values.abs().double()
     if float(sizes.sum()) <= level:
         return values.clone()

@@ -21,7 +21,7 @@ _TINY = 1e-8
 
 
 def kl_divergence(log_alpha: Tensor) -> Tensor:
-    """From the posterior to the log-uniform prior, a weight (Molchanov et al. 2017, equation 14).
+    """From the posterior to the log-uniform prior, elementwise (Molchanov et al. 2017, equation 14).
 
     Example:
         >>> round(float(kl_divergence(torch.tensor(0.0))), 5)
@@ -81,7 +81,7 @@ class VariationalDropout(Regulariser):
         return [{"params": list(self.log_variances), "lr": 1e-3, "weight_decay": 0.0}]
 
     def log_alphas(self) -> list[Tensor]:
-        """Log alpha of every layer's weights, clipped to [-8, 8], differentiable."""
+        """Log alpha of every layer's weights, of their shapes, clipped to [-8, 8], differentiable."""
         return [self._log_alpha(i).clamp(-_LARGEST, _LARGEST) for i in range(len(self._masked))]
 
     @property

@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsefx._common.inputs import positional
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MASKABLE
-from sparsefx.passes.graph.recorder import untouched
 from sparsefx.passes.running.attributes import kept_attributes
+from sparsefx.passes.running.untouched import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
 Call = tuple[str, nn.Module, tuple[Any, ...], Any]

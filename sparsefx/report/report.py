@@ -26,6 +26,9 @@ def report(
     Returns:
         A printable table that is plain data too.
 
+    Raises:
+        ArgumentError: ``model`` or ``after`` is no module.
+
     Example:
         >>> import torch, sparsefx
         >>> net = sparsefx.sparsify(torch.nn.Sequential(torch.nn.Linear(4, 8)), density=0.25)

@@ -58,6 +58,9 @@ def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
         task: a loss that averages over examples.
         model: a function of each example alone.
 
+    Returns:
+        A tensor of each weight's shape, by the layer's name.
+
     Raises:
         ArgumentError: a masked weight is of another kind of layer than Linear and Conv, or never called.
     """

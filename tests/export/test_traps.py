@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import sparsefx
-from sparsefx.passes.rewrites.align_head_dims import LineUp
+from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
 
 
 class Traps(nn.Module):
@@ -882,7 +882,7 @@ def test_a_part_that_is_only_called_with_nothing() -> None:
 
 
 def test_a_pass_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LineUp, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(AlignHeadDims, "run", lambda *_: 1 / 0)
     torch.manual_seed(0)
     model = Tokens(lambda m, x: m.o(m.h(x))).double().eval()
     x = torch.randn(3, 6, dtype=torch.float64)

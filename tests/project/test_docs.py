@@ -19,7 +19,8 @@ from sparsefx.passes.analysis.ops import OPERATIONS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
-PUBLIC = ["", ".methods", ".cycle", ".scores", ".regularisers", ".integrations", ".plot", ".passes.analysis.ops"]
+PUBLIC = ["", ".methods", ".cycle", ".scores", ".regularisers", ".integrations", ".plot"]
+PUBLIC += [".passes.analysis.ops"]
 
 
 def text_of(page: str) -> str:

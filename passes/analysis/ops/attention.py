@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call, Value
 
@@ -35,19 +35,19 @@ class Attention:
         q, k, v, *masks = call.inputs
         out = wanted[0]
         some = any_over(out, [-1])
-        read_q = some & facts[q].matters & _to_queries(any_over(facts[k].matters, [-2]), k, q)
-        asked = any_over(some, [-2]) & any_over(facts[q].matters, [-2])
-        read_k = _from_queries(asked, k) & facts[k].matters
+        read_q = some & facts[q].may_be_nonzero & _to_queries(any_over(facts[k].may_be_nonzero, [-2]), k, q)
+        asked = any_over(some, [-2]) & any_over(facts[q].may_be_nonzero, [-2])
+        read_k = _from_queries(asked, k) & facts[k].may_be_nonzero
         read_v = _from_queries(any_over(out, [-2]), v)
         whole = (torch.ones((1,) * len(mask.shape), dtype=torch.bool) for mask in masks)
         return [*(_fit(*pair) for pair in ((read_q, q), (read_k, k), (read_v, v))), *whole]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         q, k, v, *masks = call.inputs
         out = call.outputs[0]
-        kept.tie((q, -1), (k, -1))
-        kept.tie((v, -1), (out, -1))
-        kept.tie((q, -2), (out, -2))
+        kept.couple((q, -1), (k, -1))
+        kept.couple((v, -1), (out, -1))
+        kept.couple((q, -2), (out, -2))
         if _is_causal(call) or any(_reaches(mask, -2) for mask in masks):  # positions mean something
             kept.keep_all(q, [-2])
         kept.keep_all(k, [-2])
@@ -57,13 +57,13 @@ class Attention:
             whole = len({value.shape[dim] for value in values}) > 1
             whole = whole or any(_reaches(mask, dim - len(q.shape)) for mask in masks)
             for value in values:
-                kept.keep_all(value, [dim]) if whole else kept.tie((q, dim), (value, dim))
+                kept.keep_all(value, [dim]) if whole else kept.couple((q, dim), (value, dim))
         for value in masks:
             kept.keep_all(value)
         for saved in call.outputs[1:]:  # the sums of the softmax, and random states; nobody reads them
             for dim in range(len(saved.shape)):
-                ties = dim < len(out.shape) - 2 and saved.shape[dim] == out.shape[dim]
-                kept.tie((saved, dim), (out, dim)) if ties else kept.keep_all(saved, [dim])
+                coupled = dim < len(out.shape) - 2 and saved.shape[dim] == out.shape[dim]
+                kept.couple((saved, dim), (out, dim)) if coupled else kept.keep_all(saved, [dim])
 
 
 def _to_queries(part: Tensor, value: Value, queries: Value) -> Tensor:

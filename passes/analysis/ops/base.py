@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.graph.program import Call, Value
 
 Facts = Mapping[Value, Fact]
@@ -29,7 +29,7 @@ class Operation(Protocol):
         """
         ...
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         """Keep what must be kept for the call to compute the same on what is left."""
         ...
 
@@ -43,7 +43,7 @@ class Unknown:
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         return [torch.ones_like(facts[value].varies) for value in call.inputs]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         for value in (*call.inputs, *call.outputs):
             kept.keep_all(value)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts
 from sparsefx.passes.graph.program import Call, Value
 
@@ -35,15 +35,15 @@ class BatchNorm:
             read = read.any([dim for dim in range(read.dim()) if dim != 1], keepdim=True)
         return [read, *(torch.zeros(1, dtype=torch.bool) for _ in call.inputs[1:])]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         source, output = call.inputs[0], call.outputs[0]
         for dim in range(len(source.shape)):
-            kept.tie((source, dim), (output, dim))
+            kept.couple((source, dim), (output, dim))
         for vector in (*call.inputs[1:], *call.outputs[1:]):
             if (
                 vector.shape == output.shape[1:2]
             ):  # torch saves statistics, or empty tensors, beside the result
-                kept.tie((vector, 0), (output, 1))
+                kept.couple((vector, 0), (output, 1))
 
 
 def _parameters(call: Call) -> tuple[Value | None, Value | None, Value | None, Value | None]:

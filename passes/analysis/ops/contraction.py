@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, Unknown, any_over, reduce_to
 from sparsefx.passes.analysis.ops.elementwise import tie_broadcast
 from sparsefx.passes.graph.program import Call, Value
@@ -78,7 +78,7 @@ class Convolution:
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         conv = ConvolutionCall.of(call)
-        matters = facts[conv.weight].matters.expand(conv.weight.shape)
+        matters = facts[conv.weight].may_be_nonzero.expand(conv.weight.shape)
         read = conv.grouped(matters).any(3)
         outputs = any_over(wanted[0], [d for d in range(wanted[0].dim()) if d != 1]).flatten()
         outputs = outputs.expand(call.outputs[0].shape[1])
@@ -87,21 +87,21 @@ class Convolution:
         reads = [inputs, conv.ungrouped(read)]
         return [*reads, outputs] if conv.bias is not None else reads
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         conv, (output,) = ConvolutionCall.of(call), call.outputs
         rows, columns = (1, 0) if conv.transposed else (0, 1)
-        kept.tie((conv.input, 0), (output, 0))
+        kept.couple((conv.input, 0), (output, 0))
         for value in (conv.input, output, conv.weight):
             kept.keep_all(value, range(2, len(value.shape)))
         if conv.bias is not None:
-            kept.tie((conv.bias, 0), (output, 1))
+            kept.couple((conv.bias, 0), (output, 1))
         if conv.groups == 1:
-            kept.tie((conv.input, 1), (conv.weight, columns))
-            kept.tie((output, 1), (conv.weight, rows))
+            kept.couple((conv.input, 1), (conv.weight, columns))
+            kept.couple((output, 1), (conv.weight, rows))
         else:
             self._tie_groups(conv, output, kept)
 
-    def _tie_groups(self, conv: ConvolutionCall, output: Value, kept: Kept) -> None:
+    def _tie_groups(self, conv: ConvolutionCall, output: Value, kept: KeepSets) -> None:
         """Every group that stays has equally many input and equally many output channels.
 
         Which they are may differ from group to group: the weight is cut group by group.
@@ -121,7 +121,7 @@ class Convolution:
         kept.select_by_row(conv.weight, columns.repeat_interleave(rows.shape[1], 0))
 
 
-def _equally_many(channels: Tensor, groups: Tensor, kept: Kept) -> Tensor:
+def _equally_many(channels: Tensor, groups: Tensor, kept: KeepSets) -> Tensor:
     """Keep more channels (groups, channels of one), so that every group that stays has as many."""
     if not bool(groups.any()):
         return channels
@@ -144,8 +144,8 @@ class MatrixProduct:
         varies = _any_product(a_varies, b_any) | _any_product(a_any, b_varies)
         value = _matmul(a_value, b_value)
         a_matters, b_matters = (
-            _expand_dim(facts[left].matters, -1, k),
-            _expand_dim(facts[right].matters, -2, k),
+            _expand_dim(facts[left].may_be_nonzero, -1, k),
+            _expand_dim(facts[right].may_be_nonzero, -2, k),
         )
         a_loose, b_loose = _expand_dim(~facts[left].fixed, -1, k), _expand_dim(~facts[right].fixed, -2, k)
         fixed = ~(_any_product(a_loose, b_matters) | _any_product(a_matters, b_loose))
@@ -165,8 +165,8 @@ class MatrixProduct:
             return Unknown().backward(call, facts, wanted)
         m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
         out = wanted[0]
-        a = _expand_dim(facts[left].matters, -1, k)
-        b = _expand_dim(_expand_dim(facts[right].matters, -2, k), -1, n)
+        a = _expand_dim(facts[left].may_be_nonzero, -1, k)
+        b = _expand_dim(_expand_dim(facts[right].may_be_nonzero, -2, k), -1, n)
         read_a = a & _any_product(_expand_dim(out, -1, n), b.transpose(-1, -2))
         rows = m if a.shape[-2] > 1 or out.shape[-2] > 1 else 1
         columns = _expand_dim(a, -2, rows).transpose(-1, -2)
@@ -175,18 +175,18 @@ class MatrixProduct:
             return [read_a, read_b]
         return [reduce_to(out, addend), read_a, read_b]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         addend, left, right = _operands(call)
         (output,) = call.outputs
         if _is_scaled(call):
-            Unknown().tie(call, kept)
+            Unknown().couple(call, kept)
             return
-        kept.tie((left, -1), (right, -2))
-        kept.tie((left, -2), (output, -2))
-        kept.tie((right, -1), (output, -1))
+        kept.couple((left, -1), (right, -2))
+        kept.couple((left, -2), (output, -2))
+        kept.couple((right, -1), (output, -1))
         for dim in range(len(output.shape) - 2):
-            kept.tie((left, dim), (output, dim))
-            kept.tie((right, dim), (output, dim))
+            kept.couple((left, dim), (output, dim))
+            kept.couple((right, dim), (output, dim))
         if addend is not None:
             tie_broadcast(kept, addend, output)
 

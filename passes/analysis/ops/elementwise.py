@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, reduce_to
 from sparsefx.passes.graph.program import Call, Value
 
@@ -30,7 +30,7 @@ class Elementwise:
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         return [reduce_to(wanted[0], value) for value in call.inputs]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         (output,) = call.outputs
         for value in call.inputs:
             tie_broadcast(kept, value, output)
@@ -44,14 +44,14 @@ class Multiply(Elementwise):
         zero, fixed = torch.zeros((), dtype=torch.bool), product.fixed
         for value in call.inputs:
             zero = zero | (~facts[value].varies & (facts[value].value == 0))
-            fixed = fixed | ~facts[value].matters
+            fixed = fixed | ~facts[value].may_be_nonzero
         return [fact(product.varies & ~zero, product.value.where(~zero, 0), fixed)]
 
     def backward(self, call: Call, facts: Facts, wanted: list[Tensor]) -> list[Tensor]:
         if len(call.inputs) != 2:
             return super().backward(call, facts, wanted)
         one, other = call.inputs
-        read = wanted[0] & facts[one].matters & facts[other].matters
+        read = wanted[0] & facts[one].may_be_nonzero & facts[other].may_be_nonzero
         return [reduce_to(read, one), reduce_to(read, other)]
 
 
@@ -88,10 +88,10 @@ class Like(Elementwise):
         return [torch.zeros((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs]
 
 
-def tie_broadcast(kept: Kept, operand: Value, result: Value) -> None:
+def tie_broadcast(kept: KeepSets, operand: Value, result: Value) -> None:
     """Tie an operand's dimensions to the result's, aligned on the right; broadcast ones stay whole."""
     for back in range(1, len(operand.shape) + 1):
         if operand.shape[-back] == result.shape[-back]:
-            kept.tie((operand, -back), (result, -back))
+            kept.couple((operand, -back), (result, -back))
         else:
             kept.keep_all(operand, [-back])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.analysis.ops.normalisation import scaled_by_zero
 from sparsefx.passes.graph.program import Call, Value
@@ -30,9 +30,9 @@ class GroupNorm:
         shaped = read.view(1, -1, *(1,) * (len(source.shape) - 2))
         return [shaped, *(channels.flatten() for _ in call.inputs[1:])]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         source, output = call.inputs[0], call.outputs[0]
-        kept.tie((source, 0), (output, 0))
+        kept.couple((source, 0), (output, 0))
         for value in (source, output):
             kept.keep_all(value, range(2, len(value.shape)))
         vectors: list[tuple[Value, int]] = [
@@ -46,7 +46,7 @@ class GroupNorm:
         for value, dim in vectors:
             kept.keep(value, dim, groups.repeat_interleave(source.shape[1] // _groups(call)))
         for statistic in call.outputs[1:]:
-            kept.tie((statistic, 0), (output, 0))
+            kept.couple((statistic, 0), (output, 0))
             kept.keep(statistic, 1, groups)
 
 

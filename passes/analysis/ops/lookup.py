@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts
 from sparsefx.passes.graph.program import Call, Value
 
@@ -16,7 +16,7 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 class Embedding:
-    """``aten.embedding`` (weight, indices): rows of a table. Its columns tie to the last dimension.
+    """``aten.embedding`` (weight, indices): rows of a table. Its columns are coupled with the last dimension.
 
     A column that is one number in every row gives that number.
     """
@@ -33,17 +33,17 @@ class Embedding:
         columns = wanted[0].reshape(-1, wanted[0].shape[-1]).any(0, keepdim=True)
         return [columns, torch.ones((1,) * len(indices.shape), dtype=torch.bool)]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         table, indices = call.inputs
         (output,) = call.outputs
         kept.keep_all(table, [0])
         kept.keep_all(indices)
         kept.keep_all(output, range(len(output.shape) - 1))
-        kept.tie((table, 1), (output, -1))
+        kept.couple((table, 1), (output, -1))
 
 
 class Index:
-    """``aten.index`` and ``index_select``: positions named by tensors; the other dimensions tie."""
+    """``aten.index`` and ``index_select``: positions named by tensors; the other dimensions are coupled."""
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         return [unknown(output) for output in call.outputs]
@@ -58,7 +58,7 @@ class Index:
             read = read & vector.view([-1 if d == dim else 1 for d in range(len(shape))])
         return [read, *(torch.ones((1,) * len(index.shape), dtype=torch.bool) for index in indices)]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         source, *indices = call.inputs
         (output,) = call.outputs
         for index in indices:
@@ -67,7 +67,7 @@ class Index:
         kept.keep_all(source, set(range(len(source.shape))) - {dim for dim, _ in pairs})
         kept.keep_all(output, set(range(len(output.shape))) - {dim for _, dim in pairs})
         for dim, result in pairs:
-            kept.tie((source, dim), (output, result))
+            kept.couple((source, dim), (output, result))
 
 
 def _pairs(call: Call) -> list[tuple[int, int]]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call, Value
 from sparsefx.passes.graph.view_groups import view_groups
@@ -64,7 +64,7 @@ class Movement:
             return [torch.ones(value.shape, dtype=torch.bool) for value in call.inputs]
         return [elements.any(dims, keepdim=True) for elements in read.each()]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         for value in (*call.inputs, *call.outputs):
             if len(value.shape) == len(call.inputs[0].shape):
                 kept.keep_all(value, self.literal_dims(call) if self.whole else self._uniform_dims(call))
@@ -89,7 +89,7 @@ class Movement:
 
 
 class Permute(Movement):
-    """A permutation of dimensions: each ties to the one it becomes, and a fact keeps its uniformity."""
+    """A permutation of dimensions: each is coupled with its new place; facts stay uniform."""
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         (value,) = call.inputs
@@ -102,9 +102,9 @@ class Permute(Movement):
         inverse = sorted(range(len(origin)), key=origin.__getitem__)
         return [wanted[0].permute(inverse)]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         for dim, source in enumerate(self._origin(call)):
-            kept.tie((call.inputs[0], source), (call.outputs[0], dim))
+            kept.couple((call.inputs[0], source), (call.outputs[0], dim))
 
     def _origin(self, call: Call) -> list[int]:
         """For each dimension of the result, the dimension of the operand that it is."""
@@ -132,10 +132,10 @@ class View(Movement):
             return super().backward(call, facts, wanted)
         return [any_over(_viewed(wanted[0], result.shape, source.shape), sorted(call.regrouped))]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         (source,), (result,) = call.inputs, call.outputs
         if not source.shape.numel():
-            super().tie(call, kept)
+            super().couple(call, kept)
             return
         kept.keep_all(source, call.regrouped)
         row = column = 0
@@ -145,7 +145,7 @@ class View(Movement):
 
 
 class Concatenate(Movement):
-    """Operands side by side along one dimension; along the others they tie.
+    """Operands side by side along one dimension; along the others they are coupled.
 
     An empty vector may stand beside operands of any rank, as in a cache that has nothing yet.
     """
@@ -168,14 +168,14 @@ class Concatenate(Movement):
         nothing = torch.ones(1, dtype=torch.bool)
         return [next(parts) if value in joined else nothing for value in call.inputs]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         dim, (output,) = _cat_dim(call), call.outputs
         start = 0
         for value in _side_by_side(call):
             stop = start + value.shape[dim]
             for other in range(len(output.shape)):
                 if other != dim:
-                    kept.tie((value, other), (output, other))
+                    kept.couple((value, other), (output, other))
             kept.keep(value, dim, kept.of(output, dim)[start:stop])
             own = torch.zeros(output.shape[dim], dtype=torch.bool)
             own[start:stop] = kept.of(value, dim)
@@ -284,14 +284,14 @@ _Side = tuple[Value, range]
 """A value and some of its dimensions."""
 
 
-def _tie_group(kept: Kept, one: _Side, other: _Side) -> None:
+def _tie_group(kept: KeepSets, one: _Side, other: _Side) -> None:
     """Tie dimensions to those that a view makes of them: whole rectangles on both sides."""
     for (value, dims), (to, places) in ((one, other), (other, one)):
         elements = _product(kept, value, dims)
         _keep_product(kept, to, elements.view([to.shape[dim] for dim in places]), places)
 
 
-def _product(kept: Kept, value: Value, dims: Sequence[int] | None = None) -> Tensor:
+def _product(kept: KeepSets, value: Value, dims: Sequence[int] | None = None) -> Tensor:
     """The elements all of whose indices are kept, along some dimensions (all by default)."""
     dims = range(len(value.shape)) if dims is None else dims
     elements = torch.ones([value.shape[dim] for dim in dims], dtype=torch.bool)
@@ -302,7 +302,7 @@ def _product(kept: Kept, value: Value, dims: Sequence[int] | None = None) -> Ten
     return elements
 
 
-def _keep_product(kept: Kept, value: Value, elements: Tensor, dims: Sequence[int] | None = None) -> None:
+def _keep_product(kept: KeepSets, value: Value, elements: Tensor, dims: Sequence[int] | None = None) -> None:
     """Keep every index that one of the elements has, along some dimensions (all by default)."""
     dims = range(len(value.shape)) if dims is None else dims
     for place, dim in enumerate(dims):

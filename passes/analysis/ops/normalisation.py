@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
 from sparsefx.passes.analysis.ops.base import Facts
 from sparsefx.passes.analysis.ops.reduction import Mix
 from sparsefx.passes.graph.program import Call, Value

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsefx.passes.analysis.facts import Fact, fact, unknown
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call
 
@@ -58,7 +58,7 @@ class Mix:
         parameters = [torch.ones((1,) * len(value.shape), dtype=torch.bool) for value in call.inputs[1:]]
         return [read, *parameters]
 
-    def tie(self, call: Call, kept: Kept) -> None:
+    def couple(self, call: Call, kept: KeepSets) -> None:
         source, mixed = call.inputs[0], self.mixed(call)
         kept.keep_all(source, mixed)
         for parameter in call.inputs[1:]:
@@ -74,7 +74,7 @@ class Mix:
                 kept.keep_all(output)
                 continue
             for dim, result in pairs:
-                kept.tie((source, dim), (output, result))
+                kept.couple((source, dim), (output, result))
 
     def mixed(self, call: Call) -> list[int]:
         """The dimensions that it mixes, from the front."""

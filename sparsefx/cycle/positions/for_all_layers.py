@@ -67,7 +67,7 @@ def best_of_each(
 ) -> list[Tensor]:
     """Choose of each layer the ``count`` candidates with the largest scores, or all where there are fewer.
 
-    Arguments and result as of :func:`largest_of_all`, but that ``count`` is of each layer.
+    Arguments and result, with their shapes, are those of :func:`largest_of_all`; ``count`` is of each layer.
     """
     return [
         layer.select_largest(score, some, min(count, layer.count(some)))

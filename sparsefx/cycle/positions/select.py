@@ -10,7 +10,7 @@ from sparsefx.errors import CycleError
 
 
 def magnitudes(values: Tensor) -> Tensor:
-    """Absolute values to rank by, in float32 at least; NaN counts as infinitely large."""
+    """Absolute values of a tensor of any shape to rank by, in float32 at least; NaN is infinitely large."""
     wide = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     return wide.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
@@ -25,6 +25,9 @@ def select_largest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
 
     Returns:
         Bool tensor of shape ``S``, True at the chosen positions.
+
+    Raises:
+        CycleError: there are fewer candidates than ``count``.
     """
     if count == 0:
         return torch.zeros_like(candidates)

@@ -79,7 +79,8 @@ def random(layer: LayerState, count: int, generator: torch.Generator | None = No
 def random_fresh(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
     """Grow at random, but not where the same update has just pruned (Mostafa & Wang 2019, algorithm 1).
 
-    Where there is not enough room without, it is used too. Arguments and result as of :func:`random`.
+    Where there is not enough room without, it is used too. Arguments and result, with their shapes, are those
+    of :func:`random`.
     """
     removed = torch.zeros_like(layer.mask) if layer.removed is None else layer.removed
     return _draw_first(layer, ~layer.mask & ~removed, count, generator)
@@ -88,7 +89,7 @@ def random_fresh(layer: LayerState, count: int, generator: torch.Generator | Non
 def random_unexplored(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
     """Grow at random where the weight was never active, while there is such a place (Liu et al. 2021).
 
-    Arguments and result as of :func:`random`.
+    Arguments and result, with their shapes, are those of :func:`random`.
 
     Raises:
         CycleError: nobody keeps count of what was active.

@@ -39,8 +39,8 @@ def magnitude(layer: LayerState, count: int, generator: torch.Generator | None =
 def magnitude_by_sign(layer: LayerState, count: int, generator: torch.Generator | None = None) -> Tensor:
     """Remove the smallest positive and the largest negative weights (SET: Mocanu et al. 2018, algorithm 1).
 
-    Each sign loses the same fraction; a 0 counts as positive. Arguments and result as of
-    :func:`magnitude`.
+    Each sign loses the same fraction; a 0 counts as positive. Arguments and result, with their shapes, are
+    those of :func:`magnitude`.
     """
     negative = layer.mask & (layer.weight < 0)
     sides = [layer.mask & ~negative, negative]
@@ -137,7 +137,7 @@ def sign_flip(
 ) -> list[Tensor]:
     """Remove the weights that crossed 0, away from the sign of their position (DEEP-R: Bellec et al. 2018).
 
-    Arguments and result as of :func:`global_magnitude`; ``counts`` plays no part.
+    Arguments and result, with their shapes, are those of :func:`global_magnitude`; ``counts`` plays no part.
 
     Raises:
         CycleError: a layer has no signs.
@@ -146,7 +146,11 @@ def sign_flip(
 
 
 def sign_of(layer: LayerState) -> Tensor:
-    """The signs that a layer's positions are bound to, int8 of the weight's shape."""
+    """The signs that a layer's positions are bound to, int8 of the weight's shape.
+
+    Raises:
+        CycleError: the method binds no signs.
+    """
     if layer.sign is None:
         raise CycleError(f"layer {layer.name!r} has no signs; use a method with signs=True")
     return layer.sign

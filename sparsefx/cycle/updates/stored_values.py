@@ -98,7 +98,11 @@ def positive(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]
 
 
 def stored_of(layer: LayerState) -> Tensor:
-    """The values that a layer's weights keep while inactive."""
+    """The values that a layer's weights keep while inactive, of the weight's shape.
+
+    Raises:
+        CycleError: the method keeps none.
+    """
     if layer.stored is None:
         raise CycleError(f"layer {layer.name!r} keeps no inactive values; use a method with a memory")
     return layer.stored

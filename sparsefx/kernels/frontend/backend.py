@@ -1,4 +1,4 @@
-"""Sparse kernels as a backend of :class:`sparsefx.passes.rewrites.regions.Regions`."""
+"""Sparse kernels as a backend of :class:`sparsefx.passes.regions.regions.Regions`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsefx.kernels.frontend.nodes import IMAGES, ROWS
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.graph.program import Program
 from sparsefx.passes.manager.pipeline import RegionReport
-from sparsefx.passes.rewrites.regions import Built, Part
+from sparsefx.passes.regions.regions import Built, Part
 from sparsefx.passes.running.timing import GAIN, is_faster, medians
 
 

@@ -177,7 +177,7 @@ def test_auto_says_what_it_measured():
 def test_a_network_that_is_not_faster_stays_dense(monkeypatch):
     model, x = model_and_input()
     monkeypatch.setattr(backend, "medians", lambda *_: (1.0, 2.0))
-    monkeypatch.setattr("sparsefx.passes.rewrites.regions.medians", lambda *_: (0.003, 0.002))
+    monkeypatch.setattr("sparsefx.passes.regions.regions.medians", lambda *_: (0.003, 0.002))
     compact = sparsefx.export(model, (x,), kernels="auto")
     dense = sparsefx.export(model, (x,))
     assert not regions_of(compact)
@@ -189,7 +189,7 @@ def test_a_network_that_is_not_faster_stays_dense(monkeypatch):
 
 
 def test_layers_that_slow_a_region_down_are_left_out(monkeypatch):
-    monkeypatch.setattr("sparsefx.passes.rewrites.regions.medians", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr("sparsefx.passes.regions.regions.medians", lambda *_: (1.0, 2.0))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
     x = torch.randn(2, 3, 8, 8)
     seconds = iter([(2.0, 1.0), (1.0, 2.0), (1.0, 2.0)])  # the whole, then what is left on both sides

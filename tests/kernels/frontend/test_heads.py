@@ -157,7 +157,7 @@ def test_another_size_is_refused():
 
 @torch.no_grad()
 def test_auto_tries_a_slow_head_apart(monkeypatch):
-    monkeypatch.setattr("sparsefx.passes.rewrites.regions.medians", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr("sparsefx.passes.regions.regions.medians", lambda *_: (1.0, 2.0))
     seconds = iter([(2.0, 1.0), (1.0, 2.0), (1.0, 2.0)])  # all, the body, the head
     monkeypatch.setattr(backend, "medians", lambda *_: next(seconds))
     slow = iter([False, True, False])  # the body, and the first layer of the head

@@ -54,7 +54,8 @@ def test_the_key_depends_on_the_processor(monkeypatch):
 
 
 def test_many_processes_at_once(cache):
-    script = "from sparsefx.kernels import native; from sparsefx.kernels.codegen.dispatch_loop import DRIVE\n"
+    script = "from sparsefx.kernels.runtime import native\n"
+    script += "from sparsefx.kernels.codegen.dispatch_loop import DRIVE\n"
     script += "assert native.compiled(DRIVE)"
     environment = {**os.environ, "SPARSEFX_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(3)]

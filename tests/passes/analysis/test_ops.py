@@ -17,11 +17,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.passes.analysis.facts import Fact, compact, forward_facts, live_elements
-from sparsefx.passes.analysis.keep_sets import Kept, find_kept
+from sparsefx.passes.analysis.coupling import find_kept
+from sparsefx.passes.analysis.domains.facts import Fact, compact
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops import OPERATIONS, ConvolutionCall, is_known, operation_of
 from sparsefx.passes.analysis.ops.elementwise import Elementwise
 from sparsefx.passes.analysis.ops.movement import dim_argument
+from sparsefx.passes.analysis.propagate import forward_facts, live_elements
 from sparsefx.passes.graph.program import Call, Program, Value
 from sparsefx.passes.graph.record import record
 
@@ -268,7 +270,7 @@ def test_which_operations_the_table_knows(row: Row) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_kept_is_computed_from_what_is_kept(row: Row, seed: int) -> None:
-    """Some channels of the result are wanted: cut to what the ties keep, every call still computes them."""
+    """Some channels are wanted: cut to what the couplings keep, every call still computes them."""
     module, x = graph_module(row), image(row, seed)
     program = record(module, [(x,)])
     live = live_for_some_channels(program, seed)
@@ -301,11 +303,11 @@ def live_for_some_channels(program: Program, seed: int) -> dict[Value, Tensor]:
     return live
 
 
-def cut(kept: Kept, value: Value, tensor: Tensor) -> Tensor:
+def cut(kept: KeepSets, value: Value, tensor: Tensor) -> Tensor:
     return kept.cut(value, tensor)
 
 
-def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
+def run_cut(call: Call, kept: KeepSets, parts: dict[Value, Tensor]) -> list[Tensor]:
     """Run a call on the parts of its operands, its literal sizes and groups rewritten."""
     operands = [parts[value] for value in call.inputs]
     if call.name in ("view", "_unsafe_view"):
@@ -327,7 +329,7 @@ def run_cut(call: Call, kept: Kept, parts: dict[Value, Tensor]) -> list[Tensor]:
     return call.run(operands)
 
 
-def run_cut_positions(call: Call, kept: Kept, operand: Tensor) -> list[Tensor]:
+def run_cut_positions(call: Call, kept: KeepSets, operand: Tensor) -> list[Tensor]:
     """A slice, selection or split of what is left: positions count what is kept before them."""
     (dim,) = dim_argument(call)
     before = kept.of(call.inputs[0], dim)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.passes.rewrites.constant_folding import Precompute
+from sparsefx.passes.rewrites.constant_folding import ConstantFolding
 
 
 class Standardised(nn.Conv2d):
@@ -69,11 +69,11 @@ LEFT: dict[str, Callable[[Holds, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_left_alone(name: str) -> None:
     torch.manual_seed(0)
-    check_pass(Precompute(), Holds(LEFT[name]), torch.randn(3, 4, dtype=torch.float64), removes=0)
+    check_pass(ConstantFolding(), Holds(LEFT[name]), torch.randn(3, 4, dtype=torch.float64), removes=0)
 
 
 def test_what_is_computed() -> None:
     torch.manual_seed(0)
     model = Holds(lambda m, x: x @ (m.w / m.w.norm(dim=1, keepdim=True)).abs())
-    graph_module = check_pass(Precompute(), model, torch.randn(3, 4, dtype=torch.float64), removes=3)
+    graph_module = check_pass(ConstantFolding(), model, torch.randn(3, 4, dtype=torch.float64), removes=3)
     assert text(graph_module)[1] == "abs_1_computed = abs_1_computed()"

@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.passes.graph.record import record, remembered
-from sparsefx.passes.manager.pipeline import Outcome, Pass, run_pipeline
-from sparsefx.passes.rewrites.align_head_dims import LineUp
+from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.manager.pipeline import Outcome, Pass, Pipeline
+from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
 from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
-from sparsefx.passes.rewrites.decompose_attention import OpenAttention
+from sparsefx.passes.rewrites.decompose_attention import DecomposeAttention
 from sparsefx.passes.rewrites.flatten import NameFlatten
 from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
-from sparsefx.passes.rewrites.fold_constant_channels import FoldConstants
+from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.split_fused import SplitFused
 
@@ -186,7 +186,7 @@ def test_fold_constants_into_a_bias() -> None:
         model[0].weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]))
         model[0].bias.copy_(torch.tensor([0.0, 3.0, -1.0]))
         model[2].weight.copy_(torch.tensor([[1.0, 2.0, 5.0], [1.0, 4.0, 7.0]]))
-    folded = check_pass(FoldConstants(), model, image(2, 2))
+    folded = check_pass(FoldConstantChannels(), model, image(2, 2))
     head = folded.get_submodule("2")
     assert head.weight.tolist() == [[1, 0, 0], [1, 0, 0]]  # columns 1 (constant 3) and 2 (constant 0)
     assert head.bias.tolist() == [6, 12]
@@ -199,7 +199,7 @@ def test_fold_constants_into_a_carrier_where_zeros_are_padded() -> None:
         model[0].weight[0] = 1
         model[0].bias.copy_(torch.tensor([0.0, 2.0, 4.0, 0.0]))
         model[1].weight.copy_(torch.tensor([[[1.0, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4]]]))
-    folded = check_pass(FoldConstants(), model, image(2, 1, 5))
+    folded = check_pass(FoldConstantChannels(), model, image(2, 1, 5))
     # channel 2 carries channel 1 at half its weight; channel 3 is 0 and needs nobody
     assert folded.get_submodule("1").weight.tolist() == [[[1, 1, 1], [0, 0, 0], [4, 4, 4], [0, 0, 0]]]
     assert folded.get_submodule("1").bias is None
@@ -246,7 +246,7 @@ class Attends(nn.Module):
 
 def test_open_attention() -> None:
     torch.manual_seed(0)
-    graph_module = check_pass(OpenAttention(), Attends(), image(2, 3, 4))
+    graph_module = check_pass(DecomposeAttention(), Attends(), image(2, 3, 4))
     assert text(graph_module) == [
         "x = x()",
         "mask = mask()",
@@ -301,7 +301,7 @@ FORMS = ["keywords", "mask for each head", "both masks", "other sizes", "sequenc
 @pytest.mark.parametrize("form", FORMS)
 def test_open_attention_in_all_its_forms(form: str) -> None:
     torch.manual_seed(0)
-    graph_module = check_pass(OpenAttention(), AttendsAs(form), image(2, 3, 4))
+    graph_module = check_pass(DecomposeAttention(), AttendsAs(form), image(2, 3, 4))
     assert sum("Linear" in line for line in text(graph_module)) == 4
 
 
@@ -324,7 +324,7 @@ class Weighted(nn.Module):
 @pytest.mark.parametrize("form", ["weights", "twice", "add_bias_kv", "add_zero_attn"])
 def test_open_attention_leaves_what_it_cannot_open(form: str) -> None:
     torch.manual_seed(0)
-    check_pass(OpenAttention(), Weighted(form), image(2, 3, 4), removes=0)
+    check_pass(DecomposeAttention(), Weighted(form), image(2, 3, 4), removes=0)
 
 
 class Fused(nn.Module):
@@ -411,7 +411,7 @@ def test_line_up_brings_useful_dimensions_to_the_front() -> None:
             layer.bias[[0, 4]] = 0
         model.out.weight[:, [1, 3]] = 0
     q, v, out = (layer.weight.detach().clone() for layer in (model.q, model.v, model.out))
-    graph_module = check_pass(LineUp(), model, image(2, 4, 6))
+    graph_module = check_pass(AlignHeadDims(), model, image(2, 4, 6))
     assert torch.equal(graph_module.q.weight, q[[1, 2, 0, 3, 5, 4]])
     assert torch.equal(graph_module.v.weight, v[[0, 2, 1, 4, 5, 3]])
     assert torch.equal(graph_module.out.weight, out[:, [0, 2, 1, 4, 5, 3]])
@@ -455,7 +455,7 @@ def test_line_up_with_heads_that_share_keys_and_values(form: str) -> None:
     compact = sparsefx.export(model, (x,))
     assert (len(compact.k.weight), len(compact.v.weight)) == ((4, 4) if form == "wrong order" else (2, 2))
     torch.testing.assert_close(compact(x[:1]), model(x[:1]), rtol=1e-11, atol=1e-11)
-    graph_module = check_pass(LineUp(), model, x, image(3, 7, 8))
+    graph_module = check_pass(AlignHeadDims(), model, x, image(3, 7, 8))
     if form != "wrong order":
         assert torch.equal(graph_module.q.weight, q[[1, 0, 3, 2, 4, 5, 6, 7]])
         assert torch.equal(graph_module.v.weight, v[[1, 0, 2, 3]])
@@ -490,7 +490,7 @@ def test_attention_made_of_products(form: str) -> None:
         model.v.weight[[2, 3]] = 0  # constants, which only a mean of them keeps
     q = model.q.weight.detach().clone()
     x = image(2, 5, 6)
-    graph_module = check_pass(LineUp(), model, x, image(3, 7, 6))
+    graph_module = check_pass(AlignHeadDims(), model, x, image(3, 7, 6))
     assert torch.equal(graph_module.q.weight, q[[1, 2, 0, 3, 5, 4]])
     compact = sparsefx.export(model, (x,))
     torch.testing.assert_close(compact(x[:1]), model(x[:1]), rtol=1e-11, atol=1e-11)
@@ -500,7 +500,7 @@ def test_attention_made_of_products(form: str) -> None:
 
 def test_line_up_leaves_what_is_in_order() -> None:
     torch.manual_seed(0)
-    check_pass(LineUp(), TwoHeads(), image(2, 4, 6), removes=0)
+    check_pass(AlignHeadDims(), TwoHeads(), image(2, 4, 6), removes=0)
 
 
 @dataclass(frozen=True)
@@ -529,32 +529,40 @@ def test_each_pass_in_turn_on_networks(name: str) -> None:
     steps: list[Pass] = [
         RemoveIdentities(),
         FunctionalToModules(),
-        OpenAttention(),
+        DecomposeAttention(),
         SplitFused(),
         FoldBatchNorm(),
-        FoldConstants(),
-        LineUp(),
+        FoldConstantChannels(),
+        AlignHeadDims(),
         Shrink(),
     ]
     graph_module = graph_of(model)
 
     for step in steps:
-        run_pipeline([step], graph_module, [(x,)])
+        Pipeline((step,)).run(graph_module, [(x,)])
         graph_module.graph.lint()
         with torch.no_grad():
             assert relative_difference(graph_module(x), expected) <= 1e-11
-        assert not step.run(graph_module, [(x,)]).modified
+        assert not step.run(graph_module, Analyses(graph_module, [(x,)])).modified
 
 
 def test_a_graph_is_recorded_again_only_once_it_changed() -> None:
     model = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
-    inputs = [(torch.randn(2, 4),)]
-    with remembered():
-        first = record(model, inputs)
-        model.get_submodule("0").weight.data.zero_()  # numbers in place: the program holds the tensor
-        assert record(model, inputs) is first
-        assert record(model, [(torch.randn(3, 4),)]) is not first
-        first = record(model, inputs)
-        model.get_submodule("0").bias = nn.Parameter(torch.ones(4))
-        assert record(model, inputs) is not first
-    assert record(model, inputs) is not record(model, inputs)
+    analyses = Analyses(model, [(torch.randn(2, 4),)])
+    first = analyses.program
+    model.get_submodule("0").weight.data.zero_()  # numbers in place: the program holds the tensor
+    assert analyses.program is first
+    assert analyses.program_of_first is first
+    model.get_submodule("0").bias = nn.Parameter(torch.ones(4))
+    assert analyses.program is not first
+
+
+def test_facts_are_of_the_present_numbers() -> None:
+    model = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    analyses = Analyses(model, [(torch.randn(2, 4),)])
+    program = analyses.program
+    assert bool(analyses.facts(program)[program.outputs[0]].varies.all())
+    model.get_submodule("0").weight.data.zero_()
+    assert bool(analyses.facts(program)[program.outputs[0]].varies.all())  # nobody has said so yet
+    analyses.invalidate()
+    assert not bool(analyses.facts(analyses.program)[program.outputs[0]].varies.any())

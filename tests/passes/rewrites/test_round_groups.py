@@ -8,7 +8,7 @@ from pass_checks import check_pass
 from torch import Tensor, nn
 
 import sparsefx
-from sparsefx.passes.analysis.keep_sets import Kept
+from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.rewrites import shrink
 from sparsefx.passes.rewrites.shrink import Shrink
 
@@ -37,8 +37,8 @@ class Grouped(nn.Module):
     [(0, 8, 1), (1, 8, 1), (3, 8, 4), (5, 8, 8), (5, 6, 6), (9, 24, 16), (17, 64, 24)],
 )
 def test_widths_by_hand(needed: int, full: int, width: int) -> None:
-    assert Kept([], round_groups=True).group_width(needed, full) == width
-    assert Kept([]).group_width(needed, full) == max(needed, 1)
+    assert KeepSets([], round_groups=True).group_width(needed, full) == width
+    assert KeepSets([]).group_width(needed, full) == max(needed, 1)
 
 
 @pytest.mark.parametrize(("when", "width"), [("never", 5), ("always", 8)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.passes.rewrites.shrink_layer_norm import OpenNorms, PartialLayerNorm
+from sparsefx.passes.rewrites.shrink_layer_norm import PartialLayerNorm, ShrinkLayerNorm
 
 
 class Stream(nn.Module):
@@ -55,7 +55,9 @@ def test_channels_leave_the_stream_and_its_norms(affine: bool, constant: float) 
 
 def test_the_pass() -> None:
     torch.manual_seed(0)
-    graph_module = check_pass(OpenNorms(), Stream(), torch.randn(2, 7, 5, dtype=torch.float64), removes=0)
+    graph_module = check_pass(
+        ShrinkLayerNorm(), Stream(), torch.randn(2, 7, 5, dtype=torch.float64), removes=0
+    )
     norm = graph_module.get_submodule("norm")
     assert norm.counted.flatten().tolist() == [1, 0, 1, 1, 0, 1, 0, 1]
     assert norm.missing == 3
@@ -66,7 +68,7 @@ def test_a_norm_whose_results_are_read_stays() -> None:
     model = Stream()
     model.up.weight.data.normal_()
     model.head.weight.data.normal_()
-    check_pass(OpenNorms(), model, torch.randn(2, 7, 5, dtype=torch.float64), removes=0)
+    check_pass(ShrinkLayerNorm(), model, torch.randn(2, 7, 5, dtype=torch.float64), removes=0)
     assert not any(isinstance(module, PartialLayerNorm) for module in model.modules())
 
 
@@ -77,7 +79,7 @@ def test_few_constants_are_not_worth_it() -> None:
         model[0].weight[:3] = 0
         model[0].bias[:3] = 0
         model[2].weight[:, :3] = 0
-    check_pass(OpenNorms(), model, torch.randn(2, 4, dtype=torch.float64), removes=0)
+    check_pass(ShrinkLayerNorm(), model, torch.randn(2, 4, dtype=torch.float64), removes=0)
     assert type(model[1]) is nn.LayerNorm
 
 

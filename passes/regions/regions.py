@@ -12,16 +12,15 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule
 
+from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.layers import CONTRACTIONS, layer_of
-from sparsefx.passes.graph.partition import partition
 from sparsefx.passes.graph.program import Program
-from sparsefx.passes.graph.record import record
-from sparsefx.passes.graph.recorder import untouched
-from sparsefx.passes.graph.stable_sort import stable_sort
 from sparsefx.passes.manager.pipeline import Outcome, RegionReport
-from sparsefx.passes.running.examples import Inputs
+from sparsefx.passes.regions.partition import partition
+from sparsefx.passes.regions.stable_sort import stable_sort
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.timing import medians
+from sparsefx.passes.running.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,13 @@ class Regions:
     backend: Backend
     name = "regions"
 
-    def run(self, graph_module: fx.GraphModule, inputs: Inputs) -> Outcome:
+    def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         """Rewrite the graph in place. Runs after all passes that look into layers."""
         before = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
         reports: list[RegionReport] = []
         left: dict[str, str] = {}
         for kind in self.backend.kinds:
-            program = record(graph_module, inputs)
+            program = analyses.program
             if _writes_unseen(graph_module, program):
                 why = "the graph writes in place to what other nodes read"
                 nodes = [
@@ -116,7 +115,7 @@ class Regions:
                 left |= {str(node.target): why for node in nodes}
                 break
             left |= self.backend.left_out(graph_module, program)
-            values = _values(graph_module, inputs[0])
+            values = _values(graph_module, analyses.inputs[0])
             found: list[tuple[Part, nn.Module]] = []
             waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
             while waiting:  # what is tried again is smaller each time
@@ -135,7 +134,7 @@ class Regions:
         layers = sum(len(report.layers) for report in taken)
         detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
         if self.backend.measured and taken:
-            new, old = _seconds(graph_module, before, inputs[0])
+            new, old = _seconds(graph_module, before, analyses.inputs[0])
             detail += f"; dense {1e3 * old:.2f} ms, now {1e3 * new:.2f} ms"
             if new >= old:
                 graph_module.graph, taken = before.graph, []

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
-from sparsefx.passes.graph.partition import partition
-from sparsefx.passes.graph.stable_sort import stable_sort
+from sparsefx.passes.regions.partition import partition
+from sparsefx.passes.regions.stable_sort import stable_sort
 
 
 @st.composite

@@ -7,15 +7,13 @@ and space, so a fact holds for any batch and image size, and is cheap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from sparsefx.passes.graph.program import Program, Value
+from sparsefx.passes.graph.program import Value
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Fact:
     averages: bool = False
 
     @cached_property
-    def matters(self) -> Tensor:
+    def may_be_nonzero(self) -> Tensor:
         """False where the element is a zero that a product can rely on."""
         return ~self.fixed | (self.value != 0)
 
@@ -59,7 +57,13 @@ class Fact:
 
 
 def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
-    """A fact in the least space; what is not finite counts as varying. Nothing is fixed by default."""
+    """A fact in the least space; what is not finite counts as varying.
+
+    Args:
+        varies: bool, broadcastable to the shape of the value that the fact is about.
+        value: likewise, of the value's data type.
+        fixed: bool, likewise; nothing is fixed by default.
+    """
     if not _is_finite(value):
         varies = varies | ~torch.isfinite(value)
     fixed = torch.zeros((1,) * value.dim(), dtype=torch.bool) if fixed is None else fixed & ~varies
@@ -91,7 +95,8 @@ def _is_uniform(tensor: Tensor, dim: int) -> bool:
     return torch.equal(first, last) and bool((tensor == first).all())
 
 
-def _first_along(tensor: Tensor, dims: list[int]) -> Tensor:
+def first_along(tensor: Tensor, dims: list[int]) -> Tensor:
+    """The first index of some dimensions, which stay with size 1."""
     for dim in dims:
         tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
     return tensor
@@ -103,7 +108,7 @@ def compact(known: Fact) -> Fact:
     dims = uniform_dims(*parts)
     if not dims:
         return known
-    varies, value, fixed = (_first_along(part, dims) for part in parts)
+    varies, value, fixed = (first_along(part, dims) for part in parts)
     return replace(known, varies=varies, value=value, fixed=fixed)
 
 
@@ -115,73 +120,7 @@ def unknown(value: Value) -> Fact:
 
 
 def constant(tensor: Tensor) -> Fact:
-    """A parameter, a buffer or another constant: nothing varies. Facts live on the CPU."""
+    """The fact of a constant tensor of any shape: nothing varies. Facts live on the CPU."""
     nothing = torch.zeros((1,) * tensor.dim(), dtype=torch.bool)
     value = tensor.cpu()
     return Fact(nothing, value, ~nothing) if _is_finite(value) else fact(nothing, value, ~nothing)
-
-
-def facts_of(program: Program) -> dict[Value, Fact]:
-    """What :func:`forward_facts` finds, once for as long as the numbers stay what they are."""
-    if "facts" not in program.findings:
-        program.findings["facts"] = forward_facts(program)
-    return cast(dict[Value, Fact], program.findings["facts"])
-
-
-def live_of(program: Program) -> dict[Value, Tensor]:
-    """What :func:`live_elements` finds, likewise."""
-    if "live" not in program.findings:
-        program.findings["live"] = live_elements(program, facts_of(program))
-    return cast(dict[Value, Tensor], program.findings["live"])
-
-
-def forward_facts(program: Program) -> dict[Value, Fact]:
-    """Run the program on what is known instead of on numbers.
-
-    Each operation's own rule (:mod:`sparsefx.passes.analysis.ops`) carries facts from operands to results.
-    """
-    from sparsefx.passes.analysis.ops import holds_for_computed_sizes, operation_of
-
-    facts: dict[Value, Fact] = {}
-    for value in program.constants:
-        assert value.constant is not None
-        facts[value] = constant(value.constant) if value.shape.numel() else unknown(value)
-    for value in program.inputs:
-        facts[value] = unknown(value)
-    for call in program.calls:
-        results = operation_of(call).forward(call, facts)
-        if call.opaque or (call.computed and not holds_for_computed_sizes(call)):
-            results = [unknown(output) for output in call.outputs]
-        for output, result in zip(call.outputs, results, strict=True):
-            # of no elements at all nothing is known: another call may have some
-            facts[output] = _of_dtype(result if output.shape.numel() else unknown(output), output.dtype)
-    return facts
-
-
-def _of_dtype(known: Fact, dtype: torch.dtype) -> Fact:
-    """A fact whose value has the type that the operation really returns (a sum of bools is an integer)."""
-    return known if known.value.dtype is dtype else replace(known, value=known.value.to(dtype))
-
-
-def live_elements(program: Program, facts: Mapping[Value, Fact]) -> dict[Value, Tensor]:
-    """For each value, which elements some output of the graph reads, directly or through others.
-
-    Computed backwards, each operation's rule transposed. A factor is not read where the other one
-    is a zero of the parameters.
-
-    Returns:
-        Bool tensors, broadcastable to the values' shapes.
-    """
-    from sparsefx.passes.analysis.ops import operation_of
-
-    live = {value: torch.zeros_like(facts[value].varies) for value in facts}
-    for value in program.outputs:
-        live[value] = torch.ones_like(live[value])
-    for call in reversed(program.calls):
-        for output in call.outputs:
-            live[output] = _first_along(live[output], uniform_dims(live[output]))
-        wanted = [live[output] for output in call.outputs]
-        reads = operation_of(call).backward(call, facts, wanted)
-        for value, read in zip(call.inputs, reads, strict=True):
-            live[value] = live[value] | (read if value.shape.numel() else True)
-    return live

@@ -1,0 +1,27 @@
+"""Run a model on copies, so that looking at it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@contextmanager
+def untouched(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Copies of the inputs for one run, after which the model's buffers are what they were.
+
+    A forward may write into its input, or count its calls in a buffer; looking at a model must not
+    change it.
+    """
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
