@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx._common.version import VERSION
 from sparsefx.archive import file
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.describe import describe
@@ -62,7 +63,7 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
     report = getattr(compact, "report", None)
     try:
         modules, tensors = describe(compact)
-        plan: dict[str, Any] = {"sparsefx": _version(), "torch": str(torch.__version__)}
+        plan: dict[str, Any] = {"sparsefx": VERSION, "torch": str(torch.__version__)}
         plan["modules"] = [module.as_data() for module in modules]
         try_to_load(compact, plan["modules"], tensors)
         if isinstance(report, ExportReport):
@@ -130,9 +131,3 @@ def _check(compact: nn.Module) -> None:
             f"compact is a {type(compact).__name__} without a graph; save what sparsefx.export returned, "
             "and of a model that it returned whole the state_dict"
         )
-
-
-def _version() -> str:
-    from sparsefx import __version__
-
-    return __version__

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from sparsefx._common.distributions import Distribution, active_counts
+from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.layers import MASKABLE, mask_layer
 from sparsefx.masking.masks import attach_mask, check_undivided, has_masks, mask_names
@@ -27,6 +28,7 @@ def sparsify(
     distribution: str | Distribution = "uniform",
     dense: Selector | Iterable[Selector] = (),
     trace: bool = True,
+    seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """Return a copy of a model whose Linear and Conv weights are masked, sparse from the start.
@@ -47,7 +49,8 @@ def sparsify(
         trace: capture the model as a ``torch.fx.GraphModule``. A part that does not trace stays a
             Python module, is named in one warning, and its layers are masked all the same. With
             ``trace=False`` the copy keeps the model's class and methods.
-        generator: source of the random masks; the global generator by default.
+        seed: seed of the random masks; None draws them from ``generator``.
+        generator: source of the random masks; torch's default generator by default.
 
     Returns:
         The sparse model, in the mode (train or eval) of the original. Its ``state_dict`` has the
@@ -55,7 +58,8 @@ def sparsify(
 
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
-            already, a layer is lazy, or ``distribution`` or ``dense`` names something unknown.
+            already, a layer is lazy, ``distribution`` or ``dense`` names something unknown, or ``seed`` and
+            ``generator`` are both given.
 
     Example:
         >>> import torch, sparsefx
@@ -65,6 +69,7 @@ def sparsify(
         32
     """
     _check(model, density)
+    generator = given_generator(seed, generator)
     sparse = copy.deepcopy(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
