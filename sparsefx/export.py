@@ -19,8 +19,8 @@ from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.export_passes import ExportOptions, Kernels, default_passes
-from sparsefx.kernels import native
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state

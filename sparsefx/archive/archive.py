@@ -20,8 +20,8 @@ from sparsefx.archive.rebuild import rebuild
 from sparsefx.archive.report_data import read_report
 from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
-from sparsefx.kernels import native
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import has_masks
 from sparsefx.passes.serialize.plain_values import DataError, fields
 from sparsefx.report.export_report import ExportReport, attach_report

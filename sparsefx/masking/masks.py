@@ -296,7 +296,7 @@ def zero_outside(weight: Tensor, mask: Tensor) -> None:
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
-    while True:
+    while True:  # each turn takes a wrapper off
         if "_orig_mod" in model._modules:  # torch.compile
             model = model.get_submodule("_orig_mod")
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

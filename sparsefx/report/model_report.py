@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx._common.table import Table, Tabular, format_count
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import masked_weights
 from sparsefx.report.costs import layer_flops, layer_path, maskable_layers, regions
 
