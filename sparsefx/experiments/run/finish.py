@@ -84,7 +84,7 @@ def hardware(device: str) -> str:
 
 def commit() -> dict[str, str]:
     """The commit that a checkout of sparsefx is at, ``+`` if files differ; nothing where it is installed."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parents[2]
     try:
         head, changes = (
             subprocess.run(
