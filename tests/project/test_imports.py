@@ -52,7 +52,7 @@ def test_every_import_counts(text: str, tmp_path: Path) -> None:
 
 
 def test_folders_hold_one_concept() -> None:
-    """A folder that grows beyond what one look takes in holds more than one; the top has one entry a concept."""
+    """A folder that grows beyond what one look takes in holds more than one."""
     for folder in {file.parent for file in import_table.modules().values()}:
         entries = [e for e in folder.iterdir() if e.suffix == ".py" or (e / "__init__.py").exists()]
         assert len(entries) <= (24 if folder == ROOT / "sparsefx" else 16), folder
