@@ -82,7 +82,11 @@ class ModuleTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Trace into a module; if that fails, take back what it left and make the module a leaf."""
+        """Trace into a module; if that fails, take back what it left and make the module a leaf.
+
+        Raises:
+            NotReplayable: the module has parameters and is none of the model's.
+        """
         try:
             path = self.path_of_module(m)
         except NameError:  # made in forward, or held where no name leads: a part of its caller
