@@ -7,7 +7,8 @@ This needs nothing but Python 3.10 or newer:
     python run.py docs [options of sphinx-build]
 
 The first run makes a virtual environment in .venv and installs sparsefx there, editable, with the
-extra that the command needs; later runs find it and start at once.
+extra that the command needs; later runs find it and start at once. Lint, types, tests and documentation
+run by the versions of .ci/constraints.txt; with NEWEST_TOOLS=1 in the environment, by the newest ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
+CONSTRAINTS = Path(".ci", "constraints.txt")
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 EXTRAS = {"quickstart": "examples", "test": "dev", "docs": "docs"}
@@ -51,15 +53,17 @@ def main() -> int:
 
 
 def install(extra: str) -> None:
-    """Install sparsefx with an extra, unless that was done for this very pyproject.toml and Python."""
+    """Install sparsefx with an extra, unless that was done for these very requirements and this Python."""
     done = ENVIRONMENT / f"installed-{extra}"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    pinned = [] if os.environ.get("NEWEST_TOOLS") else ["--constraint", str(CONSTRAINTS)]
+    files = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", CONSTRAINTS))
+    wanted = hashlib.sha256(files + " ".join([sys.version, *pinned]).encode()).hexdigest()
     if PYTHON.exists() and done.exists() and done.read_text() == wanted:
         return
     print(f"Installing sparsefx[{extra}] into {ENVIRONMENT}; this happens once.", flush=True)
     venv.create(ENVIRONMENT, with_pip=True)
     quiet = ["--quiet", "--progress-bar=off"] if "CI" in os.environ else []
-    if status := run(["-m", "pip", "install", *quiet, "--editable", f".[{extra}]"]):
+    if status := run(["-m", "pip", "install", *quiet, *pinned, "--editable", f".[{extra}]"]):
         raise SystemExit(status)
     done.write_text(wanted)
 

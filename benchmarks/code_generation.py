@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsefx.kernels import native
-from sparsefx.kernels.code.builder import Kernel
-from sparsefx.kernels.code.convolution import Tile, convolution
-from sparsefx.kernels.packed import pack
+from sparsefx.kernels.codegen.builder import Kernel
+from sparsefx.kernels.codegen.convolution import Tile, convolution
+from sparsefx.kernels.ir.packed import pack
+from sparsefx.kernels.runtime import native
 
 SOURCE = """
 #include <stdint.h>

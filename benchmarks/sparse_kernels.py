@@ -42,8 +42,8 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx.experiments.networks import NETWORKS
-from sparsefx.kernels.region import SparseRegion
-from sparsefx.kernels.vectors import LANES
+from sparsefx.kernels.codegen.vectors import LANES
+from sparsefx.kernels.runtime.region import SparseRegion
 
 RESULTS = Path("benchmarks/records/sparse_kernels.jsonl")
 LEAST = 0.05  # seconds of a turn
@@ -209,7 +209,7 @@ def measure_start(record: workers.Record, options: argparse.Namespace) -> None:
 
 def first_run(path: str, *shape: str) -> None:
     """Print the seconds that the first run takes beyond those of the second; the same for three images."""
-    import sparsefx.kernels.operators  # noqa: F401
+    import sparsefx.kernels.runtime.operators  # noqa: F401
 
     model, x = torch.load(path, weights_only=False), torch.randn(*map(int, shape))
     for size in (x, torch.cat([x] * 3)):

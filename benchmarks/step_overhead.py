@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 import sparsefx
+from sparsefx.experiments.networks import network_name
 
 WARM_UP = 5
 
@@ -67,9 +68,9 @@ def vgg16() -> nn.Module:
 
 
 CASES = {
-    "lenet300-100": Case(lenet300_100, (100, 784), 2000),
+    "lenet-300-100": Case(lenet300_100, (100, 784), 2000),
     "vgg16": Case(vgg16, (128, 3, 32, 32), 20),
-    "resnet50": Case(lambda: resnet50(num_classes=10), (8, 3, 64, 64), 40),
+    "resnet-50": Case(lambda: resnet50(num_classes=10), (8, 3, 64, 64), 40),
 }
 
 
@@ -201,7 +202,9 @@ def main() -> None:
     """Measure and print the cases asked for."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--model", choices=CASES, action="append", help="repeatable; default: all")
+    parser.add_argument(
+        "--model", type=network_name, choices=CASES, action="append", help="repeatable; default: all"
+    )
     parser.add_argument("--repeats", type=int, help="timed steps of each copy; default: by model")
     parser.add_argument("--cycles", type=int, default=3, help="timed cycles (default: %(default)s)")
     parser.add_argument("--density", type=float, default=0.1, help="default: %(default)s")

@@ -33,14 +33,16 @@ import workers
 from torch import nn
 
 import sparsefx
-from sparsefx.kernels import native, plan, team, tiling
-from sparsefx.kernels.calls import Calls
-from sparsefx.kernels.code.convolution import Tile
-from sparsefx.kernels.code.driving import DRIVE
-from sparsefx.kernels.program import Convolution, Program, read_program
-from sparsefx.kernels.region import SparseRegion
-from sparsefx.kernels.steps import Convolve
-from sparsefx.kernels.vectors import LANES, VECTOR_BYTES
+from sparsefx.kernels.codegen.convolution import Tile
+from sparsefx.kernels.codegen.dispatch_loop import DRIVE
+from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
+from sparsefx.kernels.ir.program import Convolution, RegionProgram, read_program
+from sparsefx.kernels.planner import plan, tiling
+from sparsefx.kernels.planner.steps import Convolve
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.runtime.calls import Calls
+from sparsefx.kernels.runtime.region import SparseRegion
+from sparsefx.kernels.runtime.threads import run_in_team
 
 RESULTS = Path("benchmarks/records/tilings.jsonl")
 WEIGHT_BYTES = 16 * 2**20  # of all copies together: as if the rest of a network had been run in between
@@ -75,9 +77,9 @@ def measure(options: argparse.Namespace) -> None:
             sparse_kernels.thin_out(nn.Sequential(layer), density, first=True)
             x = torch.randn(batch, *shape[1:])
             region = sparsefx.export(nn.Sequential(layer), (x,), kernels="sparse")
-            (found,) = (module for module in region.modules() if isinstance(module, SparseRegion))
+            (sparse,) = (module for module in region.modules() if isinstance(module, SparseRegion))
             record = {"layer": name.split(",")[0], "density": density, "batch": batch, "lanes": LANES}
-            record |= times(found, x)
+            record |= times(sparse, x)
             workers.append(options.results, [record])
             print(*list(record.values())[:4], len(record["tilings"]), flush=True)
 
@@ -88,25 +90,27 @@ def times(region: SparseRegion, x: torch.Tensor) -> dict[str, Any]:
     (item,) = program.instructions
     assert isinstance(item, Convolution)
     sizes = (1,) * (3 - program.dims) + tuple(x.shape[2:])
-    given = plan.contiguous(program.dims, item.in_channels, (sizes[0], sizes[1], sizes[2]))
-    first = _step(program, given, x.shape[0], None)
+    spec = plan.contiguous(program.dims, item.in_channels, (sizes[0], sizes[1], sizes[2]))
+    first = _step(program, spec, x.shape[0], None)
     size, pitch = first.target.layout.tile, first.source.layout.pitch
     copies = 1 + WEIGHT_BYTES // sum(t.nbytes for t in region.tensors())
     weights = [[t.clone() for t in region.tensors()] for _ in range(min(copies, 64))]
     tilings = []
     for candidate in tiling.candidates(item, size):
-        micro = _time(_step(program, given, x.shape[0], candidate), weights)
+        micro = _time(_step(program, spec, x.shape[0], candidate), weights)
         tile = candidate.tile
         tilings.append([tile.height, tile.width, tile.unroll, candidate.together, round(micro, 2)])
     return {"item": dataclasses.asdict(item), "size": size, "pitch": pitch, "tilings": tilings}
 
 
-def _step(program: Program, given: plan.Given, images: int, chosen: tiling.Tiling | None) -> Convolve:
+def _step(
+    program: RegionProgram, spec: plan.TensorSpec, images: int, chosen: tiling.Tiling | None
+) -> Convolve:
     """The convolution of a plan with that tiling, its values where the plan puts them."""
     choose = mock.patch.object(plan, "choose_tiling", return_value=chosen)
     with contextlib.nullcontext() if chosen is None else choose:
-        made = plan.Plan(program, [given], [given], images, 1)
-    (step,) = (step for step in made._steps if isinstance(step, Convolve))
+        made = plan.Plan(program, [spec], [spec], images, 1)
+    (step,) = (step for step in made.steps if isinstance(step, Convolve))
     return step
 
 
@@ -125,7 +129,7 @@ def _time(step: Convolve, weights: list[list[torch.Tensor]]) -> float:
     while count < 5 or time.perf_counter() - began < LEAST:
         cells = next(turns)
         before = time.perf_counter()
-        team.run(drive, cells.ctypes.data, 1)
+        run_in_team(drive, cells.ctypes.data, 1)
         best = min(best, time.perf_counter() - before)
         count += 1
     return 1e6 * best
@@ -136,7 +140,7 @@ Layer = tuple[Convolution, Any, Any, list[tuple[tiling.Tiling, float]]]
 
 def layers(path: Path) -> list[Layer]:
     """What was measured with as many lanes as here."""
-    found = []
+    measured = []
     for record in workers.read(path):
         if record["lanes"] == LANES:
             fields: dict[str, Any] = {
@@ -148,8 +152,8 @@ def layers(path: Path) -> list[Layer]:
                 (tiling.Tiling(Tile(height, width, unroll, item.stride[2]), together), micro)
                 for height, width, unroll, together, micro in record["tilings"]
             ]
-            found.append((item, tuple(record["size"]), tuple(record["pitch"]), tilings))
-    return found
+            measured.append((item, tuple(record["size"]), tuple(record["pitch"]), tilings))
+    return measured
 
 
 def excess(listed: list[Layer]) -> list[float]:
@@ -164,9 +168,9 @@ def excess(listed: list[Layer]) -> list[float]:
 def scale_errors(listed: list[Layer]) -> float:
     """How far the model's cycles are from the times, up to one factor: the mean of absolute logarithms."""
     logs = [
-        math.log(tiling.tiling_cost(one, item, size, pitch) / micro)
+        math.log(tiling.tiling_cost(candidate, item, size, pitch) / micro)
         for item, size, pitch, tilings in listed
-        for one, micro in tilings
+        for candidate, micro in tilings
     ]
     middle = statistics.median(logs)
     return statistics.mean(abs(log - middle) for log in logs)
@@ -175,9 +179,9 @@ def scale_errors(listed: list[Layer]) -> float:
 def judge(options: argparse.Namespace) -> None:
     """Print the model's errors."""
     listed = layers(options.results)
-    found = excess(listed)
+    excesses = excess(listed)
     print(f"{len(listed)} layers, {sum(len(item[3]) for item in listed)} tilings")
-    print(f"chosen over best: mean {statistics.mean(found):.3f}, worst {max(found):.3f}")
+    print(f"chosen over best: mean {statistics.mean(excesses):.3f}, worst {max(excesses):.3f}")
     print(f"cycles: mean error {scale_errors(listed):.3f}")
 
 

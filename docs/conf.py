@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -11,6 +12,11 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 import sparsefx
+from sparsefx.experiments.ledger.ledger import Ledger
+from sparsefx.experiments.tables.page import addresses, replace_section, results_page, write_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+LEDGER, TABLES = ROOT / "results", ROOT / "build" / "tables"
 
 project = "sparsefx"
 author = "sparsefx contributors"
@@ -18,7 +24,6 @@ project_copyright = author
 version = release = sparsefx.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["tables"]  # parts of results.md, as files of their own
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -44,8 +49,22 @@ nitpick_ignore_regex = [
 
 
 def setup(app: Sphinx) -> None:
-    """Let docstrings call things by the name that their readers import."""
+    """Let docstrings call things by the name that their readers import, and make the tables of the ledger."""
     app.connect("missing-reference", resolve_short_name)
+    app.connect("source-read", insert_tables)
+
+
+def insert_tables(app: Sphinx, document: str, source: list[str]) -> None:
+    """Put the tables and figures of the ledger in the place of the pointer to them that ``results.md`` has.
+
+    So a new run changes the ledger alone. The page is read anew whenever a file of the ledger changes.
+    """
+    if document != "results":
+        return
+    for path in (LEDGER, *LEDGER.glob("*.jsonl")):
+        app.env.note_dependency(str(path))
+    files = addresses(write_tables(LEDGER, TABLES), Path(app.srcdir))
+    source[0] = replace_section(source[0], results_page(Ledger(LEDGER), files))
 
 
 def resolve_short_name(

@@ -1,6 +1,6 @@
 """Train a sparse ResNet-18 on CIFAR-10 with Lightning, export it, and compare.
 
-    pip install '.[lightning]'
+    pip install '.[lightning,vision]'
     python examples/lightning_cifar10.py --root DATA
     python examples/lightning_cifar10.py --small          # made images, seconds: to see that it runs
 

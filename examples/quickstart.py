@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
     python examples/quickstart.py --plot curves.png --json result.json
-    python examples/quickstart.py --data mnist --root data --model lenet300-100 --density 0.05
+    python examples/quickstart.py --data mnist --root data --model lenet-300-100 --density 0.05
 
 The default is a small convolutional network on scikit-learn's bundled digits, about a minute on two
 cores. ``--data mnist`` trains the LeNets of Dettmers & Zettlemoyer (2019) by their recipe: the first
@@ -34,6 +34,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tqdm import tqdm
 
 import sparsefx
+from sparsefx.experiments.networks import network_name
 
 VARIANTS = ("dense", "sparse")
 LATENCY_BATCHES = (1, 64)
@@ -69,8 +70,10 @@ def load_digits(_root: str) -> Data:
 
 def load_mnist(root: str) -> Data:
     """MNIST, downloaded if ``root`` lacks it; the last 6,000 training images are left out."""
-    from torchvision.datasets import MNIST
-
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError as error:
+        raise SystemExit("--data mnist needs torchvision: pip install '.[vision]' in the clone") from error
     try:
         train, test = (MNIST(root, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
@@ -152,7 +155,7 @@ TASKS = {
     ),
     "mnist": Task(
         load=load_mnist,
-        networks={"lenet300-100": lenet300_100, "lenet5": lenet5},
+        networks={"lenet-300-100": lenet300_100, "lenet5-caffe": lenet5},
         epochs=100,
         batch_size=100,
         learning_rate=0.1,
@@ -435,7 +438,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", choices=TASKS, default="digits")
     add("--root", default="data", help="folder that holds, or will hold, MNIST/raw (default: %(default)s)")
-    add("--model", help="digits: convnet; mnist: lenet300-100 (the default) or lenet5")
+    add("--model", help="digits: convnet; mnist: lenet-300-100 (the default) or lenet5-caffe")
     add("--epochs", type=int, help="default: 30 for digits, 100 for mnist")
     add("--density", type=float, default=0.1, help="fraction of weights kept (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -447,7 +450,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE.png", help="draw accuracy and densities")
     options = parser.parse_args(arguments)
     task = TASKS[options.data]
-    options.model = options.model or next(iter(task.networks))
+    options.model = network_name(options.model or next(iter(task.networks)))
     options.epochs = task.epochs if options.epochs is None else options.epochs
     if options.model not in task.networks:
         parser.error(f"--model {options.model}: --data {options.data} has {', '.join(task.networks)}")

@@ -5,6 +5,7 @@
 """
 
 from sparsefx import plot
+from sparsefx._common.version import VERSION
 from sparsefx.archive import load, save
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
@@ -19,6 +20,7 @@ from sparsefx.errors import (
 )
 from sparsefx.export import export
 from sparsefx.export_passes import ExportOptions, default_passes
+from sparsefx.masking.averaged_model import AveragedModel
 from sparsefx.masking.layers import (
     MaskedConv1d,
     MaskedConv2d,
@@ -46,6 +48,7 @@ __all__ = [
     "METHODS",
     "ArchiveError",
     "ArgumentError",
+    "AveragedModel",
     "CheckpointError",
     "Clock",
     "CycleError",
@@ -88,4 +91,4 @@ __all__ = [
     "sparsify",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION

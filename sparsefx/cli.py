@@ -11,7 +11,7 @@ import argparse
 import ast
 import inspect
 import math
-import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,23 +19,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
+from sparsefx._common.version import VERSION
 from sparsefx.cycle import Timing
 from sparsefx.errors import ArgumentError, SparseFxError
-from sparsefx.experiments.analyse import ANALYSES
-from sparsefx.experiments.interrupt import Interrupt
-from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.logs import logs_for
-from sparsefx.experiments.metrics import METRICS
+from sparsefx.experiments.ledger.convert import convert
+from sparsefx.experiments.ledger.identity import run_name
+from sparsefx.experiments.ledger.ledger import Ledger
+from sparsefx.experiments.ledger.metrics import METRICS
+from sparsefx.experiments.ledger.record import Run
 from sparsefx.experiments.networks import NETWORKS, SETTINGS
-from sparsefx.experiments.recipe import Recipe
-from sparsefx.experiments.recipes import RECIPES
-from sparsefx.experiments.record import Run, file_name
-from sparsefx.experiments.results_page import replace_section, results_page, write_tables
-from sparsefx.experiments.settings import Settings, settings
-from sparsefx.experiments.train import Experiment
-from sparsefx.experiments.tuning import TUNING
+from sparsefx.experiments.run.analyse import ANALYSES
+from sparsefx.experiments.run.interrupt import Interrupt
+from sparsefx.experiments.run.logs.choose import logs_for
+from sparsefx.experiments.run.recipes.papers import RECIPES
+from sparsefx.experiments.run.recipes.recipe import Recipe
+from sparsefx.experiments.run.recipes.tuning import TUNING
+from sparsefx.experiments.run.settings import Settings, settings
+from sparsefx.experiments.run.train import Experiment
+from sparsefx.experiments.tables.page import addresses, replace_section, results_page, write_tables
 from sparsefx.methods import METHODS, Method, Rounds
 from sparsefx.report.export_report import ExportReport
 
@@ -59,13 +63,21 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "sparsefx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_train(commands.add_parser("train", help="train a network by a method"))
     _add_report(commands.add_parser("report", help="regenerate tables and figures from the ledger"))
+    _add_convert(commands.add_parser("convert", help="bring a ledger of the older format to this one"))
     known = commands.add_parser("list", help="list networks, methods or recipes")
     known.add_argument("what", choices=["networks", "methods", "options", "recipes", "settings"])
     known.set_defaults(command=_list)
     return parser
+
+
+def versions() -> str:
+    """What a bug report names: sparsefx, what it computes with, Python, and the system."""
+    packages = f"torch {torch.__version__}, numpy {np.__version__}"
+    return f"sparsefx {VERSION} ({packages}, Python {platform.python_version()}, {platform.platform()})"
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -126,19 +138,39 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_report)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ledger", type=Path, default=Path("results"), help="default: %(default)s")
+    parser.set_defaults(command=_convert)
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: slow on CPUs.
+
+    Threads that torch has started before keep the setting that they began with, so this is for the start of a
+    command, before any work on tensors.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_flushed_denormals()
 def _train(options: argparse.Namespace) -> int:
     wanted = _settings(options)
     if not options.minutes >= 0:
         raise ArgumentError(f"--minutes {options.minutes} is not a time between checkpoints; pass 0 or more")
     experiment = Experiment(wanted)
     for analysis in options.analyse:
-        ANALYSES[analysis].check(experiment)
-    name = file_name(experiment.configuration)
-    ledger, folder = Ledger(options.results), options.runs / name.removesuffix(".json")
+        ANALYSES[analysis].check(experiment.setup)
+    ledger, folder = Ledger(options.results), options.runs / run_name(experiment.configuration)
     ledger.check_writable()
-    if (ledger.folder / name).exists() and not options.again:
-        error = Run.from_json((ledger.folder / name).read_text("utf-8")).final.test_error
-        print(f"{ledger.folder / name} is there already, test error {error:.2f}%; --again runs it once more")
+    present = ledger.find(experiment.configuration)
+    if present is not None and not options.again:
+        error = present.run().final.test_error
+        print(f"{present.place} is there already, test error {error:.2f}%; --again runs it once more")
         return 0
     if options.resume and experiment.resume(folder):
         print(f"goes on after {experiment.progress}", file=sys.stderr)
@@ -171,7 +203,7 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     if tuned:
         print(f"as {name} is trained in its paper: {tuned}", file=sys.stderr)
     log = logs_for(folder, experiment.rows, tensorboard=options.tensorboard)
-    with Interrupt() as interrupt, _flushed_denormals():
+    with Interrupt() as interrupt:
         run = experiment.run(
             folder,
             log=log,
@@ -186,16 +218,6 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
         print("the loss is not finite: the training diverged", file=sys.stderr)
     return run
-
-
-@contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Take numbers below 1e-38 for 0, as the momentum of dead neurons becomes: slow on CPUs."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -242,11 +264,15 @@ def _report(options: argparse.Namespace) -> int:
     paths = write_tables(options.ledger, options.out)
     print(*paths, sep="\n")
     if options.page is not None:
-        pictures = [path for path in paths if path.suffix == ".png"]
-        images = [Path(os.path.relpath(path, options.page.parent)).as_posix() for path in pictures]
-        page = replace_section(options.page.read_text("utf-8"), results_page(Ledger(options.ledger), images))
+        section = results_page(Ledger(options.ledger), addresses(paths, options.page.parent))
+        page = replace_section(options.page.read_text("utf-8"), section)
         options.page.write_text(page, "utf-8")
         print(options.page)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    print(*convert(options.ledger), sep="\n")
     return 0
 
 

@@ -18,7 +18,7 @@ class ArgumentError(SparseFxError, ValueError):
 
 
 class InvariantError(SparseFxError, RuntimeError):
-    """A weight is not zero where its mask is False."""
+    """A weight is not zero where its mask is False, or a mask is neither 0 nor 1."""
 
 
 class CycleError(SparseFxError, RuntimeError):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sparsefx.errors import ArgumentError
-from sparsefx.kernels.backend import SparseKernels
+from sparsefx.kernels.frontend.backend import SparseKernels
 from sparsefx.passes.manager.pipeline import Pass, Pipeline
+from sparsefx.passes.regions.regions import Regions
 from sparsefx.passes.rewrites.align_head_dims import AlignHeadDims
 from sparsefx.passes.rewrites.canonical import FunctionalToModules, RemoveIdentities
 from sparsefx.passes.rewrites.constant_folding import ConstantFolding
@@ -18,7 +19,6 @@ from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
 from sparsefx.passes.rewrites.functionalize import Functionalize
 from sparsefx.passes.rewrites.gather import Gather
-from sparsefx.passes.rewrites.regions import Regions
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
 from sparsefx.passes.rewrites.split_fused import SplitFused

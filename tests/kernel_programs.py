@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsefx.kernels.packed import Packed, Weights, pack
-from sparsefx.kernels.program import Convolution, Program
-from sparsefx.kernels.region import RegionLayer, SparseRegion
+from sparsefx.kernels.ir.packed import Packed, Weights, pack
+from sparsefx.kernels.ir.program import Convolution, RegionProgram
+from sparsefx.kernels.runtime.region import RegionLayer, SparseRegion
 
 CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
@@ -55,8 +55,8 @@ class Case:
         segments = -(-self.inputs * self.groups // self.width)
         nonzeros = int(self.tensors()[1].count_nonzero())
         channels = self.inputs * self.groups, self.outputs * self.groups
-        window, stride, dilation = (three(v, 1) for v in (self.window, self.stride, self.dilation))
-        begun, padding = (0, 0, 0), three(self.padding, 0)
+        window, stride, dilation = (dhw(v, 1) for v in (self.window, self.stride, self.dilation))
+        begun, padding = (0, 0, 0), dhw(self.padding, 0)
         made = Convolution(0, begun, *channels, window, stride, padding, dilation, segments, nonzeros)
         return replace(made, **others)  # type: ignore[arg-type]
 
@@ -69,7 +69,7 @@ class Case:
         return weights.tensors
 
 
-def three(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:
+def dhw(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:
     depth, height, width = (*((missing,) * (3 - len(values))), *values)
     return depth, height, width
 
@@ -77,7 +77,7 @@ def three(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:
 def region_of(case: Case, weight: Tensor, bias: Tensor, **others: object) -> SparseRegion:
     """A region of the convolution alone; with ``residual=1``, one with a second input."""
     inputs = 2 if others.get("residual") else 1
-    program = Program(len(case.size), inputs, (case.instruction(**others),), (inputs,))
+    program = RegionProgram(len(case.size), inputs, (case.instruction(**others),), (inputs,))
     layer = RegionLayer("layer", tuple(weight.shape), case.groups)
     return SparseRegion(program, case.weights(weight, bias), [layer])
 

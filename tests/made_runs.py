@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsefx.experiments.record import EpochRow, Final, LayerRow, Run
+from sparsefx.experiments.ledger.record import EpochRow, Final, LayerRow, Run
 
 
 def made_run(test_error: float = 1.5, *, reached: float | None = None, **changes: Any) -> Run:

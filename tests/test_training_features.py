@@ -193,7 +193,7 @@ def test_averaged_models_are_sparse_after_apply_masks():
     inner = average.module
     for layer, trained in zip(sparsefx.masked_weights(inner), sparsefx.masked_weights(model), strict=True):
         assert torch.equal(layer.mask, trained.mask)
-    sparsefx.apply_masks(inner)
+    sparsefx.apply_masks(inner, like=model)
     compact = sparsefx.export(inner, (images(0),))
     torch.testing.assert_close(compact(images(1)), inner.eval()(images(1)))
 

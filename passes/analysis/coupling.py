@@ -62,7 +62,11 @@ class _Couplings:
                 self._touching.setdefault(value, []).append(call)
 
     def hold(self, calls: Iterable[Call] = ()) -> None:
-        """Keep more until every coupling holds, beginning with some calls and with what changed."""
+        """Keep more until every coupling holds, beginning with some calls and with what changed.
+
+        A call comes again only after an index more was kept of one of its values, and none is given up: it
+        is asked at most once more than its values have indices.
+        """
         waiting = dict.fromkeys(calls)
         while True:
             for value in self._kept.take_changed():
@@ -89,7 +93,7 @@ def _align(program: Program, kept: KeepSets, couplings: _Couplings, align: int) 
     """Keep removable indices of the layers' widths until each is a multiple, or full."""
     widths = [(value, dim) for value in program.constants if len(value.shape) > 1 for dim in (0, 1)]
     missing = True
-    while missing:
+    while missing:  # each turn but the last keeps more
         missing = False
         for value, dim in widths:
             indices = kept.of(value, dim)

@@ -254,7 +254,7 @@ def require_length(value: Any, length: int, name: str) -> None:
     Raises:
         TypeError: the length differs.
     """
-    if not _is_traced_again(require_length, value, length, name) and len(value) != length:
+    if not traced_again(require_length, value, length, name) and len(value) != length:
         raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
 
 
@@ -264,7 +264,7 @@ def require_default(value: Any, default: Any, name: str) -> None:
     Raises:
         TypeError: the value differs.
     """
-    if _is_traced_again(require_default, value, default, name) or value is default:
+    if traced_again(require_default, value, default, name) or value is default:
         return
     if type(value) is not type(default) or value != default:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -274,7 +274,7 @@ def require_default(value: Any, default: Any, name: str) -> None:
         )
 
 
-def _is_traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
+def traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
     """Whether the graph with a check is itself traced, say to unpickle it; the new graph checks as well."""
     if not isinstance(value, fx.Proxy):
         return False

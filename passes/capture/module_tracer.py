@@ -85,7 +85,7 @@ class ModuleTracer(fx.Tracer):
         """Trace into a module; if that fails, take back what it left and make the module a leaf.
 
         Raises:
-            NotReplayable: the module has parameters and is none of the model's.
+            NotReplayable: the module has parameters and is no submodule of the model.
         """
         try:
             path = self.path_of_module(m)
@@ -183,7 +183,11 @@ def _place(error: Exception) -> str:
 
 @contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
-    """Refuse a forward with an effect that its graph would lose; undo that effect."""
+    """Refuse a forward with an effect that its graph would lose; undo that effect.
+
+    Raises:
+        NotReplayable: the forward changed an attribute or drew random numbers outside the graph.
+    """
     before = attributes_of(module)
     seeds = rng_state()
     try:

@@ -130,7 +130,7 @@ def _follow(graph_module: fx.GraphModule, node: fx.Node, other: fx.Node) -> None
         if isinstance(leaf, slice) or _is_same(leaf, its):
             continue
         name = f"{node.name}_by_mode_{position}"
-        while hasattr(graph_module, name):
+        while hasattr(graph_module, name):  # at most once an attribute that there is
             name += "_"
         graph_module.add_submodule(name, ByMode(its, leaf).train(graph_module.training))
         with graph_module.graph.inserting_before(node):

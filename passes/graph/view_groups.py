@@ -23,7 +23,7 @@ def view_groups(sources: Sequence[torch.Size], results: Sequence[torch.Size]) ->
     while rows < len(sources[0]) or columns < len(results[0]):
         before, after = ([1] * len(sources) for _ in range(2))
         start = (rows, columns)
-        while (rows, columns) == start or before != after:
+        while (rows, columns) == start or before != after:  # each turn takes a dimension more, or ends
             fewer = any(one < other for one, other in zip(before, after, strict=True))
             more = any(one > other for one, other in zip(before, after, strict=True))
             first = (rows, columns) == start

@@ -114,7 +114,7 @@ def _pairs(product: fx.Node, layers: _Layers, program: Program) -> list[_Pair]:
 
 def _producer(node: object, layers: _Layers, program: Program) -> fx.Node | None:
     """The linear layer that a value comes from, if its features only move on the way, and to nowhere else."""
-    while isinstance(node, fx.Node) and _reader(node, program) is not None:
+    while isinstance(node, fx.Node) and _reader(node, program) is not None:  # up the graph
         if isinstance(layers.get(node), nn.Linear):
             return node
         if not _moves(node, program):
@@ -126,7 +126,7 @@ def _producer(node: object, layers: _Layers, program: Program) -> fx.Node | None
 def _consumer(node: fx.Node, layers: _Layers, program: Program) -> fx.Node | None:
     """The linear layer that alone reads a value, likewise."""
     reader = _reader(node, program)
-    while reader is not None and not isinstance(layers.get(reader), nn.Linear):
+    while reader is not None and not isinstance(layers.get(reader), nn.Linear):  # down the graph
         reader = _reader(reader, program) if _moves(reader, program) else None
     return reader
 
@@ -179,7 +179,7 @@ def _carries(pair: _Pair, chain: tuple[fx.Node, fx.Node], end: _End, count: int)
     (value,) = pair.program.node_values[start]
     known = {value: given.expand(value.shape)}
     node = _reader(start, pair.program)
-    while node is not None and node is not stop:
+    while node is not None and node is not stop:  # down the graph
         for call in pair.program.calls_of(node):
             sources = [known[source].contiguous() for source in call.inputs]
             # what an elementwise operation makes of the numbers is of no account

@@ -72,7 +72,7 @@ class FunctionalToModules:
             if layer is None:
                 continue
             name = f"{node.name}_layer"
-            while hasattr(graph_module, name):
+            while hasattr(graph_module, name):  # at most once an attribute that there is
                 name += "_"
             graph_module.add_submodule(name, layer)
             with graph_module.graph.inserting_before(node):

@@ -99,7 +99,7 @@ def _sources(node: fx.Node, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     found, waiting = {node}, [node]
-    while waiting:
+    while waiting:  # each node waits once, when it is found
         new = set(waiting.pop().all_input_nodes) - found
         found |= new
         waiting += new

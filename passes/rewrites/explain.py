@@ -102,7 +102,7 @@ class _Search:
 
     def _reason(self, layer: fx.Node, value: Value, dim: int, index: int) -> str:
         seen = set()
-        while value not in seen:
+        while value not in seen:  # each value once
             seen.add(value)
             cause = self._kept.cause(value, dim, index)
             if cause is READ:

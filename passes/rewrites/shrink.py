@@ -97,7 +97,7 @@ class _Cutter:
     def cut(self, round_groups: bool) -> bool:
         """Cut the graph that is whole; False if it does not run then, and stays whole."""
         misfits: set[fx.Node] = set()
-        while True:
+        while True:  # each turn but the last finds another node that does not fit
             pinned, program = _flat(self.pins), self.program
             kept = find_kept(program, self.live, pinned=pinned, align=self.align, round_groups=round_groups)
             self._undo = _cut(self.graph_module, program, kept)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx._common.version import VERSION
 from sparsefx.archive import file
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.describe import describe
@@ -19,8 +20,8 @@ from sparsefx.archive.rebuild import rebuild
 from sparsefx.archive.report_data import read_report
 from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
-from sparsefx.kernels import native
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import has_masks
 from sparsefx.passes.serialize.plain_values import DataError, fields
 from sparsefx.report.export_report import ExportReport, attach_report
@@ -62,7 +63,7 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
     report = getattr(compact, "report", None)
     try:
         modules, tensors = describe(compact)
-        plan: dict[str, Any] = {"sparsefx": _version(), "torch": str(torch.__version__)}
+        plan: dict[str, Any] = {"sparsefx": VERSION, "torch": str(torch.__version__)}
         plan["modules"] = [module.as_data() for module in modules]
         try_to_load(compact, plan["modules"], tensors)
         if isinstance(report, ExportReport):
@@ -130,9 +131,3 @@ def _check(compact: nn.Module) -> None:
             f"compact is a {type(compact).__name__} without a graph; save what sparsefx.export returned, "
             "and of a model that it returned whole the state_dict"
         )
-
-
-def _version() -> str:
-    from sparsefx import __version__
-
-    return __version__

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, ModulePlan, class_name, hook_counts
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, NAMES_IN_FILES, ModulePlan, class_name, hook_counts
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.graph.layer_sizes import SIZES
 from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.plain_values import DataError, decode_value, encode_value
@@ -95,14 +95,11 @@ def _construct_convolution(kind: type[nn.Module]) -> Callable[[Mapping[str, Any]
     return lambda values: kind(1, 1, **{name: values[name] for name in names}, device="meta")
 
 
-_PARTIAL_NORM = (
-    f"{PartialLayerNorm.__module__}.{PartialLayerNorm.__qualname__}"  # in the place of a LayerNorm
-)
-_REGION = f"{SparseRegion.__module__}.{SparseRegion.__qualname__}"
+_PARTIAL_NORM = NAMES_IN_FILES[PartialLayerNorm]  # in the place of a LayerNorm
 
 CONSTRUCTIBLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     _PARTIAL_NORM: lambda values: PartialLayerNorm.of_attributes(values),
-    _REGION: lambda values: SparseRegion.of_attributes(values),
+    NAMES_IN_FILES[SparseRegion]: lambda values: SparseRegion.of_attributes(values),
     "torch.nn.modules.linear.Linear": lambda values: nn.Linear(1, 1, device="meta"),
     "torch.nn.modules.normalization.LayerNorm": lambda values: nn.LayerNorm(1, values["eps"], device="meta"),
     **{

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsefx.kernels.runtime.region import SparseRegion
+from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.graph_data import check_path
 from sparsefx.passes.serialize.plain_values import DataError, encode_value, expect, fields
 
@@ -153,9 +155,18 @@ def _tensors(data: dict[str, Any], what: str) -> Tensors:
     return found
 
 
+NAMES_IN_FILES: dict[type[nn.Module], str] = {
+    PartialLayerNorm: "sparsefx.passes.open_norms.PartialLayerNorm",
+    SparseRegion: "sparsefx.kernels.region.SparseRegion",
+}
+"""Layers of sparsefx that passes make. The names belong to the file format: they stay what they are wherever
+the classes move."""
+
+
 def class_name(module: nn.Module) -> str:
-    """A module's class, by its qualified name."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """A module's class, by its qualified name, or by the name that files have for it."""
+    kind = type(module)
+    return NAMES_IN_FILES.get(kind, f"{kind.__module__}.{kind.__qualname__}")
 
 
 def simple_attributes(module: nn.Module) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from sparsefx.archive.architecture import Architecture
 from sparsefx.archive.make import Maker, Mismatch
 from sparsefx.archive.plan import TENSOR_KINDS, ModulePlan, TensorPlan, can_have, class_name, in_order
-from sparsefx.kernels.check import check
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.ir.check import check
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.passes.graph.layer_sizes import promised_shapes
 from sparsefx.passes.serialize.graph_data import decode_graph
 from sparsefx.passes.serialize.plain_values import DataError

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,8 @@ def sparse_optimizer(
     method: str | Method = "sparse-momentum",
     *,
     epochs: int,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
     **changes: Any,
 ) -> SparseOptimizer:
     """Wrap an optimizer before ``accelerator.prepare`` takes it; steps are counted from the data.
@@ -42,6 +45,9 @@ def sparse_optimizer(
         batches: what an epoch goes through, of known length, before or after ``accelerator.prepare``.
         method: see :func:`sparsefx.integrations.sparse_optimizer`, also for when there are cycles by default.
         epochs: how often training goes through ``batches``.
+        seed: seed of what is random; drawn from torch's default generator by default, on the first rank for
+            all.
+        generator: CPU generator for what is random, instead of a seed.
         **changes: fields of the method, as in :func:`sparsefx.method`.
 
     Raises:
@@ -60,7 +66,14 @@ def sparse_optimizer(
         count = math.ceil(count / accelerator.num_processes)
     epoch_steps = math.ceil(count / accelerator.gradient_accumulation_steps)
     return plan.sparse_optimizer(
-        optimizer, model, method, steps=epochs * epoch_steps, epoch_steps=epoch_steps, **changes
+        optimizer,
+        model,
+        method,
+        steps=epochs * epoch_steps,
+        epoch_steps=epoch_steps,
+        seed=seed,
+        generator=generator,
+        **changes,
     )
 
 

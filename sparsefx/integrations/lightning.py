@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch.optim.swa_utils import AveragedModel
 
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
 from sparsefx.integrations.plan import Plan, TrainerClock
-from sparsefx.masking.masks import masked_weights
+from sparsefx.masking.averaged_model import average_by_masks
+from sparsefx.masking.masks import apply_masks
 from sparsefx.methods import Method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -29,7 +31,8 @@ class SparseCallback(Callback):
     When training begins it wraps the module's optimizer, which ``configure_optimizers`` returns as before,
     so that cycles happen within its steps. Checkpoints, schedulers, clipping, accumulation and precision
     are Lightning's, unchanged. After each cycle the metrics of :func:`cycle_metrics` go to all of the
-    trainer's loggers. Averaged weights (Lightning's ``WeightAveraging``) are masked when training ends.
+    trainer's loggers. Averages of weights (Lightning's ``WeightAveraging``) have the present masks, as those
+    of :class:`sparsefx.AveragedModel`.
 
     A module that wants several optimizers, or cycles of its own, wraps them itself in
     ``configure_optimizers``; the callback then only logs.
@@ -38,6 +41,9 @@ class SparseCallback(Callback):
         method: the name of a method, or a row of one's own; see :func:`sparse_optimizer`, also for when
             there are cycles by default.
         layers: whether to log each masked layer, too.
+        seed: seed of what is random; drawn from torch's default generator by default, on the first rank for
+            all.
+        generator: CPU generator for what is random, instead of a seed.
         **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100``, ``prune_rate=0.3``.
 
     Raises:
@@ -49,16 +55,23 @@ class SparseCallback(Callback):
     """
 
     def __init__(
-        self, method: str | Method = "sparse-momentum", *, layers: bool = True, **changes: Any
+        self,
+        method: str | Method = "sparse-momentum",
+        *,
+        layers: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **changes: Any,
     ) -> None:
-        self._plan = Plan.of(method, changes)
+        self._plan = Plan.of(method, changes, seed, generator)
         self._layers = layers
         self._clock: TrainerClock | None = None
         self._logs: list[CycleLog] = []
-        self._masks: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the optimizer: it is made by now, and its checkpoint is not loaded yet."""
+        for average in _averages(trainer):
+            average_by_masks(average)
         if any(isinstance(optimizer, SparseOptimizer) for optimizer in trainer.optimizers):
             self._clock = None
             return
@@ -95,16 +108,15 @@ class SparseCallback(Callback):
         """Log a cycle that came after the last batch."""
         self.on_train_batch_end()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the masks: weight averaging puts its own weights and buffers into the module in the end."""
-        if self._clock is not None:  # else a cycle may come after this
-            self._masks = [masked.mask.clone() for masked in masked_weights(pl_module)]
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mask what the module holds in the end, which may be averages over several masks."""
-        for masked, mask in zip(masked_weights(pl_module), self._masks, strict=bool(self._masks)):
-            masked.set_mask(mask.to(masked.mask.device))
-        self._masks = []
+        """Mask what the module holds in the end: stochastic weight averaging averages over several masks."""
+        apply_masks(pl_module)
+
+
+def _averages(trainer: Trainer) -> list[AveragedModel]:
+    """The averages that callbacks of this trainer keep; Lightning has no public name for them."""
+    kept = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)
+    return [average for average in kept if type(average) is AveragedModel]
 
 
 def _length(trainer: Trainer) -> tuple[int, int]:

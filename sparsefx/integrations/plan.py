@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsefx._common.seeds import all_ranks, given_generator
 from sparsefx._common.values import check_count
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError
@@ -29,18 +29,29 @@ class Plan:
     Attributes:
         method: what happens at steps and cycles.
         spreads: whether a training of few epochs has cycles within its epochs.
+        seed: of what is random; None draws one from torch's default generator.
+        generator: for what is random, instead of a seed.
     """
 
     method: Method
     spreads: bool
+    seed: int | None = None
+    generator: torch.Generator | None = None
 
     @classmethod
-    def of(cls, method: str | Method, changes: dict[str, Any]) -> Plan:
+    def of(
+        cls,
+        method: str | Method,
+        changes: dict[str, Any],
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan:
         """The plan for a method by name, or of one's own, with some fields changed.
 
         Raises:
-            ArgumentError: the method needs more than an optimizer, or a field cannot be used.
+            ArgumentError: the method needs more than an optimizer, or a field or the seed cannot be used.
         """
+        given_generator(seed, generator)
         if isinstance(method, Method):
             row, spreads = method.with_(**changes), False
         else:
@@ -51,7 +62,7 @@ class Plan:
                 f"method={row.name!r} {needs}, and that takes more than plain steps; "
                 "run it by sparsefx.Training"
             )
-        return cls(row, spreads)
+        return cls(row, spreads, seed, generator)
 
     def clock(self, steps: int, epoch_steps: int) -> Clock:
         """When there are cycles in a training of so many optimizer steps, so many of them an epoch.
@@ -83,8 +94,15 @@ class Plan:
         Raises:
             ArgumentError: the model has no masked weights, or the optimizer lacks some.
         """
-        ranks = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-        return SparseOptimizer(optimizer, model, self.method.rules(), clock, group=ranks)
+        return SparseOptimizer(
+            optimizer,
+            model,
+            self.method.rules(),
+            clock,
+            seed=self.seed,
+            generator=self.generator,
+            group=next(iter(all_ranks()), None),
+        )
 
 
 class TrainerClock:
@@ -143,6 +161,8 @@ def sparse_optimizer(
     *,
     steps: int,
     epoch_steps: int,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
     **changes: Any,
 ) -> SparseOptimizer:
     """Wrap an optimizer so that it trains by a method, with cycles in its own steps.
@@ -156,6 +176,9 @@ def sparse_optimizer(
         method: the name of a method, or a row of one's own; one that keeps the density.
         steps: optimizer steps of the whole training (``epochs * epoch_steps``).
         epoch_steps: optimizer steps of an epoch: batches over the batches that gradients are accumulated for.
+        seed: seed of what is random; drawn from torch's default generator by default, on the first rank for
+            all.
+        generator: CPU generator for what is random, instead of a seed.
         **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100`` for a cycle every
             100 steps, ``prune_rate=0.3``.
 
@@ -176,7 +199,7 @@ def sparse_optimizer(
     """
     check_count("steps", steps)
     check_count("epoch_steps", epoch_steps)
-    plan = Plan.of(method, changes)
+    plan = Plan.of(method, changes, seed, generator)
     return plan.optimizer(optimizer, model, plan.clock(steps, epoch_steps))
 
 

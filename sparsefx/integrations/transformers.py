@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -49,6 +50,9 @@ class SparseCallback(TrainerCallback):
         method: the name of a method, or a row of one's own; see :func:`sparse_optimizer`, also for when
             there are cycles by default.
         layers: whether to log each masked layer, too.
+        seed: seed of what is random; drawn from torch's default generator by default, on the first rank for
+            all.
+        generator: CPU generator for what is random, instead of a seed.
         **changes: fields of the method, as in :func:`sparsefx.method`: ``every=100``, ``prune_rate=0.3``.
 
     Raises:
@@ -62,6 +66,8 @@ class SparseCallback(TrainerCallback):
         method: str | Method = "sparse-momentum",
         *,
         layers: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
         **changes: Any,
     ) -> None:
         if not isinstance(trainer, Trainer):
@@ -70,7 +76,7 @@ class SparseCallback(TrainerCallback):
                 "trainer.add_callback(SparseCallback(trainer))"
             )
         self._trainer = trainer
-        self._plan = Plan.of(method, changes)
+        self._plan = Plan.of(method, changes, seed, generator)
         self._layers = layers
         self._clock = TrainerClock(self._plan)
         self._mine: SparseOptimizer | None = None

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsefx.errors import ArgumentError, InvariantError
+from sparsefx.errors import ArgumentError, CheckpointError, InvariantError, SparseFxError
 from sparsefx.masking.sharding import (
     count_true,
     divide_like,
@@ -30,6 +31,8 @@ from sparsefx.masking.sharding import (
 )
 
 _RECORD = "_masked_parameters"
+_REMEDY = "masks are copied, not averaged: sparsefx.apply_masks(average, like=model)"
+_WITHOUT = "average the weights alone, and leave the masks out of the state dict or take those of one model"
 _HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -55,9 +58,13 @@ class MaskedWeight:
 
     @property
     def mask(self) -> Tensor:
-        """The bool mask, shape ``S``: True where the weight is active."""
+        """The bool mask, shape ``S``: True where the weight is active.
+
+        Raises:
+            InvariantError: the buffer was given other values than 0 and 1, as an average of masks has.
+        """
         module, _, mask = self.holders[0]
-        return module.get_buffer(mask)
+        return _as_bool(module.get_buffer(mask), f"the mask of {self.name}", InvariantError, _REMEDY)
 
     @property
     def density(self) -> float:
@@ -76,13 +83,13 @@ class MaskedWeight:
 
     @torch.no_grad()
     def divide(self) -> None:
-        """Divide the mask as the weight is, if it is not yet; no process learns anything from another."""
+        """Hold the mask as bools, divided as the weight is; no process learns anything from another."""
         weight, mask = self.weight, self.mask
-        if placed_alike(mask, weight):
-            return
-        part = divide_like(local_like(mask, weight).clone(), weight)
+        if not placed_alike(mask, weight):
+            mask = divide_like(local_like(mask, weight).clone(), weight)
         for module, _, name in self.holders:
-            module._buffers[name] = part
+            if module._buffers[name] is not mask:
+                module._buffers[name] = mask
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -176,11 +183,24 @@ def has_masks(module: nn.Module) -> bool:
     return bool(module.__dict__.get(_RECORD))
 
 
-def apply_masks(model: nn.Module) -> None:
+def apply_masks(model: nn.Module, *, like: nn.Module | None = None) -> None:
     """Restore the invariant: zero every weight where its mask is False.
 
     Call it after editing weights or masks in place; ``SparseMomentum`` and ``load_state_dict`` do
     so themselves.
+
+    A copy whose weights are averaged over training keeps the masks of the time when it was copied, or
+    averages them too. ``like`` gives it the present ones: call it before the copy is evaluated, exported
+    or saved. :class:`sparsefx.AveragedModel` does so at every update.
+
+    Args:
+        model: the model whose weights are masked; also one wrapped by ``torch.compile``,
+            DistributedDataParallel or ``AveragedModel``.
+        like: the model that ``model`` is a copy of, whose masks it takes over; None keeps its own.
+
+    Raises:
+        ArgumentError: the masked weights of ``like`` are others, by number or shape.
+        InvariantError: a mask of ``model`` (or of ``like``) holds other values than 0 and 1.
 
     Example:
         >>> import torch, sparsefx
@@ -190,9 +210,28 @@ def apply_masks(model: nn.Module) -> None:
         >>> int((model.get_parameter("0.weight") != 0).sum())
         8
     """
-    for masked in masked_weights(model):
+    layers = masked_weights(model)
+    if like is not None:
+        _copy_masks(layers, masked_weights(like))
+    for masked in layers:
         masked.divide()
         masked.enforce()
+
+
+def _copy_masks(layers: list[MaskedWeight], like: list[MaskedWeight]) -> None:
+    here, there = ([(one.name, tuple(one.weight.shape)) for one in held] for held in (layers, like))
+    if [shape for _, shape in here] != [shape for _, shape in there]:
+        differing = next(pair for pair in zip_longest(here, there) if not _alike(*pair))
+        raise ArgumentError(
+            f"like: its masked weights are not those of model: {differing[1]} instead of {differing[0]}; "
+            "pass the model that this one was copied from"
+        )
+    for masked, followed in zip(layers, like, strict=True):
+        masked.set_mask(followed.mask)
+
+
+def _alike(one: tuple[str, tuple[int, ...]] | None, other: tuple[str, tuple[int, ...]] | None) -> bool:
+    return one is not None and other is not None and one[1] == other[1]
 
 
 def check_invariant(model: nn.Module) -> None:
@@ -201,7 +240,8 @@ def check_invariant(model: nn.Module) -> None:
     if broken:
         raise InvariantError(
             f"weights are not zero where the mask is False in {', '.join(broken)}; "
-            "call sparsefx.apply_masks(model) after editing weights or masks in place"
+            "call sparsefx.apply_masks(model) after editing weights or masks in place, or, if this is an "
+            "average of another model's weights, sparsefx.apply_masks(average, like=that_model)"
         )
 
 
@@ -256,7 +296,7 @@ def zero_outside(weight: Tensor, mask: Tensor) -> None:
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
-    while True:
+    while True:  # each turn takes a wrapper off
         if "_orig_mod" in model._modules:  # torch.compile
             model = model.get_submodule("_orig_mod")
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -284,6 +324,10 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
         mask = state_dict.setdefault(prefix + buffer, present)
         if not isinstance(mask, Tensor) or mask.shape != present.shape:
             mask = present  # torch refuses the other one
+        elif mask is not present:
+            mask = state_dict[prefix + buffer] = _as_bool(
+                mask, f"state_dict[{prefix + buffer!r}]", CheckpointError, _WITHOUT
+            )
         weight = state_dict.get(prefix + parameter)
         if isinstance(weight, Tensor) and weight.shape == mask.shape:
             inactive = ~local_like(mask, weight).to(device=weight.device, dtype=torch.bool)
@@ -293,6 +337,16 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             with torch.no_grad():
                 held = module.get_parameter(parameter)
                 zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
+
+
+def _as_bool(mask: Tensor, what: str, error: type[SparseFxError], remedy: str) -> Tensor:
+    """A mask of 0 and 1 in any type as bools; one that is bool already is returned as it is."""
+    if mask.dtype == torch.bool or mask.is_meta:
+        return mask.to(torch.bool)
+    values = local(mask)
+    if bool(((values != 0) & (values != 1)).any()):
+        raise error(f"{what} ({mask.dtype}) holds values that are neither 0 nor 1; {remedy}")
+    return mask.to(torch.bool)
 
 
 def _has_values(module: nn.Module, buffer: str) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sparsefx._common.seeds import all_ranks
 from sparsefx.cycle.positions.block import Block
 from sparsefx.errors import ArgumentError, CycleError
 from sparsefx.masking.masks import MaskedWeight
@@ -36,6 +37,18 @@ def replicating_group(model: nn.Module) -> Any:
             return inner.process_group
         inner = inner._modules.get("_orig_mod")  # torch.compile's
     return None
+
+
+def training_groups(model: nn.Module, group: Any) -> list[Any]:
+    """The groups, one after the other, whose ranks train this model: those given, known, or all there are."""
+    group = replicating_group(model) if group is None else group
+    if group is not None:
+        return [group]
+    divided: Any = next(filter(is_divided, model.parameters()), None)
+    if divided is None:
+        return all_ranks()
+    mesh = divided.device_mesh
+    return [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
 
 
 def check_group(group: Any) -> None:

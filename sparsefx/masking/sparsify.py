@@ -15,6 +15,7 @@ from torch import fx, nn
 from sparsefx._common.copying import copy_model
 from sparsefx._common.distributions import Distribution, active_counts
 from sparsefx._common.inputs import positional
+from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.layers import MASKABLE, mask_layer
 from sparsefx.masking.masks import attach_mask, check_undivided, has_masks, mask_names
@@ -33,6 +34,7 @@ def sparsify(
     distribution: str | Distribution = "uniform",
     dense: Selector | Iterable[Selector] = (),
     trace: bool = True,
+    seed: int | None = None,
     generator: torch.Generator | None = None,
     example_inputs: Sequence[Any] | None = None,
 ) -> nn.Module:
@@ -54,7 +56,8 @@ def sparsify(
         trace: capture the model as a ``torch.fx.GraphModule``. A part that does not trace stays a
             Python module, is named in one warning, and its layers are masked all the same. With
             ``trace=False`` the copy keeps the model's class and methods.
-        generator: source of the random masks; the global generator by default.
+        seed: seed of the random masks; None draws them from ``generator``.
+        generator: source of the random masks; torch's default generator by default.
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. With them, the graphs are run beside
             the model's own forward, in training and in evaluation; where the results differ the model stays
             Python, with a warning. A BatchNorm needs two samples in training.
@@ -65,8 +68,9 @@ def sparsify(
 
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
-            already, cannot be copied, or does not run on ``example_inputs``; a layer is lazy; or
-            ``distribution`` or ``dense`` names something unknown.
+            already, cannot be copied, or does not run on ``example_inputs``; a layer is lazy;
+            ``distribution`` or ``dense`` names something unknown; or ``seed`` and ``generator`` are both
+            given.
 
     Example:
         >>> import torch, sparsefx
@@ -76,6 +80,7 @@ def sparsify(
         32
     """
     _check(model, density)
+    generator = given_generator(seed, generator)
     inputs = None if example_inputs is None else positional(example_inputs)
     sparse = copy_model(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})

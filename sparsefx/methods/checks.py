@@ -154,7 +154,10 @@ def _thins(method: Method) -> bool:
 
 
 _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "density": (lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "density": (
+        lambda value: is_number(value) and 0 < value <= 1,
+        "in (0, 1]; 0.05 keeps 5% of the weights",
+    ),
     "start": (lambda value: value is None or (is_number(value) and 0 < value <= 1), "in (0, 1]"),
     "thin_until": (lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]"),
     "prune_rate": (lambda value: is_number(value) and 0 <= value <= 1, "in [0, 1]"),

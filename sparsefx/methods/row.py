@@ -224,6 +224,8 @@ class Method:
         if chosen:
             changes["options"] = _Options(changes.get("options", self.options), tuple(chosen.items()))
         for name in changes:
+            if name in ("seed", "generator"):
+                raise ArgumentError(f"{name}= is no part of a method; give it to what trains by the method")
             if name not in own:
                 raise unknown_name("method option", name, own.union(*_PARTS.values(), options))
         changed = dataclasses.replace(self, **changes)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from sparsefx._common.seeds import all_ranks, cpu_generator
 from sparsefx._common.values import check_count
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError, CheckpointError
@@ -54,7 +55,10 @@ class Training:
         batches: pairs (inputs, targets) for methods that prune by a score that needs data.
         loss: ``(output, target)`` to the mean loss of a batch, for the same.
         samples: number of training samples, for methods whose loss divides by it.
-        generator: CPU generator for what is random in the method; one seeded with 0 by default.
+        seed: seed of what is random in the method, its first masks included. By default it is drawn from
+            torch's default generator, so that ``torch.manual_seed`` decides; where torch.distributed is
+            initialised, by the first rank for all.
+        generator: CPU generator for what is random in the method, instead of a seed.
 
     Attributes:
         method: the method.
@@ -94,16 +98,17 @@ class Training:
         batches: Iterable[Batch] = (),
         loss: Loss = F.cross_entropy,
         samples: int | None = None,
+        seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
             check_count(name, value)
-        _check(method, make_optimizer, generator)
+        _check(method, make_optimizer)
         self.method = method
         self.round = 0
         self._make_optimizer, self._first_steps, self._epoch_steps = make_optimizer, steps, epoch_steps
         self._batches, self._loss, self._samples = batches, loss, samples
-        self._generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._generator = cpu_generator(seed, generator, all_ranks())
         self._snapshot: Snapshot | None = None
         self.regulariser: Regulariser | None = None
         self._penalised = False
@@ -342,7 +347,7 @@ class Training:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
 
 
-def _check(method: object, make_optimizer: object, generator: object) -> None:
+def _check(method: object, make_optimizer: object) -> None:
     if not isinstance(method, Method):
         raise ArgumentError(f"method={method!r} is no Method; pass sparsefx.method('rigl', density=0.1)")
     if method.width:
@@ -355,5 +360,3 @@ def _check(method: object, make_optimizer: object, generator: object) -> None:
             f"make_optimizer is {type(make_optimizer).__name__}, not a function of parameters; pass "
             "lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)"
         )
-    if not isinstance(generator, torch.Generator | None):
-        raise ArgumentError(f"generator={generator!r} is no torch.Generator")

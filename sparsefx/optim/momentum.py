@@ -1,4 +1,4 @@
-"""The smoothed gradient of a weight, read from what its optimizer keeps anyway."""
+"""What an optimizer keeps of a weight anyway: its smoothed gradient, or the weight at other times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsefx.masking.sharding import local
 
 _DEFAULT_EPS = 1e-8
+_WEIGHTS = frozenset({"z", "ax"})  # schedule-free's, ASGD's
 
 
 def keeps_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
@@ -46,6 +47,17 @@ def read_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | 
     if scale is None:
         return finite(average)
     return finite(_wide(average) / (scale + _eps(optimizer, weight)))
+
+
+def kept_weights(optimizer: torch.optim.Optimizer, weight: Tensor) -> list[Tensor]:
+    """The optimizer's tensors of the weight's shape that are averages of it, or that these come from.
+
+    Schedule-free optimizers (Defazio et al. 2024) evaluate with an average that they compute from ``z``.
+    """
+    state = optimizer.state.get(weight)
+    if not state or _WEIGHTS.isdisjoint(state):
+        return []
+    return [state[name] for name in state if name in _WEIGHTS and isinstance(state[name], Tensor)]
 
 
 def finite(values: Tensor) -> Tensor:

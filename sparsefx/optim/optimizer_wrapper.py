@@ -96,7 +96,15 @@ class WrappedOptimizer(Optimizer):
         self._optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; masked weights in it take part from now on."""
+        """Add a group to the wrapped optimizer; masked weights in it take part from now on.
+
+        A group that is added to the wrapped optimizer itself takes part from the next step on.
+
+        Raises:
+            ArgumentError: trainable masked weights are in none of the groups, this one included. Nothing has
+                changed then.
+        """
+        self._check_group(param_group)
         self._optimizer.add_param_group(param_group)
         self._refresh()
 
@@ -147,6 +155,10 @@ class WrappedOptimizer(Optimizer):
     @abstractmethod
     def _step_once(self, closure: Callable[[], float] | None) -> float | None:
         """One step, between the hooks."""
+
+    @abstractmethod
+    def _check_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a parameter group with which the wrapper could not go on."""
 
     @abstractmethod
     def _refresh(self) -> None:

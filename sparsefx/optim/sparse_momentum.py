@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,18 @@ from torch.optim import Optimizer
 
 from sparsefx._common.registry import resolve
 from sparsefx._common.values import check_count
-from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, Decay, Grow, Prune, Redistribute, Swap
+from sparsefx.cycle import (
+    DECAY,
+    GROW,
+    PRUNE,
+    REDISTRIBUTE,
+    CycleRecord,
+    Decay,
+    Grow,
+    Prune,
+    Redistribute,
+    Swap,
+)
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -56,7 +68,7 @@ class SparseMomentum(SparseOptimizer):
         optimizer: holds every trainable masked weight of ``model``.
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         cycles: how many cycles training will have, usually its epochs. The k-th runs at the decay's
-            rate for ``k / cycles``, which for the default is 0 at the last.
+            rate for ``k / cycles``, which for the default is 0 at the last; a cycle after that warns, once.
         prune_rate: fraction of a layer's active weights to remove in a cycle, before decay, in [0, 1].
         decay: ``"cosine"``, ``"linear"``, ``"constant"``, or a callable ``(prune_rate, progress)``.
         every: call ``cycle()`` every so many steps; None leaves it to you, once an epoch. ``cycles``
@@ -69,8 +81,10 @@ class SparseMomentum(SparseOptimizer):
         grow: ``"momentum"``, ``"gradient"``, ``"random"``, ``"momentum_neuron"`` or another name in
             ``sparsefx.cycle.GROW``, or a callable ``(layer, count, generator)`` that returns a bool tensor,
             True at exactly ``count`` inactive positions.
-        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
-            every rank of a distributed run draws the same.
+        seed: seed of what is random. By default it is drawn from torch's default generator, so that
+            ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
+            that train the same masks, so make the optimizer on all of them.
+        generator: CPU generator for what is random, instead of a seed; seeded alike on every rank.
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
 
@@ -105,6 +119,7 @@ class SparseMomentum(SparseOptimizer):
         prune: str | Prune = "magnitude",
         redistribute: str | Redistribute = "momentum",
         grow: str | Grow = "momentum",
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         group: Any = None,
     ) -> None:
@@ -117,6 +132,14 @@ class SparseMomentum(SparseOptimizer):
             resolve("grow", grow, GROW),
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        super().__init__(
-            optimizer, model, rules, CountedCycles(cycles, every), generator=generator, group=group
-        )
+        clock = CountedCycles(cycles, every)
+        super().__init__(optimizer, model, rules, clock, seed=seed, generator=generator, group=group)
+        self._cycles = cycles
+
+    def _after_cycle(self, record: CycleRecord) -> None:
+        if record.cycle == self._cycles + 1 and not record.prune_rate:
+            warnings.warn(
+                f"cycle {record.cycle} of cycles={self._cycles}: the prune rate has come to 0 and masks "
+                "change no more; give cycles= as many as the whole training will have (usually its epochs)",
+                stacklevel=5,
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,15 +11,16 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from sparsefx._common.registry import described
+from sparsefx._common.seeds import cpu_generator
 from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masking.masks import bare, check_values, masked_weights
-from sparsefx.masking.replicas import check_equal, check_group, replicating_group
+from sparsefx.masking.masks import MaskedWeight, bare, check_values, masked_weights
+from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
 from sparsefx.masking.sharding import check_not_flattened, gather_back, local
 from sparsefx.optim.auxiliary_tensors import Companions
 from sparsefx.optim.averages import GradientAverages
 from sparsefx.optim.checkpoint_schema import check_own_state
-from sparsefx.optim.momentum import finite
+from sparsefx.optim.momentum import finite, kept_weights
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.transfer_state import carry_over
@@ -51,8 +52,10 @@ class SparseOptimizer(WrappedOptimizer):
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         rules: what happens at steps and updates.
         clock: when updates happen.
-        generator: CPU generator for what is random; by default one of its own, seeded with 0, so that
-            every rank of a distributed run draws the same.
+        seed: seed of what is random. By default it is drawn from torch's default generator, so that
+            ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
+            that train the same masks, so make the optimizer on all of them.
+        generator: CPU generator for what is random, instead of a seed; seeded alike on every rank.
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
         after_step: called at the end of every step, for what follows the schedule besides.
@@ -80,9 +83,11 @@ class SparseOptimizer(WrappedOptimizer):
     _retired: str
     _reads_momentum: bool
     _slots: list[Slot]
+    _groups: list[tuple[list[Tensor], int]]
+    _names: frozenset[str] = frozenset()
 
     key = "sparse_momentum"
-    _not_pickled = frozenset({"_slots", "_group"})
+    _not_pickled = frozenset({"_slots", "_groups", "_names", "_group"})
     _group: Any = None  # of a copy, too
 
     def __init__(
@@ -92,6 +97,7 @@ class SparseOptimizer(WrappedOptimizer):
         rules: Rules,
         clock: Clock,
         *,
+        seed: int | None = None,
         generator: torch.Generator | None = None,
         after_step: Callable[[], None] | None = None,
         group: Any = None,
@@ -106,7 +112,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_model": model,
             "_rules": rules,
             "_clock": clock,
-            "_generator": _cpu_generator(generator),
+            "_generator": cpu_generator(seed, generator, training_groups(model, group)),
             "_cycle": 0,
             "_step": 0,
             "_averages": GradientAverages(),
@@ -191,7 +197,11 @@ class SparseOptimizer(WrappedOptimizer):
         record = CycleRecord(self._cycle, self._step, moment.rate, layers)
         self.history.append(record)
         del self.history[:-_LONGEST_HISTORY]
+        self._after_cycle(record)
         return record
+
+    def _after_cycle(self, record: CycleRecord) -> None:
+        """What a subclass says of a cycle that is done."""
 
     def compact(self, model: nn.Module) -> Optimizer:
         """The optimizer that trains on a model which :func:`export` made with ``fold_batchnorm=False``.
@@ -235,6 +245,7 @@ class SparseOptimizer(WrappedOptimizer):
             raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
         if any(slot.was_moved for slot in self._slots):
             self._refresh()  # an evaluation left weights gathered, or they were divided after all
+        self._follow_groups()
         if self._step == 0:
             check_values([slot.masked for slot in self._slots])
         due = self._clock.is_due(self._step + 1, self._generator)
@@ -278,23 +289,60 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _refresh(self) -> None:
         """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
+        found = self._find_layers()
+        owned = self._owned()
+        for masked in found:
+            masked.divide()
+        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
+        self._groups = [(group["params"], len(group["params"])) for group in self.param_groups]
+        self._names = frozenset(masked.name for masked in found)
+        self._zero_inactive()
+        self._companions.begin(self._slots, self._generator)
+
+    def _follow_groups(self) -> None:
+        """Walk the model again where others have changed the wrapped optimizer's groups."""
+        if len(self._groups) != len(self.param_groups) or any(
+            group["params"] is not params or len(params) != count
+            for group, (params, count) in zip(self.param_groups, self._groups, strict=True)
+        ):
+            self._refresh()
+
+    def _check_group(self, param_group: dict[str, Any]) -> None:
+        if not isinstance(param_group, dict) or isinstance(param_group.get("params"), (set, type(None))):
+            return  # torch refuses it
+        params = param_group["params"]
+        # What can be read only once is read here, as torch does.
+        held = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        self._find_layers(entry[1] if isinstance(entry, tuple) else entry for entry in held)
+
+    def _find_layers(self, added: Iterable[Tensor] = ()) -> list[MaskedWeight]:
+        """The model's masked weights, of which all that train are in the optimizer, or are to be added."""
         gather_back(bare(self._model))
-        owned = {id(weight) for group in self.param_groups for weight in group["params"]}
         found = masked_weights(self._model)
         if not found:
             raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
+        self._check_still_there(found)
+        owned = self._owned() | {id(weight) for weight in added}
         missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
         if missing:
             raise ArgumentError(
                 f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
                 "sparsified model's parameters(), after fully_shard if that divides them, or freeze these "
-                "layers with requires_grad_(False)"
+                "layers with requires_grad_(False) until a group with them is added"
             )
-        for masked in found:
-            masked.divide()
-        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
-        self._zero_inactive()
-        self._companions.begin(self._slots, self._generator)
+        return found
+
+    def _owned(self) -> set[int]:
+        return {id(weight) for group in self.param_groups for weight in group["params"]}
+
+    def _check_still_there(self, found: Sequence[MaskedWeight]) -> None:
+        gone = self._names - {masked.name for masked in found}
+        if gone:
+            raise ArgumentError(
+                f"the model has lost the masked layers {', '.join(sorted(gone))} since this optimizer was "
+                "made: they were removed, or replaced by dense ones, as resize_token_embeddings does; change "
+                "the network before sparsify, then make the optimizer"
+            )
 
     def _check_ranks(self) -> None:
         group = replicating_group(self._model) if self._group is None else self._group
@@ -302,8 +350,12 @@ class SparseOptimizer(WrappedOptimizer):
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:
+        if self._rules.memory is not None:  # then inactive weights are stored, and the optimizer learns them
+            for slot in self._slots:
+                slot.zero_inactive()
+            return
         for slot in self._slots:
-            slot.zero_inactive()
+            slot.zero_inactive(*kept_weights(self._optimizer, slot.weight))
 
     def _on_masked_weights(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure for optimizers that evaluate the model at points of their own, such as LBFGS."""
@@ -380,6 +432,7 @@ class SparseOptimizer(WrappedOptimizer):
         return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
 
     def _own_state(self) -> dict[str, Any]:
+        self._follow_groups()
         return {
             "cycle": self._cycle,
             "step": self._step,
@@ -392,6 +445,7 @@ class SparseOptimizer(WrappedOptimizer):
         }
 
     def _read_own_state(self, own: Any) -> Callable[[], None]:
+        self._follow_groups()
         check_own_state(own, self.key, type(self).__name__, self._shapes())
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
@@ -435,11 +489,3 @@ def _check_optimizer(optimizer: object) -> None:
             f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; "
             "SparseMomentum(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, cycles=...)"
         )
-
-
-def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if generator.device.type != "cpu":
-        raise ArgumentError(f"generator is on {generator.device}; pass a CPU torch.Generator")
-    return generator

@@ -70,9 +70,11 @@ class Slot:
         block = block_of(masked.weight)
         return cls(masked, module._parameters, parameter, buffers, name, full, version, block)
 
-    def zero_inactive(self) -> None:
-        """Zero the weight outside its mask, unless the mask is known to be True everywhere."""
+    def zero_inactive(self, *others: Tensor) -> None:
+        """Zero the weight, and others of its shape, outside its mask, unless that is known to be all True."""
         mask = self.buffers[self.mask_name]
         if mask is self.full and local(mask)._version == self.version:
             return
         zero_outside(self.weight, mask)
+        for tensor in others:
+            zero_outside(tensor, mask)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sparsefx._common.distributions import Distribution
 from sparsefx._common.registry import resolve
+from sparsefx._common.seeds import given_generator
 from sparsefx._common.values import check_count
 from sparsefx.cycle import LayerState
 from sparsefx.cycle.positions.for_all_layers import best_of_each, largest_of_all
@@ -37,6 +38,7 @@ def prune(
     rounds: int = 1,
     min_active: int = 0,
     compensate: bool = False,
+    seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, int]:
     """Shrink the masks, in place, to the weights of highest score.
@@ -60,7 +62,8 @@ def prune(
         min_active: each layer keeps so many of its best weights, if it has them.
         compensate: move the kept weights so that each layer's output on ``batches`` changes least
             (:func:`sparsefx.scores.compensated_weights`), as layer-wise OBS does.
-        generator: source of what is random in a score.
+        seed: seed of what is random in a score; None draws from ``generator``.
+        generator: source of what is random in a score; torch's default generator by default.
 
     Returns:
         How many weights each layer keeps, by its name.
@@ -85,7 +88,7 @@ def prune(
     layers = _layers(model)
     _check(scope, distribution, rounds, min_active)
     score = resolve("score", score, SCORES)
-    task = Task(model, batches, loss, generator)
+    task = Task(model, batches, loss, given_generator(seed, generator))
     for target in falling_densities(layers, density, rounds):
         pools = pools_of(layers, target, scope, distribution)
         scores = _scores(score, task, layers)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx._common.inputs import positional
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MASKABLE
 from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.untouched import untouched

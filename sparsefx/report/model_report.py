@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsefx._common.table import Table, Tabular, format_count
-from sparsefx.kernels.region import SparseRegion
+from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import masked_weights
 from sparsefx.report.costs import layer_flops, layer_path, maskable_layers, regions
 
@@ -64,6 +64,14 @@ class ModelReport(Tabular):
     density: float
     density_of_all: float
 
+    @property
+    def active_zeros(self) -> int:
+        """Active weights whose value is 0: those of the last cycle, where nothing was trained since."""
+        return sum(
+            max(0, round(layer.density * torch.Size(layer.shape).numel()) - layer.nonzeros)
+            for layer in self.layers
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
         return asdict(self)
@@ -86,7 +94,13 @@ class ModelReport(Tabular):
             for layer in self.layers
         ]
         total = f"density {self.density:.4f} of masked weights, {self.density_of_all:.4f} of all parameters"
-        return Table(header, rows, [f"{format_count(self.parameters)} parameters; {total}"])
+        notes = [f"{format_count(self.parameters)} parameters; {total}"]
+        if self.active_zeros:
+            notes.append(
+                f"{format_count(self.active_zeros)} active weights are 0, as those that a cycle grew last "
+                "and no step has trained since"
+            )
+        return Table(header, rows, notes)
 
 
 def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> ModelReport:

@@ -105,3 +105,36 @@ def _differ(rank):
             ArgumentError, match=r"group=.* is no process group; pass torch\.distributed\.group"
         ):
             sparsefx.SparseMomentum(made.sgd(net), net, cycles=4, group=group)
+
+
+def test_ranks_with_seeds_of_their_own_draw_alike():
+    launch(2, _draw_alike)
+
+
+def _draw_alike(rank):
+    for known in ("ddp", "group", "bare"):
+        net = made.model()
+        ddp = DistributedDataParallel(net)
+        torch.manual_seed(10 + rank)  # as for data that differ by rank
+        optimizer = sparsefx.SparseMomentum(
+            made.sgd(net),
+            ddp if known == "ddp" else net,
+            cycles=4,
+            grow="random",
+            group=dist.group.WORLD if known == "group" else None,
+        )
+        seen = made.train(ddp, optimizer, 4, rank, 2)
+        _same_everywhere(torch.cat([mask.flatten() for masks in seen for mask in masks.values()]))
+        training = sparsefx.Training(
+            sparsefx.method("static"), made.Net(), torch.optim.SGD, steps=1, epoch_steps=1
+        )
+        _same_everywhere(torch.cat([mask.flatten() for mask in made.masks(training.model).values()]))
+    torch.manual_seed(20 + rank)
+    if rank == 0:  # a model of one rank alone needs a seed of its own
+        sparsefx.SparseMomentum(made.sgd(net), net, cycles=4, seed=1)
+
+
+def _same_everywhere(mask):
+    others = [torch.empty_like(mask, dtype=torch.uint8) for _ in range(2)]
+    dist.all_gather(others, mask.to(torch.uint8))
+    assert torch.equal(*others)

@@ -7,7 +7,14 @@ import lightning.pytorch as lightning
 import pytest
 import torch
 from helpers import assert_same
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
@@ -190,18 +197,44 @@ def test_resumed_training_logs_only_new_cycles(tmp_path):
     assert not any(name.startswith("density/") for name in rows[0])
 
 
-@pytest.mark.parametrize("use_buffers", [False, True])
+class Averaged(Module):
+    """Sees the average in its validation."""
+
+    def validation_step(self, batch, index):
+        masked = sparsefx.masked_weights(self)
+        self.broken += sum(not m.is_enforced() for m in masked)
+        self.densities.append(sum(int(m.mask.sum()) for m in masked))
+
+
+AVERAGES = {
+    "ema": lambda: EMAWeightAveraging(decay=0.9, use_buffers=False),
+    "ema of buffers": lambda: EMAWeightAveraging(decay=0.9, use_buffers=True),
+    "mean of buffers": lambda: WeightAveraging(use_buffers=True),
+    "swa": lambda: StochasticWeightAveraging(0.01, swa_epoch_start=1),
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
 @pytest.mark.parametrize("sparse_first", [False, True])
-def test_averaged_weights_are_as_sparse(tmp_path, use_buffers, sparse_first):
-    callbacks = [EMAWeightAveraging(decay=0.9, use_buffers=use_buffers), SparseCallback()]
-    module, run = Validated(), trainer(tmp_path, *(callbacks[::-1] if sparse_first else callbacks))
+def test_averaged_weights_are_as_sparse(tmp_path, kind, sparse_first):
+    callbacks = [AVERAGES[kind](), SparseCallback()]
+    callbacks = callbacks[::-1] if sparse_first else callbacks
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", every_n_epochs=1)
+    module, run = Averaged(), trainer(tmp_path, *callbacks, keep, enable_checkpointing=True)
     run.fit(module, loader(), loader(20, seed=2))
+    assert not module.broken
+    assert len(set(module.densities)) == 1
     masked = sparsefx.masked_weights(module)
     assert sum(int(m.mask.sum()) for m in masked) == module.densities[0]
     assert all(m.is_enforced() for m in masked)
     assert sum(int(m.mask.sum()) for m in masked) == sum(
         layer.active for layer in run.optimizers[0].history[-1].layers
     )
+    for file in tmp_path.glob("*.ckpt"):
+        saved = torch.load(file, weights_only=False)["state_dict"]
+        for name in [name for name in saved if name.endswith("mask")]:
+            assert not saved[name.removesuffix("mask") + "weight"][~saved[name]].any()
+        assert sum(int(saved[name].sum()) for name in saved if name.endswith("mask")) == module.densities[0]
 
 
 @pytest.mark.parametrize("changes", [{}, {"every": 100}, {"method": "static"}])
@@ -328,3 +361,46 @@ def test_a_method_that_needs_more_is_refused_at_once():
         SparseCallback("lottery-ticket")
     with pytest.raises(ArgumentError, match="method='soft-deep-r' stores inactive weights"):
         SparseCallback("soft-deep-r")
+
+
+class FineTuned(Module):
+    """A backbone that is frozen at first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = sparsefx.sparsify(nn.Sequential(nn.Linear(10, 32), nn.ReLU()), density=DENSITY)
+        self.head = sparsefx.sparsify(nn.Sequential(nn.Linear(32, 2)), density=DENSITY)
+        self.net = nn.Sequential(self.backbone, self.head)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9)
+
+
+class Unfreeze(BackboneFinetuning):
+    """Lightning's own leaves the backbone frozen where training goes on after it was unfrozen."""
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.current_epoch > self.unfreeze_backbone_at_epoch:
+            self.make_trainable(pl_module.backbone)
+
+
+@pytest.mark.parametrize("sparse_first", [False, True])
+@pytest.mark.filterwarnings("ignore:.*already exist within another group:UserWarning")
+def test_a_backbone_that_is_unfrozen_later_is_masked_and_resumes(tmp_path, sparse_first):
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", every_n_epochs=1)
+
+    def run(**options):
+        callbacks = [Unfreeze(unfreeze_backbone_at_epoch=1), SparseCallback()]
+        callbacks = callbacks[::-1] if sparse_first else callbacks
+        module, run = FineTuned(), trainer(tmp_path, *callbacks, keep, enable_checkpointing=True)
+        run.fit(module, loader(), **options)
+        assert not module.broken
+        return module, run
+
+    module, whole = run()
+    (optimizer,) = whole.optimizers
+    assert len(optimizer.param_groups) == 2
+    assert len(optimizer.history[-1].layers) == 2
+    resumed, _ = run(ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert_same(resumed.state_dict(), module.state_dict())

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import masked_conv_net, masked_mlp, total_active
+from helpers import assert_same, masked_conv_net, masked_mlp, total_active
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -99,8 +99,19 @@ def test_convolutions():
 def test_the_rate_follows_the_decay_and_stays_at_its_end():
     optimizer = wrap(model := mlp(), cycles=2, decay="linear", prune_rate=0.4)
     train(model, optimizer, 1)
-    assert [optimizer.cycle().prune_rate for _ in range(3)] == pytest.approx([0.2, 0.0, 0.0])
-    assert [record.cycle for record in optimizer.history] == [1, 2, 3]
+    assert [optimizer.cycle().prune_rate for _ in range(2)] == pytest.approx([0.2, 0.0])
+    with pytest.warns(
+        UserWarning, match=r"cycle 3 of cycles=2: the prune rate has come to 0 .* give cycles="
+    ):
+        assert optimizer.cycle().prune_rate == 0
+    assert optimizer.cycle().prune_rate == 0  # said once
+    assert [record.cycle for record in optimizer.history] == [1, 2, 3, 4]
+
+
+def test_a_rate_that_stays_is_not_warned_of():
+    optimizer = wrap(model := mlp(), cycles=1, decay="constant")
+    train(model, optimizer, 1)
+    assert [optimizer.cycle().prune_rate for _ in range(3)] == [0.5, 0.5, 0.5]
 
 
 def test_every_runs_cycles_by_steps():
@@ -485,6 +496,88 @@ def test_a_layer_added_later_takes_part():
     assert [layer.name for layer in optimizer.cycle().layers] == ["0", "2", "4"]
 
 
+def frozen_middle(names=("2",)):
+    """A wrapped optimizer without some layers, which are frozen."""
+    model = mlp()
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, SparseMomentum(SGD(trained, lr=0.1, momentum=0.9), model, cycles=5)
+
+
+@pytest.mark.parametrize("how", ["group", "append", "param_groups"])
+def test_what_is_added_to_the_wrapped_optimizer_is_masked_from_the_next_step_on(how):
+    model, optimizer = frozen_middle()
+    train(model, optimizer, 1)
+    model[2].requires_grad_(True)
+    added, groups = list(model[2].parameters()), optimizer.wrapped.param_groups
+    if how == "group":
+        optimizer.wrapped.add_param_group({"params": added})
+    elif how == "append":
+        groups[0]["params"] += added
+    else:  # as Lightning's fine-tuning callbacks do where training goes on
+        optimizer.param_groups = [{**groups[0], "params": groups[0]["params"] + added}]
+    for step in range(3):
+        train(model, optimizer, 1, first=step)
+        check_invariant(model)
+    assert optimizer.state_dict()["sparse_momentum"]["layers"].keys() == {"0", "2", "4"}
+    assert [layer.name for layer in optimizer.cycle().layers] == ["0", "2", "4"]
+
+
+def test_a_trainable_weight_that_a_new_group_leaves_out_is_named_before_anything_changes():
+    model, optimizer = frozen_middle(("2", "4"))
+    model.requires_grad_(True)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(
+        ArgumentError, match=r"does not hold the masked weights of 4; .* until a group with them"
+    ):
+        optimizer.add_param_group({"params": iter(model[2].parameters())})
+    assert_same(optimizer.state_dict()["param_groups"], before["param_groups"])
+    model[4].requires_grad_(False)
+    optimizer.add_param_group({"params": iter(model[2].parameters()), "lr": 0.01})
+    optimizer.add_param_group({"params": model[4].weight})
+    train(model, optimizer, 1)
+    check_invariant(model)
+    with pytest.raises(TypeError):
+        optimizer.add_param_group({"params": {model[4].bias}})
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [model[4].weight]})
+    assert len(optimizer.param_groups) == 3
+
+
+def test_a_state_loads_into_groups_that_were_replaced_after_wrapping():
+    """The order of Lightning's callbacks: wrapped first, then the groups of the checkpoint put back."""
+    model, optimizer = frozen_middle()
+    model[2].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    train(model, optimizer, 2)
+    fresh, resumed = frozen_middle()
+    fresh[2].requires_grad_(True)
+    added = {**resumed.param_groups[0], "params": list(fresh[2].parameters())}
+    resumed.param_groups = [*resumed.param_groups, added]
+    fresh.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, wrapper in ((model, optimizer), (fresh, resumed)):
+        train(net, wrapper, 2, first=2)
+        wrapper.cycle()
+    assert_same(fresh.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_masked_layer_that_is_gone_is_named_at_the_next_cycle(how):
+    model = mlp()
+    optimizer = wrap(model)
+    train(model, optimizer, 1)
+    if how == "replaced":
+        model[4] = nn.Linear(10, 4)
+    else:
+        del model[4]
+    before = masks(model)
+    with pytest.raises(ArgumentError, match=r"has lost the masked layers 4 since .* resize_token_embeddings"):
+        optimizer.cycle()
+    assert_same(masks(model), before)
+
+
 def test_a_layer_without_gradient_has_no_momentum():
     model = mlp()
     optimizer = wrap(model)
@@ -689,6 +782,34 @@ def test_schedule_free_optimizers_switch_between_masked_weights():
             switch()
             assert optimizer.wrapped.averaged == averaged
             check_invariant(net)
+
+
+def test_the_averages_of_a_schedule_free_optimizer_are_masked_whoever_switches():
+    net = mlp()
+    optimizer = wrap(net, ScheduleFree)
+    active = total_active(net)
+    for _ in range(3):
+        train(net, optimizer, 2)
+        optimizer.cycle()
+        optimizer.wrapped.eval()
+        check_invariant(net)
+        assert sum(int((m.weight != 0).sum()) for m in masked_weights(net)) <= active
+        optimizer.wrapped.train()
+        check_invariant(net)
+
+
+@pytest.mark.parametrize("name", ["ax", "z"])
+def test_weights_that_an_optimizer_keeps_are_masked_and_momentum_is_not(name):
+    net = mlp()
+    optimizer = wrap(net)
+    train(net, optimizer, 1)
+    for parameter in net.parameters():
+        optimizer.state[parameter][name] = torch.ones_like(parameter)
+    train(net, optimizer, 1)
+    for masked in masked_weights(net):
+        state = optimizer.state[masked.weight]
+        assert torch.equal(state[name], masked.mask.to(state[name].dtype))
+        assert state["momentum_buffer"][~masked.mask].any()
 
 
 def test_other_optimizers_have_nothing_to_switch():

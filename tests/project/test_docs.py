@@ -12,13 +12,13 @@ from types import ModuleType
 
 import pytest
 
-from sparsefx.experiments.ledger import Ledger
-from sparsefx.experiments.results_page import replace_section, results_page, write_tables
+from sparsefx.experiments.ledger.ledger import Ledger
+from sparsefx.experiments.tables.page import BEGIN, END, results_page
 from sparsefx.passes.analysis.ops import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "findings/README.md", *DOCS]
 PUBLIC = ["", ".methods", ".cycle", ".scores", ".regularisers", ".integrations", ".plot"]
 PUBLIC += [".passes.analysis.ops"]
 
@@ -74,14 +74,16 @@ def test_site_builds_without_warnings_and_has_all_that_is_public(tmp_path: Path)
     documented = {name.rpartition(".")[2] for name in names}
     for module in PUBLIC:
         assert set(importlib.import_module(f"sparsefx{module}").__all__) <= documented
+    results = (tmp_path / "results.html").read_text("utf-8")
+    means = re.findall(r"[\d.]+ ± [\d.]+ \(\d+ seeds", results_page(Ledger(ROOT / "results")))
+    assert len(means) > 50
+    assert all(mean in results for mean in means)
+    assert "not kept in this file" not in results
+    assert (tmp_path / "_images" / "figure2.png").exists()
+    assert list(tmp_path.glob("_downloads/*/table1.csv"))
 
 
-def test_tables_are_of_the_ledger(tmp_path: Path) -> None:
-    write_tables(ROOT / "results", tmp_path, figures=False)
-    for made in tmp_path.iterdir():
-        assert made.read_text("utf-8") == (ROOT / "docs" / "tables" / made.name).read_text("utf-8"), (
-            "sparsefx report tables --ledger results --out docs/tables --page docs/results.md"
-        )
-    images = [f"tables/{name}.png" for name in ("figure2", "figure3")]
-    page = text_of("docs/results.md")
-    assert replace_section(page, results_page(Ledger(ROOT / "results"), images)) == page
+def test_the_page_in_the_repository_holds_no_figure_of_the_ledger() -> None:
+    section = text_of("docs/results.md").partition(BEGIN)[2].partition(END)[0]
+    assert "sparsefx report tables --ledger results" in section
+    assert not re.search(r"\d\.\d", section)

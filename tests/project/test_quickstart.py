@@ -1,5 +1,6 @@
 """examples/quickstart.py, as a user runs it, on a short run."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_same
+
+from sparsefx.experiments.networks import NETWORKS, network_name
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
 EPOCHS = 2
@@ -112,7 +115,7 @@ def test_only_one_variant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "digits", "--model", "lenet5"], "--model lenet5: --data digits has convnet"),
+        (["--data", "digits", "--model", "lenet5"], "--model lenet5-caffe: --data digits has convnet"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--density", "1.5"], "--density 1.5: must be in (0, 1]"),
         (["--json", "missing/a.json"], "must be a file in a folder that exists"),
@@ -122,3 +125,18 @@ def test_wrong_options_are_named(options: list[str], message: str) -> None:
     refused = run(*options)
     assert refused.returncode != 0
     assert message in refused.stderr
+
+
+@pytest.mark.parametrize("model", ["lenet-300-100", "lenet300-100", "lenet5-caffe", "lenet5"])
+def test_networks_have_the_names_of_the_command_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    quickstart = importlib.import_module("quickstart")
+    options = quickstart.parse(["--data", "mnist", "--model", model])
+    assert options.model == network_name(model)
+    assert options.model in NETWORKS
+    built = quickstart.TASKS["mnist"].networks[options.model]()
+    assert count(built) == count(NETWORKS[options.model].build())
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

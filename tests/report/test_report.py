@@ -204,6 +204,7 @@ def test_the_printed_table() -> None:
         "-----  -----  -------  --------  ---------  ----------  --------  -----  ------------",
         "0        3x4   0.3333       2/4        1/3          15         3     24             8",
         "15 parameters; density 0.3333 of masked weights, 0.4667 of all parameters",
+        "1 active weights are 0, as those that a cycle grew last and no step has trained since",
     ]
 
 
@@ -278,3 +279,16 @@ def test_a_layer_without_outputs_has_no_operations() -> None:
     model = nn.Sequential(nn.Linear(2, 4), none)
     report = describe(model, example_inputs=(torch.ones(1, 2),))
     assert [layer.flops_dense for layer in report.layers] == [16, 0]
+
+
+def test_active_weights_of_value_0_are_told():
+    model = sparsefx.sparsify(nn.Sequential(nn.Linear(8, 8)), density=0.5)
+    assert sparsefx.report(model).active_zeros == 0
+    assert "active weights are 0" not in str(sparsefx.report(model))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = sparsefx.SparseMomentum(sgd, model, cycles=10)
+    model(torch.randn(4, 8)).square().mean().backward()
+    optimizer.step()
+    grown = optimizer.cycle().layers[0].grown
+    assert sparsefx.report(model).active_zeros == grown > 0
+    assert f"{grown} active weights are 0, as those that a cycle grew" in str(sparsefx.report(model))

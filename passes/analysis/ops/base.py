@@ -55,7 +55,7 @@ def reduce_to(elements: Tensor, value: Value) -> Tensor:
         elements: bool, broadcastable to the result's shape.
         value: the operand, whose shape is aligned with the result's on the right.
     """
-    while elements.dim() > len(value.shape):
+    while elements.dim() > len(value.shape):  # each turn drops a dimension
         elements = elements.any(0)
     for dim, size in enumerate(value.shape):
         if size == 1 and elements.shape[dim] > 1:

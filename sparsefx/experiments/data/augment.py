@@ -34,8 +34,8 @@ class CropsAndFlips:
         """The same on another device."""
         return CropsAndFlips(self.top.to(device), self.left.to(device), self.flipped.to(device))
 
-    def __getitem__(self, part: slice) -> CropsAndFlips:
-        return CropsAndFlips(self.top[part], self.left[part], self.flipped[part])
+    def __getitem__(self, positions: slice) -> CropsAndFlips:
+        return CropsAndFlips(self.top[positions], self.left[positions], self.flipped[positions])
 
 
 def crop_and_flip(images: Tensor, where: CropsAndFlips) -> Tensor:

@@ -77,11 +77,11 @@ class TensorSplit:
     ) -> Iterator[Batch]:
         """One epoch's batches; see :class:`Split`."""
         check_augment(augment, generator)
-        parts = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
-        return self._batches(parts, generator, augment)
+        slices = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
+        return self._batches(slices, generator, augment)
 
     def _batches(
-        self, parts: list[slice], generator: torch.Generator | None, augment: bool
+        self, slices: list[slice], generator: torch.Generator | None, augment: bool
     ) -> Iterator[Batch]:
         device = self.images.device
         normalise = self.normalisation.on(device)
@@ -90,18 +90,18 @@ class TensorSplit:
             order = torch.randperm(len(self), generator=generator).to(device)
         if generator is not None and augment:
             where = CropsAndFlips.draw(len(self), generator).to(device)
-        for part in parts:
-            images, targets = self._samples(part, order)
+        for positions in slices:
+            images, targets = self._samples(positions, order)
             if where is not None:
-                images = crop_and_flip(images, where[part])
+                images = crop_and_flip(images, where[positions])
             yield normalise(images), targets
 
-    def _samples(self, part: slice, order: Tensor | None) -> Batch:
-        """Images and targets of a part of the order; of the data's own if there is none."""
+    def _samples(self, positions: slice, order: Tensor | None) -> Batch:
+        """Images and targets at some positions of the order; of the data's own if there is none."""
         if order is None:
-            return self.images[part], self.targets[part]
+            return self.images[positions], self.targets[positions]
         # copies whole images, many times faster than indexing, which looks up every pixel
-        return self.images.index_select(0, order[part]), self.targets.index_select(0, order[part])
+        return self.images.index_select(0, order[positions]), self.targets.index_select(0, order[positions])
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -110,6 +110,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     Args:
         seed: the run's seed, at least 0.
         epoch: number of epochs done, at least 0.
+
+    Raises:
+        ArgumentError: ``seed`` or ``epoch`` is negative.
     """
     if seed < 0 or epoch < 0:
         raise ArgumentError(f"seed={seed!r} and epoch={epoch!r} must be at least 0")
@@ -119,6 +122,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
     """The number of batches in an epoch.
+
+    Raises:
+        ArgumentError: ``batch_size`` is less than 1.
 
     Example:
         >>> batch_count(45_000, 128), batch_count(1_281_167, 256, drop_last=True)
@@ -130,7 +136,11 @@ def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> in
 
 
 def batch_slices(samples: int, batch_size: int, *, start: int = 0, drop_last: bool = False) -> list[slice]:
-    """The positions of each batch in the order of the epoch, from batch ``start`` on."""
+    """The positions of each batch in the order of the epoch, from batch ``start`` on.
+
+    Raises:
+        ArgumentError: ``batch_size`` is less than 1, or ``start`` is outside the epoch.
+    """
     count = batch_count(samples, batch_size, drop_last=drop_last)
     if not 0 <= start <= count:
         raise ArgumentError(f"start={start!r} is outside the epoch's {count} batches of {batch_size}")
@@ -138,6 +148,10 @@ def batch_slices(samples: int, batch_size: int, *, start: int = 0, drop_last: bo
 
 
 def check_augment(augment: bool, generator: torch.Generator | None) -> None:
-    """Refuse augmentation without a source of random numbers."""
+    """Refuse augmentation without a source of random numbers.
+
+    Raises:
+        ArgumentError: ``augment`` is True and ``generator`` is None.
+    """
     if augment and generator is None:
         raise ArgumentError("augment=True needs generator=, such as epoch_generator(seed, epoch)")

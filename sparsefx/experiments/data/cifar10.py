@@ -27,9 +27,12 @@ def read_cifar10(root: Path) -> Images:
     - ``cifar-10-batches-py``, as ``torchvision.datasets.CIFAR10(root, download=True)`` leaves it;
     - ``cifar10_jpeg.npz``: ``header``, the bytes that all JPEG files share, and for ``train`` and ``test``
       ``scan_*`` (the rest of each file, end to end), ``length_*`` and ``label_*``;
-    - ``cifar10/train`` and ``cifar10/test``, then ``train`` and ``test``: a folder of images a class.
+    - ``cifar10/train`` and ``cifar10/test``, then ``train`` and ``test``: a folder of images for each class.
+      A folder ``val`` beside them is the validation split. Without ``test``, ``val`` is the test split, as
+      the papers use ImageNet's.
 
-    The last two are copies, lossy if the files are JPEG, and the title says so.
+    The last two are copies, lossy if the files are JPEG, and the title says so. A copy with a validation
+    split of its own has another name, since its runs train on other images.
 
     Raises:
         ArgumentError: none is there, a file is damaged, or folders differ in their classes.
@@ -43,13 +46,22 @@ def read_cifar10(root: Path) -> Images:
             "CIFAR-10 (JPEG copy)", "cifar10-jpeg", _read_scans(scans, "train"), _read_scans(scans, "test")
         )
     for folder in (root / "cifar10", root):
-        if (folder / "train").is_dir() and (folder / "test").is_dir():
-            first, second = folder / "train", folder / "test"
-            check_same_classes(folder, classes_of(first), classes_of(second), "train and test")
-            train, test = read_folder(first), read_folder(second)
-            return Images("CIFAR-10 (image folder)", "cifar10-folder", train, test)
+        names = [name for name in ("train", "test", "val") if (folder / name).is_dir()]
+        if names[:1] == ["train"] and len(names) > 1:
+            return _read_folders(folder, *names)
     looked_for = [f"{_BATCHES}/data_batch_1", _JPEG, "cifar10/train and cifar10/test", "train and test"]
     raise missing("CIFAR-10", root, looked_for, "torchvision.datasets.CIFAR10(root, download=True)")
+
+
+def _read_folders(root: Path, train: str, test: str, validation: str | None = None) -> Images:
+    """The copy in folders of those names."""
+    splits = []
+    for name in filter(None, (train, test, validation)):
+        check_same_classes(root, classes_of(root / train), classes_of(root / name), f"{train} and {name}")
+        splits.append(read_folder(root / name))
+    if validation is None:
+        return Images("CIFAR-10 (image folder)", "cifar10-folder", *splits)
+    return Images("CIFAR-10 (image folder with validation)", "cifar10-folder-val", *splits)
 
 
 def _joined(batches: list[Arrays]) -> Arrays:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError
-from sparsefx.experiments.data.images import Arrays, damaged
+from sparsefx.experiments.data.images import Arrays, damaged, missing_package
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
@@ -19,21 +19,21 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 def read_folder(folder: Path) -> Arrays:
     """Every image of ``folder/<class>/<file>``; classes and files in the order of their names.
 
-    That is the order of ``torchvision.datasets.ImageFolder`` where classes have no folders inside.
+    That is the order of ``torchvision.datasets.ImageFolder`` where classes have no folders inside. Hidden
+    files and folders are left out, such as ``.ipynb_checkpoints`` and the ``._*.png`` of macOS.
 
     Raises:
         ArgumentError: there is no class or a class without images, images differ in size, or one is damaged.
     """
     classes = [folder / name for name in classes_of(folder)]
-    files = [sorted(f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES) for path in classes]
-    empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
+    files = [sorted(filter(is_image, path.iterdir())) for path in classes]
+    empty = [path.name for path, images in zip(classes, files, strict=True) if not images]
     if empty or not classes:
         which = f"classes {', '.join(empty)} have" if classes else "there is no folder of a class with"
         raise ArgumentError(f"{folder}: {which} no images ({', '.join(sorted(_SUFFIXES))})")
-    counts = torch.tensor([len(found) for found in files])
-    paths = [path for found in files for path in found]
-    images = decode(paths, len(paths), folder)
-    return images, torch.arange(len(classes)).repeat_interleave(counts)
+    counts = torch.tensor([len(images) for images in files])
+    paths = [path for images in files for path in images]
+    return decode(paths, len(paths), folder), torch.arange(len(classes)).repeat_interleave(counts)
 
 
 def check_same_classes(root: Path, first: Sequence[str], second: Sequence[str], names: str) -> None:
@@ -48,7 +48,17 @@ def check_same_classes(root: Path, first: Sequence[str], second: Sequence[str], 
 
 def classes_of(folder: Path) -> list[str]:
     """The names of a folder's classes, in order."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is one that other programs leave: its name begins with a dot."""
+    return path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is a sample, by its name."""
+    return path.suffix.lower() in _SUFFIXES and not is_hidden(path)
 
 
 def decode(files: Iterable[Path | BinaryIO], count: int, where: Path) -> Tensor:
@@ -61,8 +71,12 @@ def decode(files: Iterable[Path | BinaryIO], count: int, where: Path) -> Tensor:
 
     Raises:
         ArgumentError: an image is damaged or differs in size from the first.
+        MissingPackageError: pillow is not installed.
     """
-    from PIL import Image
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_package(f"{where}: decoding images", "pillow") from error
 
     pixels = np.empty((0,), np.uint8)
     for index, file in enumerate(files):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sparsefx.experiments.data.batches import Batch, batch_slices, check_augment
 from sparsefx.experiments.data.folder import check_same_classes
-from sparsefx.experiments.data.images import missing
+from sparsefx.experiments.data.images import missing, missing_package
 from sparsefx.experiments.data.normalise import Normalisation
 
 Sample = tuple[Tensor, int]
@@ -24,17 +24,21 @@ def imagenet_folders(
 ) -> tuple[FolderSplit, FolderSplit, int]:
     """The training and test splits of ``train/<class>`` and ``val/<class>``, and the number of classes.
 
-    The published validation images are the test split, as in every paper.
+    The published validation images are the test split, as in every paper. Hidden files and folders, such as
+    ``.ipynb_checkpoints`` and the ``._*`` of macOS, are left out.
 
     Raises:
-        ArgumentError: there are no such folders.
+        ArgumentError: there are no such folders, or a class has no images.
+        MissingPackageError: torchvision is not installed.
     """
     if not ((root / "train").is_dir() and (root / "val").is_dir()):
         remedy = "the links on https://image-net.org/download.php, one folder a class in each"
         raise missing("ImageNet", root, ["train and val"], remedy)
-    from torchvision.datasets import ImageFolder
-
-    train, test = ImageFolder(root / "train"), ImageFolder(root / "val")
+    try:
+        from sparsefx.experiments.data.image_folder import open_image_folder
+    except ImportError as error:  # of torchvision
+        raise missing_package("data='imagenet'", "torchvision") from error
+    train, test = open_image_folder(root / "train"), open_image_folder(root / "val")
     check_same_classes(root, train.classes, test.classes, "train and val")
     splits = [FolderSplit(folder, normalisation, device, workers) for folder in (train, test)]
     return splits[0], splits[1], len(train.classes)
@@ -74,17 +78,17 @@ class FolderSplit:
         resized to 256 and cropped in the middle (Szegedy et al. 2015; He et al. 2016).
         """
         check_augment(augment, generator)
-        parts = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
-        return self._batches(parts, generator, augment)
+        slices = batch_slices(len(self), batch_size, start=start, drop_last=drop_last)
+        return self._batches(slices, generator, augment)
 
     def _batches(
-        self, parts: list[slice], generator: torch.Generator | None, augment: bool
+        self, slices: list[slice], generator: torch.Generator | None, augment: bool
     ) -> Iterator[Batch]:
         order, seeds = torch.arange(len(self)), torch.zeros(len(self), dtype=torch.int64)
         if generator is not None:
             order = torch.randperm(len(self), generator=generator)
             seeds = torch.randint(2**62, (len(self),), generator=generator)
-        pairs = (list(zip(order[p].tolist(), seeds[p].tolist(), strict=True)) for p in parts)
+        pairs = (list(zip(order[p].tolist(), seeds[p].tolist(), strict=True)) for p in slices)
         transform = _random_crop() if augment else _centre_crop()
         on_gpu = self.device.type == "cuda"
         loader: DataLoader[Sample] = DataLoader(

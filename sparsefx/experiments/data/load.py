@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.experiments.data import normalise
 from sparsefx.experiments.data.batches import Split, TensorSplit
 from sparsefx.experiments.data.cifar10 import read_cifar10
 from sparsefx.experiments.data.imagenet import imagenet_folders
 from sparsefx.experiments.data.images import Arrays, Images
 from sparsefx.experiments.data.mnist import read_mnist
-from sparsefx.experiments.data.normalise import Normalisation
+from sparsefx.experiments.data.normalise import CIFAR10, IMAGENET, MNIST, Normalisation
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Data:
 
 
 _IN_MEMORY: dict[str, tuple[Callable[[Path], Images], Normalisation]] = {
-    "mnist": (read_mnist, normalise.MNIST),
-    "cifar10": (read_cifar10, normalise.CIFAR10),
+    "mnist": (read_mnist, MNIST),
+    "cifar10": (read_cifar10, CIFAR10),
 }
 DATA = (*_IN_MEMORY, "imagenet")
 
@@ -65,7 +64,8 @@ def load_data(
         root: the folder that holds it; see ``read_mnist``, ``read_cifar10`` and ``imagenet_folders`` for
             what is looked for.
         validation: training samples to hold out: see :func:`held_out`. The papers' are 6000 of MNIST and
-            5000 of CIFAR-10; 0 for ImageNet.
+            5000 of CIFAR-10; 0 for ImageNet. A data set with a validation split of its own keeps that one
+            instead, and all its training samples.
         normalisation: of the inputs; by default the data set's own.
         device: where batches are made.
         workers: processes that read ImageNet.
@@ -82,7 +82,7 @@ def load_data(
             raise ArgumentError(
                 f"validation={validation!r} must be 0 for imagenet: its recipes hold out none"
             )
-        chosen = normalisation or normalise.IMAGENET
+        chosen = normalisation or IMAGENET
         train, test, classes = imagenet_folders(Path(root), chosen, device, workers)
         return Data(name, "ImageNet", classes, chosen, train, None, test)
     read, own = _IN_MEMORY[name]
@@ -93,17 +93,25 @@ def _in_memory(images: Images, validation: int, normalisation: Normalisation, de
     def split(arrays: Arrays) -> TensorSplit:
         return TensorSplit(arrays[0].to(device), arrays[1].to(device), normalisation)
 
-    pixels, targets = images.train
-    held = held_out(targets, validation)
+    train, held_back = images.train, images.validation
+    if validation and held_back is None:
+        train, held_back = _hold_out(train, validation)
     return Data(
         name=images.name,
         title=images.title,
-        classes=int(targets.max()) + 1,
+        classes=int(images.train[1].max()) + 1,
         normalisation=normalisation,
-        train=split((pixels[~held], targets[~held])),
-        validation=split((pixels[held], targets[held])) if validation else None,
+        train=split(train),
+        validation=None if held_back is None else split(held_back),
         test=split(images.test),
     )
+
+
+def _hold_out(arrays: Arrays, count: int) -> tuple[Arrays, Arrays]:
+    """Training samples in two: what is left, and what is held out."""
+    pixels, targets = arrays
+    held = held_out(targets, count)
+    return (pixels[~held], targets[~held]), (pixels[held], targets[held])
 
 
 def held_out(targets: Tensor, count: int) -> Tensor:
@@ -118,6 +126,9 @@ def held_out(targets: Tensor, count: int) -> Tensor:
 
     Returns:
         bool, shape (N,).
+
+    Raises:
+        ArgumentError: ``count`` is negative, or leaves no sample to train on.
 
     Example:
         >>> held_out(torch.tensor([2, 0, 1, 1]), 1).tolist()

@@ -1,0 +1,35 @@
+"""Vectors of both widths compute the same, whatever the processor has; a wrong width is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsefx.errors import ArgumentError
+from sparsefx.kernels.codegen import vectors
+
+
+def test_the_other_width_computes_the_same():
+    other = {8: "16", 16: "8"}[vectors.LANES]
+    tests = [
+        str(Path(__file__).parents[1] / "runtime" / "test_convolution.py"),
+        "-k",
+        "test_equals_torch or neighbours",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "SPARSEFX_LANES": other},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "21 passed" in ended.stdout
+
+
+@pytest.mark.parametrize("lanes", ["", "4", "sixteen"])
+def test_no_other_number_of_lanes(lanes, monkeypatch):
+    monkeypatch.setenv("SPARSEFX_LANES", lanes)
+    with pytest.raises(ArgumentError, match=f"SPARSEFX_LANES='{lanes}' in the environment: set 8 or 16"):
+        vectors._lanes()
