@@ -17,10 +17,10 @@ A hidden layer of four channels, of which the next layer does not read the secon
 2.weight [1, 1] [1, 0, 1, 0]
 2.bias [1, 1]
 
-It starts at the dead columns of ``2.weight``. The ReLU couples its operand with its result. A product couples the
-rows of its weight with its result, and the columns with its operand. So the rows of ``0.weight`` can go with the
-columns of ``2.weight``: both layers are cut to two hidden channels. If a third layer read the second channel,
-the couplings would keep it everywhere.
+It starts at the dead columns of ``2.weight``. The ReLU couples its operand with its result. A product
+couples the rows of its weight with its result, and the columns with its operand. So the rows of
+``0.weight`` can go with the columns of ``2.weight``: both layers are cut to two hidden channels. If a
+third layer read the second channel, the couplings would keep it everywhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bring the useless dimensions of every attention head to the same places, so that they can be cut.
 
-Four channels are two heads of two dimensions. In the first head the second dimension does nothing, in the second
-head the first one. As they lie, no dimension can be cut from both heads:
+Four channels are two heads of two dimensions. In the first head the second dimension does nothing, in
+the second head the first one. As they lie, no dimension can be cut from both heads:
 
 >>> from sparsefx.passes.manager.pipeline import Pipeline
 >>> from sparsefx.passes.rewrites.shrink import Shrink
