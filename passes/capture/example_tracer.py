@@ -70,7 +70,7 @@ class ExampleTracer(ModuleTracer):
         contexts = super().context()
         if self.keeps_idle:
             return contexts
-        return contexts[2:]  # without training, gradients are nobody's concern
+        return contexts[2:]  # gradients matter only in training
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):

@@ -47,7 +47,7 @@ class Call:
     Attributes:
         op: the operator, in its functional form (``relu`` for ``relu_``).
         args: its arguments, with each tensor replaced by its :class:`Value`.
-        kwargs: its keyword arguments, likewise.
+        kwargs: its keyword arguments, with each tensor replaced by its :class:`Value`.
         outputs: the values it makes.
         node: the graph node that it belongs to.
         aliases: values that look into memory it writes; nothing can be said of any of them.

@@ -100,7 +100,7 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Erase a node, the reads of parameters that nobody else needs, and parameters of the root itself."""
+    """Erase a node, its reads of parameters that no other node needs, and parameters of the root itself."""
     reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
     graph_module.graph.erase_node(node)
     erase_unused(graph_module.graph, reads)

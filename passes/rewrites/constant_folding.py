@@ -86,7 +86,7 @@ def _is_worth_it(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
         return False
     tensors = [source for source in sources.values() if isinstance(source, Tensor)]
     shared = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    own = all(user in known for source in sources for user in source.users)  # nobody else needs the originals
+    own = all(user in known for source in sources for user in source.users)  # no others need the originals
     smaller = value.numel() <= sum(tensor.numel() for tensor in tensors)
     parameters = any(isinstance(tensor, nn.Parameter) for tensor in tensors)
     return own and smaller and parameters and value.untyped_storage().data_ptr() not in shared

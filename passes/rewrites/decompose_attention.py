@@ -162,7 +162,7 @@ def attention_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, qu
 
     Args:
         attn_mask: (L, S) or (batch * heads, L, S); True, or a number to add, where attention is barred.
-        key_padding_mask: (batch, S), likewise.
+        key_padding_mask: (batch, S), of the same kind.
         query: (batch, heads, L, width), for its batch and data type.
     """
     parts = []

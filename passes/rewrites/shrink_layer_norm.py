@@ -16,7 +16,7 @@ _WORTH = 8  # one of so many channels must go before a fused norm is given up
 
 @dataclass(frozen=True)
 class ShrinkLayerNorm:
-    """Replace layer norms that read constant channels whose results nobody reads.
+    """Replace layer norms that read constant channels whose results no node reads.
 
     A norm needs every channel for its mean and variance; but what a constant one adds to them is a
     constant too, and need not be computed from it. It only pays where a good part of the channels goes,
