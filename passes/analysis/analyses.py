@@ -47,7 +47,7 @@ class Analyses:
 
     @property
     def program_of_first(self) -> Program:
-        """The ATen calls at the first size alone: cheaper, and enough for what does not depend on sizes."""
+        """The ATen calls at the first size alone, cheaper and enough for what does not depend on sizes."""
         current = self._program
         if current is not None and _State.of(self.graph_module, self.inputs).matches(self._state):
             return current

@@ -62,15 +62,15 @@ _PRODUCTS = frozenset({_ATTENTION, torch.matmul, operator.matmul, "matmul"})
 class AlignHeadDims:
     """Reorder the dimensions inside each head, useful ones first.
 
-    Heads lie side by side in one tensor, so that all of them need the same number of dimensions, at the
-    same places. The order inside a head is free: the rows of the projections of queries and keys move
-    together, and those of values with the columns of the output projection.
+    Heads lie side by side in one tensor, so all of them need the same number of dimensions at the same
+    places. The order inside a head is free. The rows of the projections of queries and keys move together.
+    The rows of the projection of values move with the columns of the output projection.
     """
 
     name = "align_head_dims"
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Permute weights in place; the graph stays."""
+        """Permute weights in place; the graph does not change."""
         nodes = [node for node in graph_module.graph.nodes if node.target in _PRODUCTS]
         layers = sole_contractions(graph_module)
         if not nodes or not layers:

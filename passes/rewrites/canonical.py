@@ -23,10 +23,10 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 @dataclass(frozen=True)
 class RemoveIdentities:
-    """Take out ``nn.Identity`` and dropout: in evaluation they hand their input on.
+    """Remove ``nn.Identity`` and dropout, which return their input in evaluation.
 
     Attributes:
-        dropout: whether to take out dropout too; a model that will be trained needs it.
+        dropout: whether to remove dropout too; a model that will be trained needs it.
     """
 
     dropout: bool = True

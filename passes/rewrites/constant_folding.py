@@ -18,11 +18,11 @@ from sparsefx.passes.manager.pipeline import Outcome
 
 @dataclass(frozen=True)
 class ConstantFolding:
-    """Replace a computation on parameters that no input takes part in by its result.
+    """Replace a computation on parameters alone, without an input, by its result.
 
-    Some layers normalise their weight in each forward. What they compute is a weight like any other, in which
-    rows may be empty; done once, the call is that of a plain layer. Left alone is what is larger than the
-    parameters it is made of, or only looks at them in another way.
+    Some layers normalise their weight in each forward. The result is a weight like any other, in which rows
+    may be empty; computed once, it makes the call that of a plain layer. The pass leaves a result alone that
+    is larger than its parameters or only a view of them.
     """
 
     name = "constant_folding"

@@ -69,7 +69,7 @@ class ExportReport(Tabular):
 
     @property
     def captured(self) -> str:
-        """How much of the model was captured: ``"whole"``, ``"parts"`` or ``"not"``."""
+        """Whether the model was captured ``"whole"``, in ``"parts"`` or ``"not"``."""
         return "whole" if "" in self.graphs else "parts" if self.graphs else "not"
 
     @property
