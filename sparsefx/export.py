@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from sparsefx._common.copying import copy_model
 from sparsefx._common.inputs import positional
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
@@ -24,13 +24,14 @@ from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
-from sparsefx.passes.graph.origins import duplicate, mark, take_origins
+from sparsefx.passes.graph.origins import mark, take_origins
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
 from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Pipeline, Refused
 from sparsefx.passes.running.compare import gives, interpret, run
-from sparsefx.passes.running.examples import Inputs, at_other_sizes
+from sparsefx.passes.running.examples import Inputs
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.timing import When
+from sparsefx.passes.running.trials import at_other_sizes
 from sparsefx.report.export_report import attach_report, compare
 
 
@@ -55,7 +56,8 @@ def export(
         model: a sparsified model, or any model with zero weights; it is not changed.
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of
             dimensions and the data types; the result accepts every batch and image size that the
-            model accepts. One or two samples suffice; more only take longer.
+            model accepts. Which dimensions vary is found by trial (``.report.sizes``); a size that counts as
+            fixed raises a ``ValueError`` later. One or two samples suffice; more only take longer.
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
@@ -115,14 +117,14 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, tr
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
-    examples = at_other_sizes(lambda values: run(original, values), inputs)
+    trials = at_other_sizes(lambda values: run(original, values), inputs)
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
         verify = _Verify(graph_module, values[0])
         return pipeline.run(graph_module, values, check=verify)
 
     with _without_nested_tensors():
-        compiled = compile_model(duplicate(original, share=True), examples, rewrite, trains=trains)
+        compiled = compile_model(original, trials, rewrite, trains=trains)
     if not gives(lambda: run(compiled.model, inputs), expected):
         reason = compiled.opaque.get("", "its parts do not fit together as graphs")
         compiled = Compiled(original, opaque={"": reason})
@@ -229,10 +231,7 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    try:
-        plain = copy.deepcopy(model, _detached(model)).eval()
-    except Exception as error:  # an attribute such as a lock or an open file
-        raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
+    plain = copy_model(model).eval()
     for module in plain.modules():
         _make_permanent(module)
         if isinstance(module, MaskedLayer):
@@ -247,13 +246,6 @@ def _make_permanent(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)
-
-
-def _detached(model: nn.Module) -> dict[int, Tensor]:
-    """Copies, by identity, of computed tensors that modules hold: ``copy.deepcopy`` refuses these."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    results = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
-    return {id(tensor): tensor.detach().clone() for tensor in results}
 
 
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -17,6 +17,7 @@ from sparsefx.passes.rewrites.explain import Explain
 from sparsefx.passes.rewrites.flatten import NameFlatten
 from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
+from sparsefx.passes.rewrites.functionalize import Functionalize
 from sparsefx.passes.rewrites.gather import Gather
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
@@ -76,6 +77,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
     Example:
         >>> import sparsefx
         >>> print(sparsefx.default_passes(sparsefx.ExportOptions(align=8)).until("fold_batchnorm"))
+        functionalize
         remove_identities(dropout=True)
         constant_folding
         functional_to_modules
@@ -86,6 +88,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
     options = options or ExportOptions()
     folds = options.fold_batchnorm
     return Pipeline((
+        Functionalize(),
         RemoveIdentities(dropout=folds),
         *([ConstantFolding()] if folds else []),
         FunctionalToModules(),

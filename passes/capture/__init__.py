@@ -3,7 +3,7 @@
 ``capture`` is the entry. ``module_tracer`` traces without values and keeps what does not trace as
 leaves; ``example_tracer`` traces along example calls, with proxies that know their values
 (``example_proxy``); ``branches`` says which branches may be taken, ``coincidental_sizes`` which sizes
-are alike by chance only.
+are alike by chance only; ``size_guards`` lets a graph refuse sizes that it was not traced for.
 
 Imports ``graph`` and ``running``.
 """

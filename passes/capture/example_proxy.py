@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.passes.capture.assignable import Assignable, AssignableAttribute, NotReplayable
 from sparsefx.passes.capture.coincidental_sizes import Loose, sized_like
-from sparsefx.passes.capture.module_tracer import NotReplayable
+from sparsefx.passes.graph.in_place import FUNCTIONAL, FUNCTIONS
 
 # What a tensor says of itself apart from its sizes and its data; the same for every input.
 _KINDS = frozenset(
@@ -25,7 +26,7 @@ _KINDS = frozenset(
 _OWN = frozenset({"node", "tracer", "examples", "loose", "root", "attr", "_node"})
 
 
-class ExampleProxy(fx.Proxy):
+class ExampleProxy(Assignable):
     """A proxy that knows its values.
 
     Attributes:
@@ -42,13 +43,14 @@ class ExampleProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.examples = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _OWN:
-            raise NotReplayable(f"it sets the attribute {name!r} of something computed")
-        object.__setattr__(self, name, value)
+    def keeps(self, name: str) -> bool:
+        return name in _OWN
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+    def assigned(self, name: str, value: Any) -> Any:
+        if all(hasattr(known, f"__{name}__") for known in self.examples):
+            return super().assigned(name, value)
+        function = FUNCTIONAL[FUNCTIONS[name]]  # of a number, which cannot change
+        return self.tracer.create_proxy("call_function", function, (self, value), {})
 
     @property
     def ndim(self) -> Any:
@@ -134,17 +136,11 @@ class ExampleProxy(fx.Proxy):
         raise NotReplayable("it needs a size of its input, or data, as a number")
 
 
-class ExampleAttribute(fx.proxy.Attribute, ExampleProxy):
+class ExampleAttribute(AssignableAttribute, ExampleProxy):
     """An attribute of a proxy, which becomes a node when it is used as a value."""
 
     def __init__(self, root: ExampleProxy, attr: str) -> None:
-        fx.proxy.Attribute.__init__(self, root, attr)
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is not None and self._node._erased:  # with a module that turned out not to trace
-            self._node = None
-        return fx.proxy.Attribute.node.fget(self)  # type: ignore[attr-defined, no-any-return]
+        AssignableAttribute.__init__(self, root, attr)
 
     @property
     def examples(self) -> list[Any]:  # type: ignore[override]

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.capture.assignable import NotReplayable
 from sparsefx.passes.capture.branches import (
     asks_for_more_than_one,
     guards_an_error,
@@ -28,7 +29,7 @@ from sparsefx.passes.capture.branches import (
 )
 from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
-from sparsefx.passes.capture.module_tracer import ModuleTracer, NotReplayable
+from sparsefx.passes.capture.module_tracer import ModuleTracer
 from sparsefx.passes.running.examples import Examples
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
@@ -253,7 +254,7 @@ def require_length(value: Any, length: int, name: str) -> None:
     Raises:
         TypeError: the length differs.
     """
-    if not _is_traced_again(require_length, value, length, name) and len(value) != length:
+    if not traced_again(require_length, value, length, name) and len(value) != length:
         raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
 
 
@@ -263,7 +264,7 @@ def require_default(value: Any, default: Any, name: str) -> None:
     Raises:
         TypeError: the value differs.
     """
-    if _is_traced_again(require_default, value, default, name) or value is default:
+    if traced_again(require_default, value, default, name) or value is default:
         return
     if type(value) is not type(default) or value != default:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -273,7 +274,7 @@ def require_default(value: Any, default: Any, name: str) -> None:
         )
 
 
-def _is_traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
+def traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
     """Whether the graph with a check is itself traced, say to unpickle it; the new graph checks as well."""
     if not isinstance(value, fx.Proxy):
         return False

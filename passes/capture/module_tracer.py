@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from sparsefx.passes.capture.assignable import Assignable, NotReplayable
+from sparsefx.passes.graph.in_place import written
 from sparsefx.passes.running.attributes import attributes_of
 
 SCRIPTED = "torch.jit compiled it; export the model as it was before that"
@@ -40,11 +42,31 @@ class ModuleTracer(fx.Tracer):
         self.opaque = dict(opaque or {})
         self.contexts = self.context()
         self._reads: dict[str, fx.Proxy] = {}
+        self._versions: dict[Tensor, int] = {}
 
-    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Assignable(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if self.context() != self.contexts:
             raise NotReplayable("its forward switches gradients or autocast on or off")
-        return super().create_proxy(*args, **kwargs)
+        if any(map(_is_constant, written(kind, target, args, kwargs))):
+            raise NotReplayable(
+                "it writes what it computes into a tensor that is made without its input; "
+                "x.new_zeros(...) makes one from it"
+            )
+        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def create_arg(self, a: Any) -> Any:
+        if _is_constant(a) and not a.is_inference():
+            self._versions.setdefault(a, a._version)
+        return super().create_arg(a)
+
+    def _check_constants(self) -> None:
+        """Refuse a forward that changed a tensor after the graph took it for a constant."""
+        held = self._versions.keys() & self.tensor_attrs.keys()
+        if any(tensor._version != self._versions[tensor] for tensor in held):
+            raise NotReplayable("it changes a tensor in place that it used before")
 
     def context(self) -> tuple[bool, ...]:
         """The switches that a graph does not record, but has to follow."""
@@ -60,7 +82,11 @@ class ModuleTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Trace into a module; if that fails, take back what it left and make the module a leaf."""
+        """Trace into a module; if that fails, take back what it left and make the module a leaf.
+
+        Raises:
+            NotReplayable: the module has parameters and is no submodule of the model.
+        """
         try:
             path = self.path_of_module(m)
         except NameError:  # made in forward, or held where no name leads: a part of its caller
@@ -79,7 +105,9 @@ class ModuleTracer(fx.Tracer):
                 if isinstance(m, torch.jit.ScriptModule):
                     raise NotReplayable(SCRIPTED)
                 with must_be_replayable(m):
-                    return super().call_module(m, forward, args, kwargs)
+                    result = super().call_module(m, forward, args, kwargs)
+                self._check_constants()
+                return result
             except Exception as error:  # tracing runs the user's code on proxies: anything may be raised
                 self._take_back(last)
                 self.module_stack = stack
@@ -108,7 +136,9 @@ class ModuleTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with must_be_replayable(root):
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
+        self._check_constants()
+        return graph
 
     def _take_back(self, last: fx.Node | None) -> None:
         """Erase the nodes after one."""
@@ -123,6 +153,11 @@ class ModuleTracer(fx.Tracer):
                 del self.tensor_attrs[tensor], self.root.__dict__[constant]
         for name in [name for name, proxy in self._reads.items() if proxy.node not in alive]:
             del self._reads[name]
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is a tensor itself; along examples, proxies pass for tensors too."""
+    return isinstance(value, Tensor) and not isinstance(value, fx.Proxy)
 
 
 def reason_of(error: Exception) -> str:
@@ -146,13 +181,13 @@ def _place(error: Exception) -> str:
     return ""
 
 
-class NotReplayable(RuntimeError):
-    """A forward that a graph cannot replay."""
-
-
 @contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
-    """Refuse a forward with an effect that its graph would lose; undo that effect."""
+    """Refuse a forward with an effect that its graph would lose; undo that effect.
+
+    Raises:
+        NotReplayable: the forward changed an attribute or drew random numbers outside the graph.
+    """
     before = attributes_of(module)
     seeds = rng_state()
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.graph.in_place import FUNCTIONAL
 from sparsefx.passes.graph.layers import is_plain
 from sparsefx.passes.graph.modes import ByMode
 from sparsefx.passes.graph.program import Call, Program, Value
@@ -44,7 +46,7 @@ class _Recorder(EagerMode):
         kwargs = kwargs or {}
         recorded_args, recorded_kwargs = pytree.tree_map(self._value_or_leaf, (args, kwargs))
         result = func(*args, **kwargs)
-        written = {id(tensor) for tensor in _written_tensors(func, args, kwargs)}
+        written = {id(tensor) for tensor in written_tensors(func, args, kwargs)}
         shared = [tensor for key in written for tensor in self._others_sharing(key)]
         aliases = tuple(self.value(tensor) for tensor in shared)
         opaque = self.opaque_node or any(self._values[key].constant is not None for key in written)
@@ -147,7 +149,7 @@ class _RecordingInterpreter(Interpreter):
 def is_torch_function(target: Any) -> bool:
     """Whether a function is torch's, or Python's own."""
     module = getattr(target, "__module__", None) or "torch"
-    return module.split(".")[0] in ("torch", "_operator", "builtins", "math")
+    return target in FUNCTIONAL or module.split(".")[0] in ("torch", "_operator", "builtins", "math")
 
 
 def is_reshape(node: fx.Node) -> bool:
@@ -167,8 +169,8 @@ def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return names
 
 
-def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The arguments that the operator writes, by its schema."""
+def written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments, of any shape, that the operator writes, by its schema."""
     written = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -177,10 +179,19 @@ def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return written
 
 
+@cache
 def _functional(func: Any) -> Any:
-    """``relu`` for ``relu_``: the analyses see values, not memory."""
+    """``relu`` for ``relu_``: the analyses see values, not memory. One that has none stays what it is.
+
+    Overloads of the two may bear different names: that of ``pow_.Scalar`` is ``pow.Tensor_Scalar``.
+    """
     name = func.overloadpacket.__name__
     if func.namespace != "aten" or not name.endswith("_") or name.endswith("__"):
         return func
     packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, func._overloadname, func) if packet is not None else func
+    overloads = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
+    return next((one for one in overloads if _parameters(one) == _parameters(func)), func)
+
+
+def _parameters(func: Any) -> list[tuple[str, str, bool]]:
+    return [(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments]

@@ -2,14 +2,16 @@
 
 A forward that branches on data (a detector's proposals, a language model's cache) stays Python, and
 so does a module that a graph has to call as it is. What they call is compiled for itself, the largest
-modules first, with its inputs and outputs kept.
+modules first, with its inputs and outputs kept. Every graph is run at sizes that it was not made from; where
+it does not compute what its module does, it is made anew with that size among its examples.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,14 +20,16 @@ from torch.utils import _pytree as pytree
 
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import SCRIPTED, reason_of
+from sparsefx.passes.capture.size_guards import InputSize, SizeError, guard_sizes, input_sizes
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.compare import gives, run
-from sparsefx.passes.running.examples import Example, Examples, Inputs, at_other_sizes, bind, graph_inputs
+from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.trials import Check, Trials, at_other_sizes
 from sparsefx.passes.running.untouched import untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
@@ -43,6 +47,7 @@ class Compiled:
         opaque: the modules that stay Python, with the reason.
         as_in_evaluation: the graphs that also in training do something that only evaluation did, with
             what differs.
+        sizes: what the arguments of each graph were tried at.
     """
 
     model: nn.Module
@@ -50,29 +55,46 @@ class Compiled:
     graphs: list[str] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
     as_in_evaluation: dict[str, str] = field(default_factory=dict)
+    sizes: list[InputSize] = field(default_factory=list)
+
+    def copy(self) -> Compiled:
+        """The same, with lists of its own."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Compiled(**{name: copy.copy(v) if name != "model" else v for name, v in values.items()})
 
 
-def compile_model(model: nn.Module, inputs: Inputs, rewrite: Rewrite, *, trains: bool = False) -> Compiled:
+_TRIES = 3  # times that a graph is made with more examples
+
+
+def compile_model(model: nn.Module, trials: Trials, rewrite: Rewrite, *, trains: bool = False) -> Compiled:
     """Rewrite all of a model that can be captured.
 
     Args:
-        model: a model in evaluation mode; it may be changed.
-        inputs: positional arguments of its forward, at one or more sizes.
+        model: a model in evaluation mode; it is not changed.
+        trials: positional arguments of its forward, at one or more sizes.
         rewrite: what to do with each graph.
         trains: keep what acts in training only, such as dropout: each graph becomes a
             :class:`TwoModeGraphModule`.
     """
-    return _Compiler(rewrite, inputs, trains).compile(model)
+    for _ in range(_TRIES):
+        compiled = _Compiler(rewrite, trials, trains).compile(duplicate(model, share=True))
+        if "" in compiled.graphs or not compiled.graphs:
+            return compiled
+        wrong = _wrong_at(trials, functools.partial(run, compiled.model))
+        if wrong is None:
+            return compiled
+        trials = trials.also_at(wrong)
+    return Compiled(model, opaque={"": "its parts compute something else " + _sizes(wrong)})
 
 
 class _Compiler:
-    def __init__(self, rewrite: Rewrite, inputs: Inputs, trains: bool) -> None:
-        self.rewrite, self.inputs, self.trains = rewrite, inputs, trains
+    def __init__(self, rewrite: Rewrite, trials: Trials, trains: bool) -> None:
+        self.rewrite, self.trials, self.trains = rewrite, trials, trains
         self._done: dict[nn.Module, nn.Module | None] = {}
 
     def compile(self, model: nn.Module) -> Compiled:
         self.compiled = Compiled(model)
-        example = self.inputs[0]
+        example = self.trials.inputs[0]
         expected = run(model, example)
         graph = self._whole(model)
         if graph is not None and gives(lambda: run(graph, example), expected):
@@ -81,21 +103,38 @@ class _Compiler:
         if graph is not None:
             self.compiled = Compiled(model, opaque={"": "its graph returns something else than its forward"})
         fits = lambda: gives(lambda: run(model, example), expected)  # noqa: E731
-        self._compile_children(model, _Place("", "", _calls(model, self.inputs), fits))
+        self._compile_children(model, _Place("", "", _calls(model, self.trials.inputs), fits))
         return self.compiled
 
     def _whole(self, model: nn.Module) -> fx.GraphModule | None:
         """The model itself as a rewritten graph; None if it stays Python."""
         try:
-            examples = [bind(_in_mode(model, False), values, {}) for values in self.inputs]
+            trials = self.trials.renamed(lambda values: bind(_in_mode(model, False), values, {}))
         except (TypeError, ValueError) as error:  # a pre-hook or a decorator takes other arguments
             reason = _stays_python(model) or f"its arguments have no names ({reason_of(error)})"
             self.compiled.opaque[""] = reason
             return None
-        return self._graph_of(model, "", examples)
+        return self._graph_of(model, "", trials)
 
-    def _graph_of(self, module: nn.Module, name: str, examples: Examples) -> fx.GraphModule | None:
-        """A module as a rewritten graph; None if it stays Python."""
+    def _graph_of(self, module: nn.Module, name: str, trials: Trials) -> fx.GraphModule | None:
+        """A module as a rewritten graph that holds at all sizes; None if it stays Python."""
+        before = self.compiled
+        for _ in range(_TRIES):
+            self.compiled = before.copy()
+            graph = self._made_along(module, name, trials)
+            if graph is None:
+                return None
+            wrong = _wrong_at(trials, functools.partial(_run_graph, graph))
+            if wrong is None:
+                return graph
+            trials = trials.also_at(wrong)
+        self.compiled = before
+        self.compiled.opaque[name] = "its graph returns something else than its forward " + _sizes(wrong)
+        return None
+
+    def _made_along(self, module: nn.Module, name: str, trials: Trials) -> fx.GraphModule | None:
+        """A module as a rewritten graph, made along calls; None if it stays Python."""
+        examples: Examples = trials.inputs
         reason = _stays_python(module)
         if reason is not None:
             self.compiled.opaque[name] = reason
@@ -118,6 +157,9 @@ class _Compiler:
         _share_unchanged(graph, module)
         if differs:
             self.compiled.as_in_evaluation[name] = differs
+        guard_sizes(graph.graph, trials)
+        graph.recompile()
+        self.compiled.sizes += [size.inside(name) for size in input_sizes(trials)]
         self.compiled.graphs.append(name)
         self.compiled.passes += [step.inside(name) for step in passes]
         left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
@@ -158,18 +200,18 @@ class _Compiler:
         """A module as a graph, if the model around it still computes the same with it."""
         if next(child.children(), None) is None:
             return None
-        examples = _as_examples(child, place.calls.get(place.path, ()))
-        if not examples:
+        trials = _trials_of(child, place.calls.get(place.path, ()))
+        if trials is None:
             return None
-        graphs, passes = len(self.compiled.graphs), len(self.compiled.passes)
-        part = self._graph_of(child, place.name, examples)
+        before = self.compiled.copy()
+        part = self._graph_of(child, place.name, trials)
         if part is None:
             return None
         parent._modules[key] = part
         if place.fits():
             return part
         parent._modules[key] = child
-        del self.compiled.graphs[graphs:], self.compiled.passes[passes:]
+        self.compiled = before
         self.compiled.opaque[place.name] = "the module that calls it needs more of it than its result"
         return None
 
@@ -208,6 +250,37 @@ def _fits(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], bool]:
     return lambda: gives(lambda: run(model, inputs), expected)
 
 
+def _wrong_at(trials: Trials, outputs: Callable[[Any], Any]) -> Any:
+    """The arguments at which something else is computed than was noted; None if there are none.
+
+    A ``ValueError`` refuses a size, as sparse kernels do with one that is too small: it is not wrong.
+    """
+
+    def holds(check: Check) -> bool:
+        refused = False
+
+        def attempt() -> Any:
+            nonlocal refused
+            try:
+                return outputs(check.inputs)
+            except ValueError as error:
+                refused = not isinstance(error, SizeError)
+                raise
+
+        return gives(attempt, check.outputs) or refused
+
+    return next((check.inputs for check in trials.checks if not holds(check)), None)
+
+
+def _run_graph(graph: fx.GraphModule, example: Example) -> Any:
+    (inputs,) = graph_inputs(graph.graph, [example])
+    return run(graph, inputs)
+
+
+def _sizes(inputs: Any) -> str:
+    return "at the sizes " + ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(inputs))
+
+
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
     """A model as the plain graph module of one of its modes, if it has a graph for each."""
     if not isinstance(model, TwoModeGraphModule):
@@ -240,30 +313,30 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
     return calls
 
 
-def _as_examples(module: nn.Module, calls: Sequence[_Call]) -> list[Example]:
+def _trials_of(module: nn.Module, calls: Sequence[_Call]) -> Trials | None:
     """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes.
 
     A call with tensors of no elements says nothing of others, and is left out.
     """
 
-    def try_call(call: tuple[Any, ...]) -> Any:
-        with torch.no_grad(), kept_attributes(module), untouched(module, call) as (args, kwargs):
-            return module(*args, **kwargs)
+    def try_call(example: Any) -> Any:
+        with torch.no_grad(), kept_attributes(module), untouched(module, (example,)) as (copied,):
+            return call(module, copied)
 
-    calls = [call for call in calls if all(tensor.numel() for tensor in tensors_in(call))]
+    some = [arguments for arguments in calls if all(tensor.numel() for tensor in tensors_in(arguments))]
     try:
-        others = at_other_sizes(try_call, calls[0])[1:] if calls else []
-        return [bind(module, args, kwargs) for args, kwargs in (*calls[:1], *others, *_distinct(calls)[1:])]
+        examples = [bind(module, args, kwargs) for args, kwargs in _distinct(some)]
     except (TypeError, ValueError):  # a hook of the module's own, or a decorator, rewrites its arguments
-        return []
+        return None
+    return at_other_sizes(try_call, examples[0]).also_at(*examples[1:]) if examples else None
 
 
 def _distinct(calls: Sequence[_Call]) -> list[_Call]:
     """Calls that differ in a size: one of each kind, the first and the last few are enough."""
     shapes: dict[Any, _Call] = {}
-    for call in calls:
-        leaves = pytree.tree_leaves(call)
-        shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), call)
+    for arguments in calls:
+        leaves = pytree.tree_leaves(arguments)
+        shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), arguments)
     kinds = list(shapes.values())
     return [*kinds[:1], *kinds[1:][-2:]]
 

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.graph.in_place import writes
 from sparsefx.passes.graph.layers import erase_unused
 from sparsefx.passes.graph.recorder import is_torch_function
 from sparsefx.passes.manager.pipeline import Outcome
-
-_WRITING_OPERATORS = frozenset(
-    {
-        f"i{name}"
-        for name in ("add", "sub", "mul", "truediv", "floordiv", "matmul", "mod", "pow", "and", "or", "xor")
-    }
-    | {"setitem"}
-)
-_LOOKS_LIKE_IT = frozenset({"and_", "or_", "not_", "is_"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ def _known(graph_module: fx.GraphModule) -> dict[fx.Node, Any]:
     """The nodes that follow from parameters and buffers alone, with their values."""
     known: dict[fx.Node, Any] = {}
     nodes = list(graph_module.graph.nodes)
-    written = {source.target for node in nodes if _writes(node) for source in _ancestors(node)}
+    written = {source.target for node in nodes if writes(node) for source in _ancestors(node)}
     for node in nodes:
         if node.op == "get_attr" and node.target not in written:
             known[node] = operator.attrgetter(str(node.target))(graph_module)
@@ -85,15 +77,7 @@ def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
 def _is_pure(node: fx.Node) -> bool:
     """Whether a node runs code of torch's that only computes."""
     is_torchs = node.op == "call_method" or (node.op == "call_function" and is_torch_function(node.target))
-    return is_torchs and not _writes(node)
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether a node may write to its operands."""
-    name = getattr(node.target, "__name__", str(node.target))
-    if node.op not in ("call_function", "call_method") or name in _LOOKS_LIKE_IT:
-        return False
-    return name.endswith("_") or name in _WRITING_OPERATORS or bool({"out", "inplace"} & node.kwargs.keys())
+    return is_torchs and not writes(node)
 
 
 def _is_worth_it(node: fx.Node, known: dict[fx.Node, Any]) -> bool:

@@ -17,7 +17,7 @@ from sparsefx.passes.graph.program import Program, Value
 from sparsefx.passes.manager.pipeline import Outcome
 from sparsefx.passes.running.timing import When, is_faster
 
-_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_ADDITIONS = frozenset({operator.add, torch.add, "add"})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Running a model on example values without changing it.
 
-``examples`` finds input sizes that the model takes, ``untouched`` and ``attributes`` put back what a
-run changes, ``compare`` tells whether results are alike up to rounding, ``interpreter`` runs a graph
-node by node, ``timing`` measures. Imports nothing of this library.
+``trials`` finds input sizes that the model takes, ``examples`` names arguments, ``untouched`` and
+``attributes`` put back what a run changes, ``compare`` tells whether results are alike up to rounding,
+``interpreter`` runs a graph node by node, ``timing`` measures. Imports nothing of this library.
 """

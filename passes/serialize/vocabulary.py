@@ -22,6 +22,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from sparsefx.passes.capture.example_tracer import require_default, require_length
+from sparsefx.passes.capture.size_guards import require_sizes
+from sparsefx.passes.graph.in_place import FUNCTIONS
 from sparsefx.passes.rewrites.decompose_attention import attention_mask
 from sparsefx.passes.serialize.plain_values import DataError
 
@@ -29,6 +31,8 @@ PASS_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sparsefx.passes.open_attention.attention_mask": attention_mask,
     "sparsefx.passes.example_tracer.require_default": require_default,
     "sparsefx.passes.example_tracer.require_length": require_length,
+    "sparsefx.passes.size_guards.require_sizes": require_sizes,
+    **{f"sparsefx.passes.in_place.{function.__qualname__}": function for function in FUNCTIONS.values()},
 }
 """Functions of sparsefx that its passes put into graphs; a pass that makes another adds it here. The names
 belong to the file format: they stay what they are wherever the functions move."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
@@ -69,8 +70,8 @@ def find_candidates(model: nn.Module, graphs: Iterable[fx.Graph]) -> list[Candid
         ArgumentError: a layer is lazy and has no shape yet.
     """
     graphs = list(graphs)
-    functional = {id(model.get_parameter(name)) for name in _parameters_used_by(_FUNCTIONAL, graphs)}
-    embedded = {id(model.get_parameter(name)) for name in _parameters_used_by(_EMBEDDINGS, graphs)}
+    functional = set(_parameters_used_by(_FUNCTIONAL, model, graphs))
+    embedded = set(_parameters_used_by(_EMBEDDINGS, model, graphs))
     held: dict[int, list[tuple[str, nn.Module, str]]] = {}
     excluded = embedded
     for path, module in model.named_modules(remove_duplicate=False):
@@ -107,13 +108,18 @@ def select_dense(
     return chosen
 
 
-def _parameters_used_by(functions: Set[object], graphs: Iterable[fx.Graph]) -> Iterator[str]:
+def _parameters_used_by(
+    functions: Set[object], model: nn.Module, graphs: Iterable[fx.Graph]
+) -> Iterator[int]:
+    """The identities of the parameters that are weights of some functions; a filter in a buffer is not."""
     for graph in graphs:
         for node in graph.nodes:
             if node.op == "call_function" and node.target in functions:
                 weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
                 if isinstance(weight, fx.Node) and weight.op == "get_attr":
-                    yield str(weight.target)
+                    held = operator.attrgetter(str(weight.target))(model)
+                    if isinstance(held, nn.Parameter):
+                        yield id(held)
 
 
 def _is_maskable(module: nn.Module, parameter: str, functional: set[int]) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from sparsefx._common.copying import copy_model
 from sparsefx._common.distributions import Distribution, active_counts
+from sparsefx._common.inputs import positional
 from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.layers import MASKABLE, mask_layer
@@ -18,7 +22,9 @@ from sparsefx.masking.masks import attach_mask, check_undivided, has_masks, mask
 from sparsefx.masking.replicas import leave_masks_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, random_mask, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
+from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.running.compare import gives, run
 
 
 def sparsify(
@@ -30,6 +36,7 @@ def sparsify(
     trace: bool = True,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    example_inputs: Sequence[Any] | None = None,
 ) -> nn.Module:
     """Return a copy of a model whose Linear and Conv weights are masked, sparse from the start.
 
@@ -51,6 +58,9 @@ def sparsify(
             ``trace=False`` the copy keeps the model's class and methods.
         seed: seed of the random masks; None draws them from ``generator``.
         generator: source of the random masks; torch's default generator by default.
+        example_inputs: positional arguments of ``model``, e.g. ``(x,)``. With them, the graphs are run beside
+            the model's own forward, in training and in evaluation; where the results differ the model stays
+            Python, with a warning. A BatchNorm needs two samples in training.
 
     Returns:
         The sparse model, in the mode (train or eval) of the original. Its ``state_dict`` has the
@@ -58,8 +68,9 @@ def sparsify(
 
     Raises:
         ArgumentError: ``density`` is outside (0, 1], the model has no layer to mask or is masked
-            already, a layer is lazy, ``distribution`` or ``dense`` names something unknown, or ``seed`` and
-            ``generator`` are both given.
+            already, cannot be copied, or does not run on ``example_inputs``; a layer is lazy;
+            ``distribution`` or ``dense`` names something unknown; or ``seed`` and ``generator`` are both
+            given.
 
     Example:
         >>> import torch, sparsefx
@@ -70,7 +81,8 @@ def sparsify(
     """
     _check(model, density)
     generator = given_generator(seed, generator)
-    sparse = copy.deepcopy(model)
+    inputs = None if example_inputs is None else positional(example_inputs)
+    sparse = copy_model(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
     candidates = find_candidates(sparse, graphs)
@@ -81,8 +93,10 @@ def sparsify(
     _attach_masks(masked, density, distribution, generator)
     _warn_conv1d(sparse)
     if trace:
-        _warn_opaque(captures)
-        sparse = _as_graph_module(sparse, captures, held_back)
+        traced = _as_graph_module(sparse, captures, held_back)
+        differs = "" if inputs is None or traced is sparse else _difference(sparse, traced, inputs)
+        _warn_opaque(captures, differs)
+        sparse = sparse if differs else traced
     leave_masks_out(sparse, mask_names(sparse))
     return sparse
 
@@ -162,8 +176,10 @@ def _attach_masks(
                 attach_mask(module, parameter, mask)
 
 
-def _warn_opaque(captures: dict[bool, Capture]) -> None:
+def _warn_opaque(captures: dict[bool, Capture], differs: str) -> None:
     opaque = {path: reason for captured in captures.values() for path, reason in captured.opaque.items()}
+    if differs:
+        opaque = {"": differs}
     if opaque:
         reasons = "; ".join(f"{path or 'the model itself'} ({reason})" for path, reason in opaque.items())
         reasons += ". trace=False keeps all of it Python, and says nothing" if "" in opaque else ""
@@ -182,6 +198,41 @@ def _as_graph_module(
     if _same(train_graph, eval_graph):
         eval_graph = train_graph
     return TwoModeGraphModule(model, train_graph, eval_graph, held_back)
+
+
+def _difference(model: nn.Module, traced: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """In which mode the graphs return something else than the model that they were traced from, if in any.
+
+    Both hold the same modules, and are left in the mode that they are in.
+    """
+    modes = {module: module.training for module in model.modules()}
+    found = ""
+    for mode, name in ((True, "training"), (False, "evaluation")):
+        with _repeatable():
+            expected = _expected(model.train(mode), inputs, name)
+        with _repeatable():
+            if not gives(partial(run, traced.train(mode), inputs), expected):
+                found = f"its graph of {name} returns something else than its forward"
+    traced.train(modes[model])
+    for module, mode in modes.items():
+        module.training = mode
+    return found
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Let what comes after it draw the same random numbers."""
+    state = rng_state()
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        yield
+    restore_rng(state)
+
+
+def _expected(model: nn.Module, inputs: tuple[Any, ...], mode: str) -> Any:
+    try:
+        return run(model, inputs)
+    except Exception as error:  # the user's own forward may raise anything
+        raise ArgumentError(f"example_inputs do not run through the model in {mode}: {error}") from error
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:

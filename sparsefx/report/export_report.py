@@ -11,6 +11,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from sparsefx._common.table import Table, Tabular, format_count
 from sparsefx.errors import unknown_name
+from sparsefx.passes.capture.size_guards import InputSize
 from sparsefx.passes.manager.partial_compile import Compiled
 from sparsefx.passes.manager.pipeline import KeptChannels, PassReport, RegionReport
 from sparsefx.report.model_report import LayerReport, describe
@@ -54,6 +55,7 @@ class ExportReport(Tabular):
         opaque: the modules that stay Python, with the reason.
         as_in_evaluation: the compiled modules that also in training do something that only evaluation did;
             none unless ``fold_batchnorm=False``.
+        sizes: each dimension of each graph's arguments, whether it varies, and over what range it was tried.
     """
 
     layers: tuple[LayerChange, ...]
@@ -63,6 +65,7 @@ class ExportReport(Tabular):
     graphs: tuple[str, ...] = ()
     opaque: tuple[OpaqueModule, ...] = ()
     as_in_evaluation: tuple[AsInEvaluation, ...] = ()
+    sizes: tuple[InputSize, ...] = ()
 
     @property
     def captured(self) -> str:
@@ -170,6 +173,7 @@ class ExportReport(Tabular):
         lines += [
             f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
         ]
+        lines += list(map(str, (size for size in self.sizes if not size.graph)))
         return Table(header, rows, lines)
 
 
@@ -194,6 +198,7 @@ def compare(
         tuple(compiled.graphs),
         tuple(OpaqueModule(name, reason) for name, reason in compiled.opaque.items()),
         tuple(AsInEvaluation(name, what) for name, what in compiled.as_in_evaluation.items()),
+        tuple(compiled.sizes),
     )
 
 

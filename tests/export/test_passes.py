@@ -83,5 +83,5 @@ def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> 
 
 
 def test_unknown_passes_are_named() -> None:
-    with pytest.raises(ValueError, match="no pass is called 'srink'; there are remove_identities, "):
+    with pytest.raises(ValueError, match="no pass is called 'srink'; there are functionalize, "):
         sparsefx.default_passes().until("srink")

@@ -173,3 +173,25 @@ def test_random_masks_have_exact_counts_and_follow_their_generator(
     assert one.dtype is torch.bool
     assert int(one.sum()) == active
     assert torch.equal(one, other)
+
+
+class Filtered(nn.Module):
+    """A layer, and filters that no training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("blur", torch.full((4, 1, 3, 3), 1 / 9))
+        self.register_buffer("mel", torch.randn(5, 4), persistent=False)
+        self.table = torch.randn(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(self.conv(x), self.blur, stride=2, groups=4).mean((2, 3))
+        return F.linear(x, self.mel) + F.linear(x, self.table)
+
+
+def test_filters_that_are_no_parameters_stay_dense() -> None:
+    model = Filtered()
+    sparse = sparsefx.sparsify(model, density=0.5)
+    assert [name for name, _ in sparse.named_buffers() if name.endswith("mask")] == ["conv.mask"]
+    assert torch.equal(sparse.blur, model.blur)

@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import random
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -833,3 +834,22 @@ def test_other_layers_of_that_name_are_not_told_of() -> None:
     mine = type("Conv1D", (nn.Conv1d,), {})
     wrapper = type("Conv1D", (nn.Sequential,), {})
     sparsefx.sparsify(nn.Sequential(mine(4, 4, 1), wrapper(nn.Conv1d(4, 2, 1))), density=0.5, dense="0")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_weight_that_a_hook_computes_is_copied(trace: bool) -> None:
+    """The older weight normalisation leaves a computed tensor in the layer."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(3, 4)
+    model(x)
+    sparse = sparsefx.sparsify(model, 1.0, trace=trace)
+    torch.testing.assert_close(sparse(x), model(x))
+    assert "0.mask" not in sparse.state_dict()
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = nn.Sequential(nn.Linear(4, 8))
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match="cannot be copied"):
+        sparsefx.sparsify(model)

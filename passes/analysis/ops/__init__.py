@@ -140,4 +140,5 @@ def operation_of(call: Call) -> Operation:
         # where elements come from may be otherwise in another run; dimensions that only trade places may not
         moved = isinstance(operation, Movement) and not isinstance(operation, (Permute, Concatenate))
         return _UNKNOWN if call.opaque and moved else operation
-    return _ELEMENTWISE if torch.Tag.pointwise in call.op.tags and len(call.outputs) == 1 else _UNKNOWN
+    elementwise = torch.Tag.pointwise in call.op.tags and not call.op._schema.is_mutable
+    return _ELEMENTWISE if elementwise and len(call.outputs) == 1 else _UNKNOWN

@@ -24,6 +24,7 @@ from sparsefx.kernels.ir.program import (
     Pool,
 )
 from sparsefx.kernels.runtime.region import RegionLayer
+from sparsefx.passes.graph.in_place import FUNCTIONAL, writes
 from sparsefx.passes.graph.layers import is_plain, layer_of
 from sparsefx.passes.graph.program import Call, Value
 from sparsefx.passes.graph.program import Program as Recorded
@@ -116,13 +117,14 @@ class NodeLowering:
         return "" if can_pack(layer.weight, groups) else "its weight is empty, or too large"
 
     def _writes(self) -> bool:
-        """Whether it writes into a value that others read."""
+        """Whether it writes into a value that others read.
+
+        The augmented assignments that are left are such (:class:`Functionalize`).
+        """
         layer = layer_of(self.graph_module, self.node)
-        target = self.node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        inside = getattr(layer, "inplace", False) or self.node.kwargs.get("inplace", False)
-        inside = inside or (layer is None and (name.endswith("_") or name in ("iadd", "imul")))
-        return bool(inside) and any(len(source.users) > 1 for source in self.node.all_input_nodes)
+        inside = getattr(layer, "inplace", False) or writes(self.node)
+        shared = any(len(source.users) > 1 for source in self.node.all_input_nodes)
+        return bool(inside) and (shared or self.node.target in FUNCTIONAL)
 
     def _fits(self) -> bool:
         """Whether its values are images, or rows."""
