@@ -31,7 +31,7 @@ def test_names_in_files_stay():
         "sparsefx.kernels.region.SparseRegion",
         "sparsefx.passes.open_norms.PartialLayerNorm",
     }
-    assert {*PASS_FUNCTIONS} == {
+    assert {*PASS_FUNCTIONS} >= {
         "sparsefx.passes.example_tracer.require_default",
         "sparsefx.passes.example_tracer.require_length",
         "sparsefx.passes.open_attention.attention_mask",
