@@ -84,7 +84,7 @@ def compile_model(model: nn.Module, trials: Trials, rewrite: Rewrite, *, trains:
         if wrong is None:
             return compiled
         trials = trials.also_at(wrong)
-    return Compiled(model, opaque={"": "its parts compute something else " + _sizes(wrong)})
+    return Compiled(model, opaque={"": "its parts return something else than its forward " + _sizes(wrong)})
 
 
 class _Compiler:
