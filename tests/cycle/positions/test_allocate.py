@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
 
-from sparsefx.cycle.positions import allocate
+from sparsefx.cycle.positions.allocate import allocate
 from sparsefx.errors import ArgumentError
 
 
