@@ -1,4 +1,4 @@
-"""Where the parameters of a rewritten model come from: of which parameter they are which indices.
+"""Origins: the original parameter, and the indices in it, of each parameter of a rewritten model.
 
 A parameter that has an origin holds it as a Python attribute. A pass that replaces or reorders parameters
 says so with :func:`follow` and :func:`reorder`; what it writes into them does not matter here.

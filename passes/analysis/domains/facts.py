@@ -1,7 +1,7 @@
-"""What is known of a program's values: which elements vary with the input, and what the others are.
+"""Facts about a program's values: which elements vary with the input, and the constants of the others.
 
-A fact is kept in two tensors that broadcast to the value's shape: a dimension of size 1 says that
-all its indices are alike. Convolutions, poolings and norms leave facts that are uniform over batch
+A fact is kept in two tensors that broadcast to the value's shape: a dimension of size 1 means that
+all its indices are equal. Convolutions, poolings and norms leave facts that are uniform over batch
 and space, so a fact holds for any batch and image size, and is cheap.
 """
 
