@@ -148,7 +148,7 @@ class TrainerClock:
         if self._clock is None:
             raise ArgumentError(
                 "callbacks: the SparseCallback that made this optimizer was not told that training began; "
-                "leave it among the trainer's callbacks. Loading a checkpoint of a model that is divided "
+                "leave it among the trainer's callbacks. Loading a checkpoint of a model that is sharded "
                 "among processes steps the optimizer, too: resume by a sparsefx.TrainingState instead"
             )
         return self._clock

@@ -51,8 +51,8 @@ def _give_constant_fan_in(model: nn.Module, method: Method, generator: torch.Gen
 
 
 @torch.no_grad()
-def thin_to_the_end(model: nn.Module, method: Method) -> None:
-    """At the end of training: thin what no update has, because training was too short for one."""
+def prune_to_density(model: nn.Module, method: Method) -> None:
+    """Prune at the end of training what no update has, because training was too short for one."""
     layers = [layer for layer in masked_weights(model) if layer.weight.requires_grad]
     wanted = round(method.density * sum(layer.mask.numel() for layer in layers))
     if sum(int(layer.mask.sum()) for layer in layers) <= wanted:

@@ -19,12 +19,12 @@ from sparsefx.cycle import (
     Decay,
     Densities,
     ForAllLayers,
+    GradualPruning,
     Grow,
     OfSurvivors,
     Prune,
+    PruneAndRegrow,
     Redistribute,
-    Swap,
-    Thin,
     Timing,
     Update,
 )
@@ -183,13 +183,15 @@ class Method:
             shape = resolve("densities", self.densities, DENSITIES)
             start = self.density if self.start is None else self.start
             updates.append(
-                Thin(start, self.density, shape, self.thin_scope, self.distribution, self.thin_until)
+                GradualPruning(
+                    start, self.density, shape, self.thin_scope, self.distribution, self.thin_until
+                )
             )
         if self.update is not None:
             updates.append(self.update(self))
         if self.prune is not None:
             updates.append(
-                Swap(
+                PruneAndRegrow(
                     resolve("prune", self.prune, PRUNE),
                     resolve("redistribute", self.redistribute, REDISTRIBUTE),
                     resolve("grow", self.grow, GROW),

@@ -17,14 +17,14 @@ from sparsefx._common.values import check_count
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.selection import Selector
-from sparsefx.methods.beginning import first_model, thin_to_the_end
+from sparsefx.methods.beginning import first_model, prune_to_density
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.pruning.prune import prune
 from sparsefx.regularisers import REGULARISERS, Regulariser
-from sparsefx.scores.task import Batch, Loss
+from sparsefx.scores.scoring_context import Batch, Loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -205,7 +205,7 @@ class Training:
             self.regulariser.decide(self.method.density)
             self.regulariser = None
         elif self.method.densities is not None:
-            thin_to_the_end(self.model, self.method)
+            prune_to_density(self.model, self.method)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

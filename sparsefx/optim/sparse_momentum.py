@@ -21,8 +21,8 @@ from sparsefx.cycle import (
     Decay,
     Grow,
     Prune,
+    PruneAndRegrow,
     Redistribute,
-    Swap,
 )
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
@@ -126,7 +126,7 @@ class SparseMomentum(SparseOptimizer):
         check_count("cycles", cycles)
         if every is not None:
             check_count("every", every)
-        swap = Swap(
+        swap = PruneAndRegrow(
             resolve("prune", prune, PRUNE),
             resolve("redistribute", redistribute, REDISTRIBUTE),
             resolve("grow", grow, GROW),

@@ -17,7 +17,7 @@ _METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn
 if _METHOD == "forkserver":
     mp.set_forkserver_preload(_IMPORTED)
 
-divides_on_cpus = pytest.mark.skipif(
+shards_on_cpus = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU"
 )
 

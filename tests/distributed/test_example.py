@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distributed.launch import divides_on_cpus
+from distributed.launch import shards_on_cpus
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distributed.py"
 RESULT = r"accuracy ([\d.]+)%; exported: (\S+) parameters before, (\S+) after"
@@ -18,11 +18,11 @@ def run(*options):
     return done.stdout
 
 
-@divides_on_cpus
-def test_trains_divided_and_resumes(tmp_path):
+@shards_on_cpus
+def test_trains_sharded_and_resumes(tmp_path):
     first = run("--shard", "--epochs", 2, "--checkpoints", tmp_path)
     assert re.findall(r"epoch (\d+): (\d+) of 7942", first)[-1] == ("2", "0")
-    again = run("--epochs", 3, "--checkpoints", tmp_path)  # replicas go on from what was divided
+    again = run("--epochs", 3, "--checkpoints", tmp_path)  # replicas go on from what was sharded
     assert re.findall(r"epoch (\d+)", again) == ["3"]
     accuracy, before, after = re.search(RESULT, again).groups()
     assert float(accuracy) > 20

@@ -17,12 +17,12 @@ from sparsefx.cycle import (
     Clock,
     ConstantFanIn,
     ExplorationPenalty,
+    GradualPruning,
     LayerState,
-    Moment,
+    PruneAndRegrow,
     RandomWalk,
-    Swap,
-    Thin,
     Timing,
+    UpdateContext,
 )
 from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
@@ -89,8 +89,8 @@ def test_rigl_replaces_the_step_and_grows_the_largest_gradients():
 
 def test_growing_zeros_leaves_the_loss_alone():
     training = begin("sparse-momentum", prune=lambda layer, count, generator: torch.zeros_like(layer.mask))
-    swap = training.method.rules().updates[0]
-    assert isinstance(swap, Swap)
+    update = training.method.rules().updates[0]
+    assert isinstance(update, PruneAndRegrow)
     learn(training, 3)
     x = torch.randn(8, 12)
     expected = training.model(x)
@@ -115,7 +115,7 @@ def test_set_gives_new_weights_the_spread_of_the_first_ones():
 
 def test_deep_r_never_lets_a_weight_cross_zero():
     training = begin("deep-r", make=plain_sgd)
-    signs = {n: s.clone() for n, s in training.optimizer._companions.tensors["sign"].items()}
+    signs = {n: s.clone() for n, s in training.optimizer._auxiliary.tensors["sign"].items()}
     moved = False
     before = weights(training.model)
     for _ in range(20):
@@ -125,7 +125,7 @@ def test_deep_r_never_lets_a_weight_cross_zero():
             assert bool((weight[mask] != 0).all())
             moved |= not torch.equal(mask, before[name][1])
     assert moved
-    for name, sign in training.optimizer._companions.tensors["sign"].items():
+    for name, sign in training.optimizer._auxiliary.tensors["sign"].items():
         assert torch.equal(sign, signs[name])
 
 
@@ -133,10 +133,10 @@ def test_the_random_walk_pulls_to_zero_and_stirs_only_what_is_active():
     mask, sign = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, -1, 1, -1], dtype=torch.int8)
     gradient = torch.tensor([9.0, 9.0, 5.0, -5.0])
     layer = LayerState("layer", torch.ones(4) * mask, mask, gradient=gradient, sign=sign)
-    assert RandomWalk(l1=0.5, noise=0.0)(layer, Moment()).tolist() == [0.5, -0.5, 0, 0]
-    soft = RandomWalk(l1=0.5, noise=0.0, dormant=True)(layer, Moment())
+    assert RandomWalk(l1=0.5, noise=0.0)(layer, UpdateContext()).tolist() == [0.5, -0.5, 0, 0]
+    soft = RandomWalk(l1=0.5, noise=0.0, dormant=True)(layer, UpdateContext())
     assert (gradient + soft).tolist() == [9.5, 8.5, 0, 0]
-    noisy = RandomWalk(l1=0.0, noise=1.0)(layer, Moment(generator=torch.Generator()))
+    noisy = RandomWalk(l1=0.0, noise=1.0)(layer, UpdateContext(generator=torch.Generator()))
     assert bool((noisy[:2] != 0).all())
     assert not noisy[2:].any()
 
@@ -144,12 +144,12 @@ def test_the_random_walk_pulls_to_zero_and_stirs_only_what_is_active():
 def test_soft_deep_r_keeps_dormant_weights_within_bounds():
     training = begin("soft-deep-r", make=plain_sgd, steps=30)
     learn(training, 30)
-    companions, least = training.optimizer._companions, training.method.rules().least
+    auxiliary, least = training.optimizer._auxiliary, training.method.rules().least
     for name, (weight, mask, _) in weights(training.model).items():
-        stored = companions.tensors["stored"][name] * companions.tensors["sign"][name]
+        stored = auxiliary.tensors["stored"][name] * auxiliary.tensors["sign"][name]
         assert float(stored.min()) >= least * (1 + 1e-6)
         assert torch.equal(mask, stored > 0)
-        assert torch.equal(weight, torch.where(mask, companions.tensors["stored"][name], 0.0))
+        assert torch.equal(weight, torch.where(mask, auxiliary.tensors["stored"][name], 0.0))
 
 
 def test_surgery_lets_masked_weights_move_and_return():
@@ -157,7 +157,7 @@ def test_surgery_lets_masked_weights_move_and_return():
     learn(training, 40)
     assert training.next_round()
     learn(training, 2)
-    before = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    before = {n: t.clone() for n, t in training.optimizer._auxiliary.tensors["stored"].items()}
     masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
     returned = False
     for _ in range(30):
@@ -165,7 +165,7 @@ def test_surgery_lets_masked_weights_move_and_return():
         now = {n: mask for n, (_, mask, _) in weights(training.model).items()}
         returned |= any(bool((now[n] & ~masks[n]).any()) for n in now)
         masks = now
-    after = training.optimizer._companions.tensors["stored"]
+    after = training.optimizer._auxiliary.tensors["stored"]
     assert all(bool((after[n] != before[n])[~masks[n]].any()) for n in masks)
     assert returned
 
@@ -173,11 +173,11 @@ def test_surgery_lets_masked_weights_move_and_return():
 def test_gradual_keeps_the_stored_values_of_masked_weights():
     training = begin("gradual", every=2, steps=20)
     learn(training, 8)
-    stored = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    stored = {n: t.clone() for n, t in training.optimizer._auxiliary.tensors["stored"].items()}
     masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
     assert all(bool(stored[n][~masks[n]].any()) for n in masks)
     learn(training, 1)
-    for name, tensor in training.optimizer._companions.tensors["stored"].items():
+    for name, tensor in training.optimizer._auxiliary.tensors["stored"].items():
         assert torch.equal(tensor[~masks[name]], stored[name][~masks[name]])
         assert not torch.equal(tensor[masks[name]], stored[name][masks[name]])
 
@@ -185,18 +185,18 @@ def test_gradual_keeps_the_stored_values_of_masked_weights():
 def test_top_kast_trains_the_backward_set_alone():
     training = begin("top-kast", every=1, backward=0.25)
     learn(training, 1)
-    companions = training.optimizer._companions.tensors
+    auxiliary = training.optimizer._auxiliary.tensors
     for name, (_, mask, _) in weights(training.model).items():
-        backward, sizes = companions["backward"][name], companions["stored"][name].abs()
+        backward, sizes = auxiliary["backward"][name], auxiliary["stored"][name].abs()
         assert int(backward.sum()) == int(mask.sum()) + round(0.25 * mask.numel())
         assert not (mask & ~backward).any()
         assert sizes[mask].min() >= sizes[~mask].max()
         assert sizes[backward].min() >= sizes[~backward].max()
-    before = {n: (t.clone(), companions["backward"][n].clone()) for n, t in companions["stored"].items()}
+    before = {n: (t.clone(), auxiliary["backward"][n].clone()) for n, t in auxiliary["stored"].items()}
     learn(training, 1)
     for name, (stored, backward) in before.items():
-        assert torch.equal(companions["stored"][name][~backward], stored[~backward])
-        assert not torch.equal(companions["stored"][name][backward], stored[backward])
+        assert torch.equal(auxiliary["stored"][name][~backward], stored[~backward])
+        assert not torch.equal(auxiliary["stored"][name][backward], stored[backward])
 
 
 def test_the_exploration_penalty_by_hand():
@@ -207,7 +207,7 @@ def test_the_exploration_penalty_by_hand():
         stored=torch.tensor([2.0, -1.0, 0.5]),
         backward=torch.tensor([1, 1, 0]).bool(),
     )
-    assert ExplorationPenalty(0.1, 0.5)(layer, Moment()).tolist() == pytest.approx([0.1, -0.2, 0.0])
+    assert ExplorationPenalty(0.1, 0.5)(layer, UpdateContext()).tolist() == pytest.approx([0.1, -0.2, 0.0])
 
 
 def test_granet_thins_and_swaps():
@@ -217,7 +217,7 @@ def test_granet_thins_and_swaps():
         learn(training, 2)
         totals.append(sum(int(mask.sum()) for _, mask, _ in weights(training.model).values()))
     assert totals == sorted(totals, reverse=True)
-    assert totals[-1] == totals[14] == 64  # from 110 of 160 on, it only swaps
+    assert totals[-1] == totals[14] == 64  # from 110 of 160 on, the density stays
     assert any(layer.grown for record in training.optimizer.history[15:] for layer in record.layers)
 
 
@@ -383,7 +383,7 @@ def test_a_training_that_cannot_be():
 
 def test_rules_of_ones_own():
     model = sparsify(net(), 0.5)
-    rules = Rules((Thin(0.5, 0.25, lambda start, final, progress: final),))
+    rules = Rules((GradualPruning(0.5, 0.25, lambda start, final, progress: final),))
     optimizer = SparseOptimizer(sgd(model.parameters()), model, rules, Clock(Timing(every=1), 10, 5))
     model(torch.randn(4, 12)).sum().backward()
     optimizer.step()
@@ -455,7 +455,7 @@ def test_rewinding_reaches_stored_values():
     start = {name: weight for name, (weight, _, _) in weights(training.model).items()}
     learn(training, 20)
     training.next_round()
-    for name, stored in training.optimizer._companions.tensors["stored"].items():
+    for name, stored in training.optimizer._auxiliary.tensors["stored"].items():
         assert torch.equal(stored, start[name])
 
 
@@ -463,15 +463,15 @@ def test_top_kast_explores():
     training = begin("top-kast", every=5, backward=0.25, steps=40)
     for name, (_, mask, _) in weights(training.model).items():
         assert int(mask.sum()) == round(0.25 * mask.numel())
-        assert bool(training.optimizer._companions.tensors["stored"][name].all())
-    ever = {n: b.clone() for n, b in training.optimizer._companions.tensors["backward"].items()}
+        assert bool(training.optimizer._auxiliary.tensors["stored"][name].all())
+    ever = {n: b.clone() for n, b in training.optimizer._auxiliary.tensors["backward"].items()}
     first = {n: int(b.sum()) for n, b in ever.items()}
     learn(training, 38)
-    for name, backward in training.optimizer._companions.tensors["backward"].items():
+    for name, backward in training.optimizer._auxiliary.tensors["backward"].items():
         ever[name] |= backward
     assert sum(int(b.sum()) for b in ever.values()) > sum(first.values())
     for masked in masked_weights(training.model):
-        outside = ~training.optimizer._companions.tensors["backward"][masked.name]
+        outside = ~training.optimizer._auxiliary.tensors["backward"][masked.name]
         assert not training.optimizer.state[masked.weight]["momentum_buffer"][outside].any()
 
 
@@ -563,7 +563,7 @@ def test_a_failed_step_leaves_masked_weights():
             raise RuntimeError("no")
 
     training = begin("gradual", make=lambda parameters: Failing(parameters, lr=0.1), every=2)
-    training.optimizer._companions.tensors["stored"]["0"].fill_(1.0)
+    training.optimizer._auxiliary.tensors["stored"]["0"].fill_(1.0)
     masked = masked_weights(training.model)[0]
     masked.set_mask(torch.zeros_like(masked.mask))
     with pytest.raises(RuntimeError, match="no"):
@@ -612,7 +612,7 @@ def test_models_may_change_their_type():
     training.optimizer.zero_grad()
     training.model(torch.randn(4, 12, dtype=torch.float64)).sum().backward()
     training.optimizer.step()
-    assert training.optimizer._companions.tensors["stored"]["0"].dtype == torch.float64
+    assert training.optimizer._auxiliary.tensors["stored"]["0"].dtype == torch.float64
 
 
 def test_srigl_uses_its_whole_budget_after_ablation():
@@ -624,7 +624,7 @@ def test_srigl_uses_its_whole_budget_after_ablation():
     gradient[:16] = 1.0
     layer = LayerState("layer", weight * mask, mask, gradient=gradient)
     update = ConstantFanIn(0.9, density=133 / 2000)
-    after = update([layer, layer], Moment(rate=0.3))[0].mask
+    after = update([layer, layer], UpdateContext(rate=0.3))[0].mask
     neurons = int(after.any(1).sum())
     assert int(after.sum()) == neurons * (133 // neurons) > 133 - neurons
 

@@ -453,8 +453,8 @@ def test_zero_grad_and_repr():
     optimizer.zero_grad()
     assert model[0].weight.grad is None
     assert repr(optimizer).startswith(
-        "SparseMomentum(cycle 0, step 1, CountedCycles(cycles=4), Rules(updates=[Swap(prune=magnitude, "
-        "redistribute=momentum, grow=momentum)], prune_rate=0.5, decay=cosine))"
+        "SparseMomentum(cycle 0, step 1, CountedCycles(cycles=4), Rules(updates=[PruneAndRegrow("
+        "prune=magnitude, redistribute=momentum, grow=momentum)], prune_rate=0.5, decay=cosine))"
     )
     assert "lr: 0.1" in repr(optimizer)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.updates.record import LayerRecord
 from sparsefx.errors import CycleError
 
@@ -40,17 +40,19 @@ class LayerOutcome:
         return cls(mask, grown, LayerRecord(layer.name, loss, gain, 0.0, density, active, layer.numel))
 
 
-Update = Callable[[Sequence[LayerState], Moment], list[LayerOutcome]]
-"""Decides new masks for all layers; writes nothing but the moment's notes."""
+Update = Callable[[Sequence[LayerState], UpdateContext], list[LayerOutcome]]
+"""Decides new masks for all layers; writes nothing but the context's notes."""
 
 
-def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+def in_turn(
+    updates: Sequence[Update], layers: Sequence[LayerState], context: UpdateContext
+) -> list[LayerOutcome]:
     """Run updates one after the other, each on the masks that the one before left.
 
     Args:
         updates: any number; without one the masks stay.
         layers: every layer that takes part.
-        moment: handed to each.
+        context: handed to each.
 
     Returns:
         One outcome a layer, of all updates together.
@@ -59,15 +61,15 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
         CycleError: an update returned something else than one mask of its shape a layer.
     """
     first, *rest = updates or (_unchanged,)
-    outcomes = _checked(first, layers, first(layers, moment))
+    outcomes = _checked(first, layers, first(layers, context))
     for update in rest:
         between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
-        after = _checked(update, between, update(between, moment))
+        after = _checked(update, between, update(between, context))
         outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)]
     return outcomes
 
 
-def _unchanged(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+def _unchanged(layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
     return [LayerOutcome.of(layer, layer.mask) for layer in layers]
 
 
@@ -77,7 +79,7 @@ def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
         last,
         pruned=first.pruned + last.pruned,
         grown=first.grown + last.grown,
-        share=first.share + last.share,  # only a swap has one
+        share=first.share + last.share,  # only prune and regrow has one
     )
     return LayerOutcome(other.mask, (one.grown & other.mask) | other.grown, record)
 

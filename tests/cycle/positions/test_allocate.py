@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsefx.cycle.positions import allocate
+from sparsefx.cycle.positions.allocate import allocate
 from sparsefx.errors import ArgumentError
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsefx.cycle import PRUNE, AdaptiveThreshold, LayerState, MagnitudeAndGradient, Moment
+from sparsefx.cycle import PRUNE, AdaptiveThreshold, LayerState, MagnitudeAndGradient, UpdateContext
 from sparsefx.cycle.rules.prune import magnitude, magnitude_by_sign
 from sparsefx.errors import CycleError
 
@@ -84,22 +84,22 @@ def test_magnitude_and_gradient_by_hand():
 
 def test_global_magnitude_leaves_every_layer_one():
     small, large = state([0.1, 0.2, 0.3], [1, 1, 1]), state([5.0, 0.25, 7.0], [1, 1, 1])
-    chosen = PRUNE["global_magnitude"]([small, large], [2, 1], Moment())
+    chosen = PRUNE["global_magnitude"]([small, large], [2, 1], UpdateContext())
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0], [0, 1, 0]]
-    chosen = PRUNE["global_magnitude"]([small, large], [3, 3], Moment())
+    chosen = PRUNE["global_magnitude"]([small, large], [3, 3], UpdateContext())
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0], [1, 1, 0]]
 
 
 def test_the_threshold_follows_what_it_removed():
     layers = [state([0.5, 0.7, 3.0, 4.0], [1, 1, 1, 1]), state([0.2, 0.3], [1, 1])]
-    prune, moment = AdaptiveThreshold(wanted=3, start=1.0), Moment()
-    chosen = prune(layers, [0, 0], moment)
+    prune, context = AdaptiveThreshold(wanted=3, start=1.0), UpdateContext()
+    chosen = prune(layers, [0, 0], context)
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0, 0], [1, 0]]  # 0.3 is the last of its layer
-    assert moment.notes["threshold"] == 1.0
-    AdaptiveThreshold(wanted=2, start=1.0)(layers, [0, 0], moment)
-    assert moment.notes["threshold"] == 0.5  # 3 > 1.1 * 2
-    AdaptiveThreshold(wanted=0.9)(layers, [0, 0], moment)
-    assert moment.notes["threshold"] == 1.0  # 1 < 0.9 * 0.9 * 6
+    assert context.notes["threshold"] == 1.0
+    AdaptiveThreshold(wanted=2, start=1.0)(layers, [0, 0], context)
+    assert context.notes["threshold"] == 0.5  # 3 > 1.1 * 2
+    AdaptiveThreshold(wanted=0.9)(layers, [0, 0], context)
+    assert context.notes["threshold"] == 1.0  # 1 < 0.9 * 0.9 * 6
 
 
 def test_sign_flips():
@@ -109,6 +109,6 @@ def test_sign_flips():
         torch.tensor([1, 1, 1, 1, 0]).bool(),
         sign=torch.tensor([1, 1, 1, -1, 1], dtype=torch.int8),
     )
-    assert PRUNE["sign_flip"]([layer], [0], Moment())[0].int().tolist() == [0, 1, 0, 0, 0]
+    assert PRUNE["sign_flip"]([layer], [0], UpdateContext())[0].int().tolist() == [0, 1, 0, 0, 0]
     with pytest.raises(CycleError, match="'layer' has no signs"):
-        PRUNE["sign_flip"]([state([1.0], [1])], [0], Moment())
+        PRUNE["sign_flip"]([state([1.0], [1])], [0], UpdateContext())

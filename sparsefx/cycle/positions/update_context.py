@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class UpdateContext:
     """What an update knows beside the layers.
 
     Attributes:
