@@ -14,21 +14,31 @@ from sparsefx.cycle.updates.densities import DENSITIES, Densities
 from sparsefx.cycle.updates.gradual_pruning import GradualPruning, keep_largest
 from sparsefx.cycle.updates.prune_and_regrow import PruneAndRegrow
 from sparsefx.cycle.updates.record import CycleRecord, LayerRecord
+from sparsefx.cycle.updates.schedule import (
+    NEVER,
+    Clock,
+    CountedCycles,
+    DeferredSchedule,
+    Schedule,
+    Timing,
+)
 from sparsefx.cycle.updates.stored_values import Hysteresis, positive
-from sparsefx.cycle.updates.timing import Clock, Timing
 from sparsefx.cycle.updates.update import LayerOutcome, Update, in_turn
 
 __all__ = [
     "DECAY",
     "DENSITIES",
     "GROW",
+    "NEVER",
     "PRUNE",
     "REDISTRIBUTE",
     "AdaptiveThreshold",
     "Clock",
     "ConstantFanIn",
+    "CountedCycles",
     "CycleRecord",
     "Decay",
+    "DeferredSchedule",
     "Densities",
     "ExplorationPenalty",
     "ForAllLayers",
@@ -44,6 +54,7 @@ __all__ = [
     "PruneAndRegrow",
     "RandomWalk",
     "Redistribute",
+    "Schedule",
     "Timing",
     "Update",
     "UpdateContext",

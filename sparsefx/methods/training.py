@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from sparsefx._common.seeds import all_ranks, cpu_generator
 from sparsefx._common.values import check_count
-from sparsefx.cycle import Clock, Timing
+from sparsefx.cycle import NEVER, Clock
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.selection import Selector
 from sparsefx.methods.beginning import first_model, prune_to_density
@@ -27,8 +27,6 @@ from sparsefx.regularisers import REGULARISERS, Regulariser
 from sparsefx.scores.scoring_context import Batch, Loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-_NEVER = Timing(first=1.0)
 
 
 class Training:
@@ -302,18 +300,18 @@ class Training:
         self.regulariser = None if is_dense else self._make_regulariser()
         for group in [] if self.regulariser is None else self.regulariser.parameter_groups():
             optimizer.add_param_group(group)
-        clock = Clock(_NEVER if timing is None else timing, self.steps, self._epoch_steps)
-        if rules.updates and not clock.is_ever_due:
+        schedule = Clock(NEVER if timing is None else timing, self.steps, self._epoch_steps)
+        if rules.updates and not schedule.is_ever_due:
             warnings.warn(
-                f"method {self.method.name!r} updates its masks at no step of {self.steps}: {clock.timing}; "
-                "train longer, or set every=",
+                f"method {self.method.name!r} updates its masks at no step of {self.steps}: "
+                f"{schedule.timing}; train longer, or set every=",
                 stacklevel=4,
             )
         return SparseOptimizer(
             optimizer,
             self.model,
             rules,
-            clock,
+            schedule,
             generator=self._generator,
             after_step=self._after_step,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from sparsefx.cycle import (
     GROW,
     PRUNE,
     REDISTRIBUTE,
+    CountedCycles,
     CycleRecord,
     Decay,
     Grow,
@@ -26,27 +26,6 @@ from sparsefx.cycle import (
 )
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
-
-
-@dataclass(frozen=True)
-class CountedCycles:
-    """Updates that are counted rather than timed.
-
-    Attributes:
-        cycles: how many there will be.
-        every: steps between two; None leaves them to calls of ``cycle()``.
-    """
-
-    cycles: int
-    every: int | None = None
-
-    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
-        """Whether there is an update after this many steps."""
-        return self.every is not None and step % self.every == 0
-
-    def progress(self, step: int, cycle: int) -> float:
-        """The fraction of the updates that are done with this one, in [0, 1]."""
-        return min(1.0, cycle / self.cycles)
 
 
 class SparseMomentum(SparseOptimizer):
@@ -132,8 +111,8 @@ class SparseMomentum(SparseOptimizer):
             resolve("grow", grow, GROW),
         )
         rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        clock = CountedCycles(cycles, every)
-        super().__init__(optimizer, model, rules, clock, seed=seed, generator=generator, group=group)
+        schedule = CountedCycles(cycles, every)
+        super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group)
         self._cycles = cycles
 
     def _after_cycle(self, record: CycleRecord) -> None:

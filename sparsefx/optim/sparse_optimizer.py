@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
-from sparsefx.cycle import CycleRecord, LayerState, UpdateContext, in_turn
+from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masking.masks import MaskedWeight, bare, check_values, masked_weights
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
@@ -29,29 +29,17 @@ from sparsefx.optim.weight_handles import WeightHandle
 _LONGEST_HISTORY = 2_000
 
 
-class Clock(Protocol):
-    """When updates happen."""
-
-    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
-        """Whether there is an update after this many steps."""
-        ...
-
-    def progress(self, step: int, cycle: int) -> float:
-        """Fraction of the time with updates that is over after so many steps, at this update."""
-        ...
-
-
 class SparseOptimizer(WrappedOptimizer):
     """Wrap an optimizer so that training keeps a sparse model sparse, by the rules of some method.
 
-    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the clock
-    says so it also updates the masks, which ``cycle()`` does at any time.
+    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the
+    schedule says so it also updates the masks, which ``cycle()`` does at any time.
 
     Args:
         optimizer: holds every trainable masked weight of ``model``.
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         rules: what happens at steps and updates.
-        clock: when updates happen.
+        schedule: when updates happen, such as a :class:`Clock`.
         seed: seed of what is random. By default it is drawn from torch's default generator, so that
             ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
             that train the same masks, so make the optimizer on all of them.
@@ -72,7 +60,7 @@ class SparseOptimizer(WrappedOptimizer):
     history: list[CycleRecord]
     _model: nn.Module
     _rules: Rules
-    _clock: Clock
+    _schedule: Schedule
     _generator: torch.Generator
     _cycle: int
     _step: int
@@ -95,7 +83,7 @@ class SparseOptimizer(WrappedOptimizer):
         optimizer: Optimizer,
         model: nn.Module,
         rules: Rules,
-        clock: Clock,
+        schedule: Schedule,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -111,7 +99,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_optimizer": optimizer,
             "_model": model,
             "_rules": rules,
-            "_clock": clock,
+            "_schedule": schedule,
             "_generator": cpu_generator(seed, generator, training_groups(model, group)),
             "_cycle": 0,
             "_step": 0,
@@ -158,7 +146,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def __repr__(self) -> str:
         done = f"cycle {self._cycle}, step {self._step}"
-        parts = ", ".join(map(described, (self._clock, self._rules)))
+        parts = ", ".join(map(described, (self._schedule, self._rules)))
         return f"{type(self).__name__}({done}, {parts})\n{self._optimizer!r}"
 
     @_disable_dynamo  # as step() is
@@ -248,7 +236,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._follow_groups()
         if self._step == 0:
             check_values([handle.masked for handle in self._handles])
-        due = self._clock.is_due(self._step + 1, self._generator)
+        due = self._schedule.is_due(self._step + 1, self._generator)
         if due and self._rules.replaces_step:
             loss = None if closure is None else self._on_masked_weights(closure)()
         else:
@@ -395,7 +383,7 @@ class SparseOptimizer(WrappedOptimizer):
     def _context(self) -> UpdateContext:
         """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
         cycle = self._cycle + 1
-        progress = self._clock.progress(self._step, cycle)
+        progress = self._schedule.progress(self._step, cycle)
         rate = self._rules.decay(self._rules.prune_rate, progress)
         if not 0 <= rate <= 1:
             name = getattr(self._rules.decay, "__name__", repr(self._rules.decay))
