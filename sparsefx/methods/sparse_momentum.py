@@ -1,30 +1,18 @@
-"""Sparse momentum training as a wrapper around any optimizer."""
+"""The paper's method as a wrapper around any optimizer: the row ``sparse-momentum``, by counted cycles."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsefx._common.registry import resolve
 from sparsefx._common.values import check_count
-from sparsefx.cycle import (
-    DECAY,
-    GROW,
-    PRUNE,
-    REDISTRIBUTE,
-    CountedCycles,
-    CycleRecord,
-    Decay,
-    Grow,
-    Prune,
-    PruneAndRegrow,
-    Redistribute,
-)
-from sparsefx.optim.rules import Rules
+from sparsefx.cycle import CountedCycles, CycleRecord, Decay, Grow, Prune, Redistribute
+from sparsefx.methods.presets import method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 
@@ -105,12 +93,9 @@ class SparseMomentum(SparseOptimizer):
         check_count("cycles", cycles)
         if every is not None:
             check_count("every", every)
-        swap = PruneAndRegrow(
-            resolve("prune", prune, PRUNE),
-            resolve("redistribute", redistribute, REDISTRIBUTE),
-            resolve("grow", grow, GROW),
-        )
-        rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
+        row = method("sparse-momentum", prune=prune, redistribute=redistribute, grow=grow, decay=decay)
+        # A row that removes nothing is a mistake; a training may still hold its masks at rate 0.
+        rules = replace(row.rules(), prune_rate=prune_rate)
         schedule = CountedCycles(cycles, every)
         super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group)
         self._cycles = cycles
