@@ -171,16 +171,17 @@ def sparse_optimizer(
 
 def _needs(method: Method) -> str:
     """What a method needs beside plain steps of an optimizer; nothing for most that keep the density."""
-    changes_density = method.start is not None and method.start != method.density
+    first, updates = method.first_masks, method.updates
+    gradual = updates is not None and updates.falling is not None
     for needed, what in (
-        (not method.masks, "masks no weights"),
+        (not first.masks, "masks no weights"),
         (method.rounds is not None, "trains in rounds"),
-        (method.regulariser is not None, "adds to the loss"),
-        (method.score is not None, "scores the dense network first"),
-        (method.constant_fan_in, "has first masks of its own"),
-        (method.memory is not None, "stores inactive weights"),
-        (changes_density or method.densities is not None, "begins at another density than it ends"),
-        (method.timing is not None and method.timing.at_start, "updates its masks before the first step"),
+        (method.penalty is not None, "adds to the loss"),
+        (first.score is not None, "scores the dense network first"),
+        (first.constant_fan_in, "has first masks of its own"),
+        (method.weights.memory is not None, "stores inactive weights"),
+        (gradual or method.sparsity.first != method.density, "begins at another density than it ends"),
+        (updates is not None and updates.timing.at_start, "updates its masks before the first step"),
     ):
         if needed:
             return what

@@ -202,8 +202,8 @@ class Training:
         if self.regulariser is not None:
             self.regulariser.decide(self.method.density)
             self.regulariser = None
-        elif self.method.densities is not None:
-            prune_to_density(self.model, self.method)
+        elif self.method.updates is not None and self.method.updates.falling is not None:
+            prune_to_density(self.model, self.method.sparsity, self.method.updates.falling.thin_scope)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,8 +268,9 @@ class Training:
         return 0 if rounds is None or rounds.rewind is None else round(rounds.rewind * self._first_steps)
 
     def _prune_by_first_score(self, model: nn.Module) -> None:
-        assert self.method.score is not None
-        self._prune(model, self.method.density, self.method.score, "global", rounds=self.method.score_rounds)
+        first = self.method.first_masks
+        assert first.score is not None
+        self._prune(model, self.method.density, first.score, "global", rounds=first.score_rounds)
 
     def _prune(self, model: nn.Module, density: float, score: str, scope: str, **options: Any) -> None:
         prune(
@@ -280,7 +281,7 @@ class Training:
             batches=self._batches,
             loss=self._loss,
             generator=self._generator,
-            distribution=self.method.distribution if scope == "layer" else None,
+            distribution=self.method.sparsity.distribution if scope == "layer" else None,
             **options,
         )
 
@@ -317,11 +318,11 @@ class Training:
         )
 
     def _make_regulariser(self) -> Regulariser | None:
-        name = self.method.regulariser
-        if name is None:
+        penalty = self.method.penalty
+        if penalty is None:
             return None
-        kind = REGULARISERS[name]
-        options = dict(self.method.options(self.method))
+        kind = REGULARISERS[penalty.regulariser]
+        options = dict(penalty.options(self.method.sparsity))
         if "samples" in signature(kind).parameters:
             if self._samples is None:
                 raise ArgumentError(
@@ -348,7 +349,7 @@ class Training:
 def _check(method: object, make_optimizer: object) -> None:
     if not isinstance(method, Method):
         raise ArgumentError(f"method={method!r} is no Method; pass sparsefx.method('rigl', density=0.1)")
-    if method.width:
+    if method.first_masks.width:
         raise ArgumentError(
             f"method {method.name!r} needs a narrower network, not masks: `sparsefx train` makes one; for a "
             "network of your own, build it narrower and train it by 'dense'"

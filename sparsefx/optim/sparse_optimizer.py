@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
 from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
+from sparsefx.cycle.updates.update import names_of, notes_by_name
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masking.masks import MaskedWeight, bare, check_values, masked_weights
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
@@ -65,7 +66,7 @@ class SparseOptimizer(WrappedOptimizer):
     _cycle: int
     _step: int
     _averages: GradientAverages
-    _notes: dict[str, Any]
+    _notes: dict[str, dict[str, Any]]
     _auxiliary: AuxiliaryTensors
     _after_step: Callable[[], None] | None
     _retired: str
@@ -179,7 +180,7 @@ class SparseOptimizer(WrappedOptimizer):
             if self._rules.inactive_buffers == "zero_on_grow":
                 self._fill_buffers(handle.weight, outcome.grown)
         self._refresh()
-        self._notes = context.notes
+        self._notes = {name: notes for name, notes in context.notes.items() if notes}
         self._cycle += 1
         layers = tuple(outcome.record for outcome in outcomes)
         record = CycleRecord(self._cycle, self._step, context.rate, layers)
@@ -391,7 +392,8 @@ class SparseOptimizer(WrappedOptimizer):
                 f"decay {name!r} returned {rate!r} for cycle {cycle}, progress {progress:.4g}; "
                 "it must return a rate in [0, 1]"
             )
-        return UpdateContext(rate, progress, self._generator, dict(self._notes))
+        notes = {name: dict(notes) for name, notes in self._notes.items()}
+        return UpdateContext(rate, progress, self._generator, notes)
 
     def _layer_states(self, handles: Sequence[WeightHandle]) -> list[LayerState]:
         """The layers for an update; momenta only if it may read them."""
@@ -431,10 +433,17 @@ class SparseOptimizer(WrappedOptimizer):
             "generator": self._generator.get_state(),
             "averages": dict(self._averages.tensors),
             "notes": dict(self._notes),
+            "updates": names_of(self._rules.updates),
             "companions": self._auxiliary.state(),
             "layers": self._shapes(),
             "history": [record.to_plain() for record in self.history],
         }
+
+    def _saved_notes(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The notes of a state, by the name of the update; before states named updates, all shared them."""
+        if "updates" not in own:
+            return notes_by_name(own["notes"], self._rules.updates)
+        return {name: dict(notes) for name, notes in own["notes"].items()}
 
     def _read_own_state(self, own: Any) -> Callable[[], None]:
         self._follow_groups()
@@ -442,7 +451,7 @@ class SparseOptimizer(WrappedOptimizer):
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
-            cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
+            cycle, step, notes = int(own["cycle"]), int(own["step"]), self._saved_notes(own)
             self._auxiliary.check(own["companions"], self._shapes())
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"state_dict[{self.key!r}] is damaged: {error!r}; save it again") from error

@@ -19,6 +19,7 @@ from sparsefx.cycle import (
     ConstantFanIn,
     GradualPruning,
     Hysteresis,
+    LayerOutcome,
     LayerState,
     PruneAndRegrow,
     Timing,
@@ -185,6 +186,17 @@ def test_updates_in_turn_are_told_together():
     assert bool(outcome.grown.any())  # pruned by the one, grown by the other
     with pytest.raises(CycleError, match="must return a list of one LayerOutcome"):
         in_turn((lambda layers, context: [],), [layer], UpdateContext())
+
+
+def test_each_update_has_notes_of_its_own():
+    def counting(layers, context):
+        context.notes["calls"] = context.notes.get("calls", 0) + 1
+        return [LayerOutcome.of(layer, layer.mask) for layer in layers]
+
+    context = UpdateContext()
+    for _ in range(2):
+        in_turn([counting, counting], [layer_state((2, 2), 3, 0)], context)
+    assert context.notes == {"counting": {"calls": 2}, "counting 2": {"calls": 2}}
 
 
 def test_regrown_weights_may_keep_their_values():

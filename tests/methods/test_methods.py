@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +20,7 @@ from sparsefx.cycle import (
     ConstantFanIn,
     ExplorationPenalty,
     GradualPruning,
+    Hysteresis,
     LayerState,
     PruneAndRegrow,
     RandomWalk,
@@ -26,7 +29,9 @@ from sparsefx.cycle import (
 )
 from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
-from sparsefx.methods import Rounds
+from sparsefx.methods import Method, Rounds
+from sparsefx.methods.options import options_of
+from sparsefx.methods.parts import FirstMasks, Regrowth, Sparsity, Updates, WeightRules
 
 
 def net():
@@ -307,7 +312,7 @@ def test_a_method_prints_changes_and_refuses():
     assert METHODS["rigl"].timing.every == 100
     assert dataclasses.replace(changed, name="mine").name == "mine"
     lines = [line.split(maxsplit=1) for line in str(changed).splitlines()]
-    assert [name for name, _ in lines] == [field.name for field in dataclasses.fields(changed)]
+    assert [name for name, _ in lines] == list(options_of(changed))
     assert {("grow", "'random'"), ("timing", "Timing(every=7, last=0.75)")} <= set(map(tuple, lines))
 
 
@@ -336,12 +341,20 @@ def test_a_method_prints_changes_and_refuses():
         ("lottery-ticket", {"rounds": 2}, r"rounds=2 is no Rounds; prunings=2 changes how many"),
         ("rigl", {"timing": 3}, r"timing=3 is no sparsefx.Timing; every=3 changes it"),
         ("snip", {"rounds": Rounds()}, r"rounds with prunings=1|score prunes before training"),
-        ("variational-dropout", {"prune": "magnitude"}, r"would never act|a regulariser decides"),
+        ("variational-dropout", {"prune": "magnitude"}, r"has no effect without timing; set timing="),
         ("set", {"memory": "all"}, r"new_weights='initial': with a memory"),
         ("rigl", {"new_weights": "sign"}, r"need signs=True"),
         ("rigl", {"least": lambda row: -1.0}, r"least and backward belong to a memory"),
-        ("static", {"grow": "momentum"}, r"do nothing without prune"),
-        ("static", {"prune": "magnitude"}, r"would never act; set timing"),
+        (
+            "static",
+            {"grow": "momentum"},
+            r"grow='momentum' has no effect without prune; set prune='magnitude'",
+        ),
+        (
+            "static",
+            {"prune": "magnitude"},
+            r"prune=.magnitude. has no effect without timing; set",
+        ),
         ("rigl", {"prune_rate": 0}, r"prune='magnitude' at prune_rate=0 removes nothing"),
         ("dense", {"density": 0.2}, r"density=0.2: it masks nothing"),
         ("rigl", {"masks": False}, r"it masks nothing|masks=False leaves nothing"),
@@ -357,6 +370,43 @@ def test_a_method_prints_changes_and_refuses():
 def test_methods_that_cannot_be(name, changes, message):
     with pytest.raises(ArgumentError, match=message):
         method(name, **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_its_options(name):
+    row = METHODS[name]
+    options = {key: value for key, value in options_of(row).items() if key not in ("name", "source")}
+    assert Method.of(name, row.source, **options) == row
+    assert {key: getattr(row, key) for key in options} == options
+
+
+def test_a_part_comes_with_its_key_and_goes_with_it():
+    rigl = method("rigl")
+    assert rigl.with_(densities="cubic", start=1.0).updates.falling.thin_until == 1.0
+    assert method("granet", densities=None, start=None).updates.falling is None
+    assert method("rigl", timing=None).updates is None
+    kept = method("static").with_(memory="all").weights
+    assert kept == WeightRules(memory="all")
+    with pytest.raises(AttributeError, match="has no attribute 'momentum'"):
+        rigl.momentum  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sparsity(0.5, start=0.1), "start=0.1 is below density=0.5"),
+        (lambda: FirstMasks(masks=False, score="snip"), "masks=False leaves nothing to score"),
+        (lambda: FirstMasks(constant_fan_in=True, score="snip"), "both choose the first masks"),
+        (lambda: Updates(Timing()), "there is nothing to be timed"),
+        (lambda: Updates(Timing(), regrowth=Regrowth("magnitude")), "removes nothing; set prune_rate=0.5"),
+        (lambda: Regrowth("magnitude", grow="sideways"), "grow='sideways' is not known"),
+        (lambda: WeightRules(memory="all", new_weights="initial"), "with a memory new weights have"),
+        (lambda: WeightRules(new_weights="sign"), "need signs=True"),
+    ],
+)
+def test_parts_that_cannot_be(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
 
 
 def test_a_training_that_cannot_be():
@@ -406,6 +456,18 @@ def test_every_method_is_documented():
     page = Path(__file__).parents[2] / "docs" / "methods.md"
     text = page.read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("tier", ["measured", "checked"])
+def test_the_page_says_how_far_each_method_is_tested(tier):
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    item = (
+        page.read_text(encoding="utf-8")
+        .partition(f"- **{tier}**")[2]
+        .partition("\n- ")[0]
+        .partition("\n\n")[0]
+    )
+    assert set(re.findall(r"`([^`]+)`", item)) == {name for name, row in METHODS.items() if row.tier == tier}
 
 
 def test_a_cycle_without_updates_changes_nothing():
@@ -509,6 +571,44 @@ def test_a_layer_may_join_later(name):
     training.optimizer.add_param_group({"params": list(last.parameters())})
     learn(training, 4)
     assert len(training.optimizer.history[-1].layers) == 2
+
+
+def old_state(training):
+    """A state as it was saved when all updates shared their notes."""
+    state = copy.deepcopy(training.optimizer.state_dict())
+    own = dict(state["sparse_momentum"])
+    names = own.pop("updates")
+    own["notes"] = {key: value for name in names for key, value in own["notes"].get(name, {}).items()}
+    assert own["notes"]
+    return {**state, "sparse_momentum": own}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("dsr", {}),
+        ("srigl", {"density": 0.5}),
+        ("dynamic-network-surgery", {"rounds": Rounds(prunings=0), "chance": None}),
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_states_with_shared_notes_still_load(changes):
+    name, options = changes
+    if name == "dynamic-network-surgery":
+        options = {**options, "update": lambda sparsity: Hysteresis(sparsity.density, deviations=1.0)}
+    first, second = (begin(name, every=2, **options) for _ in range(2))
+    if first.method.rounds is not None:
+        for training in (first, second):
+            learn(training, 20)
+            training.next_round()
+    learn(first, 5)
+    second.model.load_state_dict(state_of(first))
+    second.optimizer.load_state_dict(old_state(first))
+    assert second.optimizer._notes == first.optimizer._notes
+    for training in (first, second):
+        learn(training, 4)
+    assert_same(state_of(first), state_of(second))
+    assert_same(first.optimizer.state_dict(), second.optimizer.state_dict())
 
 
 def test_a_state_of_a_method_that_keeps_other_things_is_refused():
