@@ -1,8 +1,9 @@
-"""How a method begins: the network with its first masks."""
+"""How a method begins, the network with its first masks and the regulariser, and how its density ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -11,11 +12,13 @@ from torch import nn
 from sparsefx._common.distributions import active_counts
 from sparsefx.cycle import LayerState, keep_largest
 from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
+from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import masked_weights
 from sparsefx.masking.selection import Selector
 from sparsefx.masking.sparsify import sparsify
 from sparsefx.methods.parts import Sparsity
 from sparsefx.methods.row import Method
+from sparsefx.regularisers import REGULARISERS, Regulariser
 
 
 def first_model(
@@ -51,6 +54,28 @@ def _give_constant_fan_in(model: nn.Module, sparsity: Sparsity, generator: torch
     counts = active_counts(shapes, sparsity.density, sparsity.distribution)
     for layer, shape, count in zip(layers, shapes, counts, strict=True):
         layer.set_mask(constant_fan_in_mask(shape, count, generator).to(layer.weight.device))
+
+
+def first_regulariser(method: Method, model: nn.Module, samples: int | None) -> Regulariser | None:
+    """The regulariser of a method as it begins; None for a method without one.
+
+    Args:
+        method: the method.
+        model: the masked model.
+        samples: number of training samples, for a regulariser that divides by it.
+
+    Raises:
+        ArgumentError: it does, and ``samples`` is None.
+    """
+    if method.penalty is None:
+        return None
+    kind = REGULARISERS[method.penalty.regulariser]
+    options = dict(method.penalty.options(method.sparsity))
+    if "samples" in signature(kind).parameters:
+        if samples is None:
+            raise ArgumentError(f"samples: method {method.name!r} needs the number of training samples")
+        options.setdefault("samples", samples)
+    return kind(model, **options)
 
 
 @torch.no_grad()

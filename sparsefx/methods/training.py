@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from inspect import signature
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from sparsefx._common.values import check_count
 from sparsefx.cycle import NEVER, Clock
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.selection import Selector
-from sparsefx.methods.beginning import first_model, prune_to_density
+from sparsefx.methods.beginning import first_model, first_regulariser, prune_to_density
+from sparsefx.methods.rounds import RoundPlan
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.pruning.prune import prune
-from sparsefx.regularisers import REGULARISERS, Regulariser
+from sparsefx.regularisers import Regulariser
 from sparsefx.scores.scoring_context import Batch, Loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -104,7 +104,8 @@ class Training:
         _check(method, make_optimizer)
         self.method = method
         self.round = 0
-        self._make_optimizer, self._first_steps, self._epoch_steps = make_optimizer, steps, epoch_steps
+        self._plan = RoundPlan(method.rounds, steps)
+        self._make_optimizer, self._epoch_steps = make_optimizer, epoch_steps
         self._batches, self._loss, self._samples = batches, loss, samples
         self._generator = cpu_generator(seed, generator, all_ranks())
         self._snapshot: Snapshot | None = None
@@ -113,7 +114,7 @@ class Training:
         self.model = first_model(method, network, dense, self._generator, self._prune_by_first_score)
         self.optimizer = self._begin_round()
         self._update_at_start()
-        if self._rewinds and self._rewound_to == 0:
+        if self._plan.rewinds and self._plan.rewound_to == 0:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
 
     def rounds(self) -> Iterator[int]:
@@ -126,26 +127,22 @@ class Training:
     @property
     def steps(self) -> int:
         """Optimizer steps of this round; a rewound round lacks those before the point it was set back to."""
-        rounds = self.method.rounds
-        if rounds is None or self.round == 0:
-            return self._first_steps
-        return max(1, round(rounds.retraining * self._first_steps) - self._rewound_to)
+        return self._plan.steps(self.round)
 
     @property
     def first_step(self) -> int:
         """The step at which this round begins, where the learning rate's schedule takes up."""
-        return self._rewound_to if self.round else 0
+        return self._plan.first_step(self.round)
 
     @property
     def learning_rate(self) -> float:
         """Factor of the learning rate in this round."""
-        rounds = self.method.rounds
-        return 1.0 if rounds is None or self.round == 0 else rounds.learning_rate
+        return self._plan.learning_rate(self.round)
 
     @property
     def is_last(self) -> bool:
         """Whether no round follows."""
-        return self.method.rounds is None or self.round >= self.method.rounds.count - 1
+        return self.round >= self._plan.count - 1
 
     def penalty(self) -> Tensor | float:
         """What the method adds to the mean loss of a batch; 0 for most."""
@@ -157,10 +154,10 @@ class Training:
         rounds = self.method.rounds
         if rounds is None or self.is_last:
             return False
-        if self._rewinds and self._snapshot is None:
+        if self._plan.rewinds and self._snapshot is None:
             raise ArgumentError(
-                f"rewind={rounds.rewind!r}: this round ended before step {self._rewound_to}, to which later "
-                "ones go back; train it for all its steps"
+                f"rewind={rounds.rewind!r}: this round ended before step {self._plan.rewound_to}, to which "
+                "later ones go back; train it for all its steps"
             )
         if rounds.prunings:
             density = rounds.density(self.round + 1, self.method.density)
@@ -189,10 +186,9 @@ class Training:
             UserWarning: the round was shorter than it should be, so schedules have not ended.
         """
         if not self.is_last:
-            count = 1 if self.method.rounds is None else self.method.rounds.count
             raise ArgumentError(
-                f"round {self.round + 1} of {count}: method {self.method.name!r} is not done; go through "
-                "training.rounds(), or call next_round() after each round"
+                f"round {self.round + 1} of {self._plan.count}: method {self.method.name!r} is not done; go "
+                "through training.rounds(), or call next_round() after each round"
             )
         done = self.optimizer.steps_done
         if done < self.steps:
@@ -253,19 +249,7 @@ class Training:
     @property
     def _identity(self) -> dict[str, Any]:
         """What a state must be of."""
-        rounds = self.method.rounds
-        count = 1 if rounds is None else rounds.count
-        return {"name": self.method.name, "density": self.method.density, "rounds": count}
-
-    @property
-    def _rewinds(self) -> bool:
-        return self.method.rounds is not None and self.method.rounds.rewind is not None
-
-    @property
-    def _rewound_to(self) -> int:
-        """The step that later rounds begin at."""
-        rounds = self.method.rounds
-        return 0 if rounds is None or rounds.rewind is None else round(rounds.rewind * self._first_steps)
+        return {"name": self.method.name, "density": self.method.density, "rounds": self._plan.count}
 
     def _prune_by_first_score(self, model: nn.Module) -> None:
         first = self.method.first_masks
@@ -294,11 +278,11 @@ class Training:
     def _begin_round(self) -> SparseOptimizer:
         """The optimizer of this round, and the regulariser, if the method has its say in it."""
         rounds = self.method.rounds
-        is_dense = rounds is not None and self.round == 0
+        is_dense = self._plan.is_dense(self.round)
         rules = Rules() if is_dense or (rounds and rounds.prunings) else self.method.rules()
         timing = self.method.timing if rules.updates else None
         optimizer = self._make_optimizer(self.model.parameters())
-        self.regulariser = None if is_dense else self._make_regulariser()
+        self.regulariser = None if is_dense else first_regulariser(self.method, self.model, self._samples)
         for group in [] if self.regulariser is None else self.regulariser.parameter_groups():
             optimizer.add_param_group(group)
         schedule = Clock(NEVER if timing is None else timing, self.steps, self._epoch_steps)
@@ -317,20 +301,6 @@ class Training:
             after_step=self._after_step,
         )
 
-    def _make_regulariser(self) -> Regulariser | None:
-        penalty = self.method.penalty
-        if penalty is None:
-            return None
-        kind = REGULARISERS[penalty.regulariser]
-        options = dict(penalty.options(self.method.sparsity))
-        if "samples" in signature(kind).parameters:
-            if self._samples is None:
-                raise ArgumentError(
-                    f"samples: method {self.method.name!r} needs the number of training samples"
-                )
-            options.setdefault("samples", self._samples)
-        return kind(self.model, **options)
-
     def _after_step(self) -> None:
         done = self.optimizer.steps_done
         if self.regulariser is not None:
@@ -342,7 +312,7 @@ class Training:
                     stacklevel=4,
                 )
         self._penalised = False
-        if self._rewinds and self._snapshot is None and done >= self._rewound_to:
+        if self._plan.rewinds and self._snapshot is None and done >= self._plan.rewound_to:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
 
 

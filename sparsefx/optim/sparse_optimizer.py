@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,20 @@ from torch.optim import Optimizer
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
 from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
-from sparsefx.cycle.updates.update import names_of, notes_by_name
+from sparsefx.cycle.updates.update import names_of
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masking.masks import MaskedWeight, bare, check_values, masked_weights
+from sparsefx.masking.masks import check_values
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
-from sparsefx.masking.sharding import check_not_flattened, gather_back, local
+from sparsefx.masking.sharding import check_not_flattened, local
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
 from sparsefx.optim.averages import GradientAverages
-from sparsefx.optim.checkpoint_schema import check_own_state
-from sparsefx.optim.momentum import finite, kept_weights
+from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
+from sparsefx.optim.layer_states import layer_states
+from sparsefx.optim.momentum import kept_weights
+from sparsefx.optim.optimizer_state import zero_state
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
+from sparsefx.optim.trained_weights import TrainedWeights
 from sparsefx.optim.transfer_state import carry_over
 from sparsefx.optim.weight_handles import WeightHandle
 
@@ -71,12 +74,10 @@ class SparseOptimizer(WrappedOptimizer):
     _after_step: Callable[[], None] | None
     _retired: str
     _reads_momentum: bool
-    _handles: list[WeightHandle]
-    _groups: list[tuple[list[Tensor], int]]
-    _names: frozenset[str] = frozenset()
+    _trained: TrainedWeights = TrainedWeights()
 
     key = "sparse_momentum"
-    _not_pickled = frozenset({"_handles", "_groups", "_names", "_group"})
+    _not_pickled = frozenset({"_trained", "_group"})
     _group: Any = None  # of a copy, too
 
     def __init__(
@@ -178,7 +179,7 @@ class SparseOptimizer(WrappedOptimizer):
             self._auxiliary.renew(handle, outcome, self._generator)
             handle.masked.set_mask(outcome.mask)
             if self._rules.inactive_buffers == "zero_on_grow":
-                self._fill_buffers(handle.weight, outcome.grown)
+                zero_state(self._optimizer, handle.weight, outcome.grown)
         self._refresh()
         self._notes = {name: notes for name, notes in context.notes.items() if notes}
         self._cycle += 1
@@ -277,23 +278,18 @@ class SparseOptimizer(WrappedOptimizer):
         return loss
 
     def _refresh(self) -> None:
-        """Walk the model for its masked weights. Between walks only what a handle looks up is followed."""
-        found = self._find_layers()
-        owned = self._owned()
-        for masked in found:
-            masked.shard_mask()
-        self._handles = [WeightHandle.of(masked) for masked in found if id(masked.weight) in owned]
-        self._groups = [(group["params"], len(group["params"])) for group in self.param_groups]
-        self._names = frozenset(masked.name for masked in found)
+        """Walk the model for its masked weights, and start with those that are new."""
+        self._trained = self._trained.again(self._model, self.param_groups)
         self._zero_inactive()
         self._auxiliary.begin(self._handles, self._generator)
 
+    @property
+    def _handles(self) -> Sequence[WeightHandle]:
+        return self._trained.handles
+
     def _follow_groups(self) -> None:
         """Walk the model again where others have changed the wrapped optimizer's groups."""
-        if len(self._groups) != len(self.param_groups) or any(
-            group["params"] is not params or len(params) != count
-            for group, (params, count) in zip(self.param_groups, self._groups, strict=True)
-        ):
+        if not self._trained.are_of(self.param_groups):
             self._refresh()
 
     def _check_group(self, param_group: dict[str, Any]) -> None:
@@ -302,36 +298,8 @@ class SparseOptimizer(WrappedOptimizer):
         params = param_group["params"]
         # What can be read only once is read here, as torch does.
         held = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        self._find_layers(entry[1] if isinstance(entry, tuple) else entry for entry in held)
-
-    def _find_layers(self, added: Iterable[Tensor] = ()) -> list[MaskedWeight]:
-        """The model's masked weights, of which all that train are in the optimizer, or are to be added."""
-        gather_back(bare(self._model))
-        found = masked_weights(self._model)
-        if not found:
-            raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
-        self._check_still_there(found)
-        owned = self._owned() | {id(weight) for weight in added}
-        missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
-        if missing:
-            raise ArgumentError(
-                f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
-                "sparsified model's parameters(), after fully_shard if that shards them, or freeze these "
-                "layers with requires_grad_(False) until a group with them is added"
-            )
-        return found
-
-    def _owned(self) -> set[int]:
-        return {id(weight) for group in self.param_groups for weight in group["params"]}
-
-    def _check_still_there(self, found: Sequence[MaskedWeight]) -> None:
-        gone = self._names - {masked.name for masked in found}
-        if gone:
-            raise ArgumentError(
-                f"the model has lost the masked layers {', '.join(sorted(gone))} since this optimizer was "
-                "made: they were removed, or replaced by dense ones, as resize_token_embeddings does; change "
-                "the network before sparsify, then make the optimizer"
-            )
+        added = (entry[1] if isinstance(entry, tuple) else entry for entry in held)
+        self._trained.find(self._model, self.param_groups, added)
 
     def _check_ranks(self) -> None:
         group = replicating_group(self._model) if self._group is None else self._group
@@ -372,14 +340,7 @@ class SparseOptimizer(WrappedOptimizer):
         for handle in self._handles:
             learning = self._auxiliary.learning(handle)
             if learning is not None:
-                self._fill_buffers(handle.weight, ~learning)
-
-    @torch.no_grad()
-    def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
-        """Zero what the wrapped optimizer keeps of some positions of a weight."""
-        for buffer in self._optimizer.state.get(weight, {}).values():
-            if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
-                local(buffer).masked_fill_(where, 0)
+                zero_state(self._optimizer, handle.weight, ~learning)
 
     def _context(self) -> UpdateContext:
         """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
@@ -397,30 +358,8 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _layer_states(self, handles: Sequence[WeightHandle]) -> list[LayerState]:
         """The layers for an update; momenta only if it may read them."""
-        momenta: list[Tensor | None] = [None] * len(handles)
-        if self._reads_momentum:
-            momenta = [self._averages.momentum(handle, self._optimizer) for handle in handles]
-        gradients = [_gradient(handle.weight) for handle in handles]
-        weights = [handle.values for handle in handles]
-        rows = zip(
-            handles,
-            weights,
-            _zeros_if_some(momenta, weights),
-            _zeros_if_some(gradients, weights),
-            strict=True,
-        )
-        return [
-            LayerState(
-                handle.masked.name,
-                weight,
-                handle.mask,
-                momentum,
-                gradient,
-                **self._auxiliary.of(handle),
-                block=handle.block,
-            )
-            for handle, weight, momentum, gradient in rows
-        ]
+        averages = self._averages if self._reads_momentum else None
+        return layer_states(handles, self._auxiliary, averages, self._optimizer)
 
     def _shapes(self) -> dict[str, list[int]]:
         return {handle.masked.name: list(handle.masked.weight.shape) for handle in self._handles}
@@ -439,19 +378,13 @@ class SparseOptimizer(WrappedOptimizer):
             "history": [record.to_plain() for record in self.history],
         }
 
-    def _saved_notes(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """The notes of a state, by the name of the update; before states named updates, all shared them."""
-        if "updates" not in own:
-            return notes_by_name(own["notes"], self._rules.updates)
-        return {name: dict(notes) for name, notes in own["notes"].items()}
-
     def _read_own_state(self, own: Any) -> Callable[[], None]:
         self._follow_groups()
         check_own_state(own, self.key, type(self).__name__, self._shapes())
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
-            cycle, step, notes = int(own["cycle"]), int(own["step"]), self._saved_notes(own)
+            cycle, step, notes = int(own["cycle"]), int(own["step"]), saved_notes(own, self._rules.updates)
             self._auxiliary.check(own["companions"], self._shapes())
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"state_dict[{self.key!r}] is damaged: {error!r}; save it again") from error
@@ -464,20 +397,6 @@ class SparseOptimizer(WrappedOptimizer):
             self._averages.load(own["averages"], self._handles)
 
         return take_over
-
-
-def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
-    """Zeros for layers without a value when others have one: they never got a gradient."""
-    if all(value is None for value in values):
-        return values
-    return [
-        torch.zeros_like(weight) if value is None else value
-        for value, weight in zip(values, like, strict=True)
-    ]
-
-
-def _gradient(weight: Tensor) -> Tensor | None:
-    return None if weight.grad is None else finite(local(weight.grad))
 
 
 def _check_optimizer(optimizer: object) -> None:
