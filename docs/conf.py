@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(accelerate|lightning|pytorch_lightning|transformers)\..*"),
     (
         r"py:class",
-        r"Figure|Optimizer|Tensor|nn\.Module|(dict|tuple)\[str|sparsefx\..*\.(Block|Tabular|WrappedOptimizer)",
+        r"Figure|Optimizer|Tensor|nn\.Module|(dict|tuple)\[(str|~.*)|sparsefx\..*\.(Block|Tabular|WrappedOptimizer)",
     ),
 ]
 

@@ -1,5 +1,6 @@
 """Settings that every test runs under."""
 
+import properties
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ _OF_TORCH_2_6 = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    properties.all_examples = "not slow" not in config.getoption("markexpr")
     if torch.__version__ < "2.7":
         for message in _OF_TORCH_2_6:
             config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torchvision.models.densenet import DenseNet
+from torchvision.models.googlenet import BasicConv2d, Inception
+from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 def mlp() -> nn.Module:
@@ -97,25 +102,60 @@ class WideResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
 
 
+def residual(block: type[BasicBlock | Bottleneck]) -> Callable[[], nn.Module]:
+    """A ResNet with one block a stage, at a fourth of its width if they are bottlenecks."""
+    return lambda: ResNet(block, [1] * 4, num_classes=10, width_per_group=64 if block is BasicBlock else 16)
+
+
+def dense_net() -> nn.Module:
+    return DenseNet(growth_rate=8, block_config=(2, 2, 2), num_init_features=16, num_classes=10)
+
+
+def mobile_net() -> nn.Module:
+    """MobileNet v2's kinds of block: without expansion, with a stride, with a shortcut."""
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
+    return MobileNetV2(num_classes=10, width_mult=0.5, inverted_residual_setting=blocks)
+
+
+def inception() -> nn.Module:
+    """GoogLeNet's kind of block, twice."""
+    stem = [BasicConv2d(3, 16, kernel_size=3, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True)]
+    blocks = [Inception(16, 8, 8, 16, 4, 8, 8), Inception(40, 8, 8, 16, 4, 8, 8)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10))
+
+
 def torchvision_model(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: torchvision.models.get_model(name, weights=None, **options)
+    return lambda: torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+Network = tuple[Callable[[], nn.Module], tuple[int, ...]]
+
+_SMALL: dict[str, Network] = {
     "mlp": (mlp, (8,)),
     "lenet5": (lenet5, (32,)),
     "alexnet": (alexnet, (32, 45)),
     "vgg16": (lambda: vgg(batch_norm=False), (32, 48)),
     "vgg16_bn": (lambda: vgg(batch_norm=True), (32, 48)),
-    "resnet18": (torchvision_model("resnet18", num_classes=10), (32, 48)),
-    "resnet50": (torchvision_model("resnet50", num_classes=10), (32, 48)),
+    "residual": (residual(BasicBlock), (32, 48)),
+    "bottlenecks": (residual(Bottleneck), (32, 48)),
     "wide_resnet": (WideResNet, (16, 24)),
-    "densenet121": (torchvision_model("densenet121", num_classes=10), (32, 48)),
-    "squeezenet": (torchvision_model("squeezenet1_1", num_classes=10), (32, 48)),
-    "mobilenet_v2": (torchvision_model("mobilenet_v2", num_classes=10), (32, 48)),
-    "googlenet": (torchvision_model("googlenet", num_classes=10, init_weights=False), (32, 48)),
+    "dense_net": (dense_net, (32, 48)),
+    "squeezenet": (torchvision_model("squeezenet1_1"), (32, 48)),
+    "mobile_net": (mobile_net, (32, 48)),
+    "inception": (inception, (16, 24)),
 }
+_WHOLE: dict[str, Network] = {
+    "resnet18": (torchvision_model("resnet18"), (32, 48)),
+    "resnet50": (torchvision_model("resnet50"), (32, 48)),
+    "densenet121": (torchvision_model("densenet121"), (32, 48)),
+    "mobilenet_v2": (torchvision_model("mobilenet_v2"), (32, 48)),
+    "googlenet": (torchvision_model("googlenet", init_weights=False), (32, 48)),
+}
+NETWORKS = _SMALL | _WHOLE
 """Name to (constructor, image sizes that it accepts)."""
+
+NAMES = [*_SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in _WHOLE)]
+"""All of them, for ``parametrize``: the quick run takes a small network of each kind of block."""
 
 PATTERNS = ("rows", "columns", "both", "random", "everything")
 

@@ -47,7 +47,7 @@ class Analyses:
 
     @property
     def program_of_first(self) -> Program:
-        """The same at the first size alone, which is cheaper: for what follows no size of the input."""
+        """The same at the first size alone, cheaper and enough for what follows no size of the input."""
         current = self._program
         if current is not None and _State.of(self.graph_module, self.inputs).matches(self._state):
             return current

@@ -1,4 +1,27 @@
-"""Which slices can go together: the least that must stay so that every operation's coupling holds."""
+"""Which slices can go together: the least that must stay so that every operation's coupling holds.
+
+A hidden layer of four channels, of which the next layer does not read the second and the fourth:
+
+>>> from torch import nn
+>>> from sparsefx.passes.analysis.propagate import forward_facts, live_elements
+>>> from sparsefx.passes.graph.record import record
+>>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+>>> net[2].weight.data[:, [1, 3]] = 0
+>>> program = record(torch.fx.symbolic_trace(net), [(torch.randn(1, 3),)])
+>>> live = live_elements(program, forward_facts(program))
+>>> keep_sets = find_kept(program, live)
+>>> for value in program.constants:
+...     print(value.names[0], *[indices.int().tolist() for indices in keep_sets[value]])
+0.weight [1, 0, 1, 0] [1, 1, 1]
+0.bias [1, 0, 1, 0]
+2.weight [1, 1] [1, 0, 1, 0]
+2.bias [1, 1]
+
+It starts at the dead columns of ``2.weight``. The ReLU couples its operand with its result. A product
+couples the rows of its weight with its result, and the columns with its operand. So the rows of
+``0.weight`` can go with the columns of ``2.weight``: both layers are cut to two hidden channels. If a
+third layer read the second channel, the couplings would keep it everywhere.
+"""
 
 from __future__ import annotations
 

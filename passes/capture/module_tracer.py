@@ -82,7 +82,11 @@ class ModuleTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Trace into a module; if that fails, take back what it left and make the module a leaf."""
+        """Trace into a module; if that fails, take back what it left and make the module a leaf.
+
+        Raises:
+            NotReplayable: the module has parameters and is no submodule of the model.
+        """
         try:
             path = self.path_of_module(m)
         except NameError:  # made in forward, or held where no name leads: a part of its caller
@@ -179,7 +183,11 @@ def _place(error: Exception) -> str:
 
 @contextlib.contextmanager
 def must_be_replayable(module: nn.Module) -> Iterator[None]:
-    """Refuse a forward with an effect that its graph would lose; undo that effect."""
+    """Refuse a forward with an effect that its graph would lose; undo that effect.
+
+    Raises:
+        NotReplayable: the forward changed an attribute or drew random numbers outside the graph.
+    """
     before = attributes_of(module)
     seeds = rng_state()
     try:

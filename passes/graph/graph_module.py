@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from sparsefx.passes.graph.pickled_graph import NodeState, graph_of, graph_state
+
 _PLAIN_MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
@@ -117,18 +119,15 @@ class TwoModeGraphModule(fx.GraphModule):
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # fx pickles a graph as code and traces it again. Of its two pickles only the code is kept:
-        # the modules are in the state, once.
-        sources = [_source(fx.GraphModule(self, self._mode_graphs[mode])) for mode in (True, False)]
-        return _blank, (self._class_name,), (_module_state(self), sources)
+        train_graph, eval_graph = self._mode_graphs[True], self._mode_graphs[False]
+        states = [graph_state(train_graph), None if eval_graph is train_graph else graph_state(eval_graph)]
+        return _blank, (self._class_name,), (_module_state(self), states)
 
-    def __setstate__(self, state: tuple[dict[str, Any], list[_Source]]) -> None:
-        modules, sources = state
+    def __setstate__(self, state: tuple[dict[str, Any], list[Any]]) -> None:
+        modules, (train_state, eval_state) = state
         self.__dict__.update(modules)
-        graphs = [rebuild({**modules, **body}, imports).graph for rebuild, body, imports in sources]
-        train_graph, eval_graph = graphs
-        if sources[0] == sources[1]:
-            eval_graph = train_graph
+        train_graph = graph_of(train_state)
+        eval_graph = train_graph if eval_state is None else graph_of(eval_state)
         self.__dict__["_mode_graphs"] = {True: train_graph, False: eval_graph}
         for graph in (train_graph, eval_graph):
             graph.owning_module = self
@@ -144,17 +143,28 @@ class TwoModeGraphModule(fx.GraphModule):
         return type(self).__name__
 
 
-_Source = tuple[Callable[..., fx.GraphModule], dict[str, Any], str]
-"""How fx rebuilds a graph: its function, the code among its arguments, and the code's imports."""
-
-
-def _source(graph_module: fx.GraphModule) -> _Source:
-    rebuild, (body, imports) = graph_module.__reduce__()
-    return rebuild, {key: body[key] for key in body.keys() - _PLAIN_MODULE_STATE}, imports
-
-
 def _blank(name: str) -> TwoModeGraphModule:
     return TwoModeGraphModule(_shell(name), fx.Graph(), fx.Graph())
+
+
+class CompiledGraphModule(fx.GraphModule):
+    """A ``GraphModule`` whose pickle holds its graph (:mod:`sparsefx.passes.graph.pickled_graph`)."""
+
+    def __copy__(self) -> CompiledGraphModule:
+        return CompiledGraphModule(self, self.graph, type(self).__name__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {**_module_state(self), "meta": self.meta}
+        return _blank_compiled, (type(self).__name__,), (state, graph_state(self.graph))
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[NodeState]]) -> None:
+        modules, nodes = state
+        self.__dict__.update(modules)
+        self.graph = graph_of(nodes)
+
+
+def _blank_compiled(name: str) -> CompiledGraphModule:
+    return CompiledGraphModule(_shell(name), fx.Graph(), name)
 
 
 def _shell(name: str) -> nn.Module:

@@ -170,7 +170,7 @@ def _tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 def written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The arguments that the operator writes, by its schema."""
+    """The arguments, of any shape, that the operator writes, by its schema."""
     written = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:

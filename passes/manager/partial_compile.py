@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import SCRIPTED, reason_of
 from sparsefx.passes.capture.size_guards import InputSize, SizeError, guard_sizes, input_sizes
-from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.graph.graph_module import CompiledGraphModule, TwoModeGraphModule
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
@@ -84,7 +84,7 @@ def compile_model(model: nn.Module, trials: Trials, rewrite: Rewrite, *, trains:
         if wrong is None:
             return compiled
         trials = trials.also_at(wrong)
-    return Compiled(model, opaque={"": "its parts compute something else " + _sizes(wrong)})
+    return Compiled(model, opaque={"": "its parts return something else than its forward " + _sizes(wrong)})
 
 
 class _Compiler:
@@ -343,7 +343,7 @@ def _distinct(calls: Sequence[_Call]) -> list[_Call]:
 
 def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphModule:
     """A graph over a model's modules; a part keeps what else its parent may read of it."""
-    graph_module = fx.GraphModule(model, graph, type(model).__name__).eval()
+    graph_module = CompiledGraphModule(model, graph, type(model).__name__).eval()
     kept = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
     for hooks in kept:
         graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])

@@ -190,11 +190,8 @@ class Pipeline:
 
 def _as_text(step: Pass) -> str:
     """A pass by its name, with its options in brackets."""
-    options = (
-        [f"{field.name}={getattr(step, field.name)!r}" for field in fields(step)]
-        if is_dataclass(step)
-        else []
-    )
+    names: list[str] = [field.name for field in fields(step)] if is_dataclass(step) else []
+    options = [f"{name}={getattr(step, name)!r}" for name in names]
     return f"{step.name}({', '.join(options)})" if options else step.name
 
 

@@ -1,4 +1,38 @@
-"""Bring the useless dimensions of every attention head to the same places, so that they can be cut."""
+"""Bring the useless dimensions of every attention head to the same places, so that they can be cut.
+
+Four channels are two heads of two dimensions. In the first head the second dimension does nothing, in
+the second head the first one. As they lie, no dimension can be cut from both heads:
+
+>>> from sparsefx.passes.manager.pipeline import Pipeline
+>>> from sparsefx.passes.rewrites.shrink import Shrink
+>>> class Scores(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.query, self.key = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+...     def forward(self, x):  # (batch, 3, 4)
+...         query, key = (f(x).view(-1, 3, 2, 2).transpose(1, 2) for f in (self.query, self.key))
+...         return query @ key.transpose(2, 3)
+>>> rows = torch.tensor([[1.0], [0.0], [0.0], [4.0]]).expand(4, 4)
+>>> def graph():
+...     scores = Scores().eval()
+...     scores.query.weight.data, scores.key.weight.data = rows.clone(), rows.clone()
+...     return fx.symbolic_trace(scores)
+>>> inputs = [(torch.randn(1, 3, 4),)]
+>>> Pipeline((Shrink(),)).run(graph(), inputs)[0].detail
+'0 elements of parameters and buffers removed'
+
+The order inside a head is free, as long as queries and keys move together. Useful dimensions come first:
+
+>>> aligned = graph()
+>>> Pipeline((AlignHeadDims(),)).run(aligned, inputs)[0].detail
+'1 lined up'
+>>> aligned.query.weight[:, 0].tolist()
+[1.0, 0.0, 4.0, 0.0]
+>>> Pipeline((Shrink(),)).run(aligned, inputs)[0].detail
+'16 elements of parameters and buffers removed'
+>>> aligned.query.weight[:, 0].tolist()
+[1.0, 4.0]
+"""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class _Search:
                 self.moves = [move for move in self.moves if not set(move.places) & set(places)]
                 self.moves.append(self._moved(places, is_far=number <= _FAR))
                 return True
-        for change in (changes[0], changes[_BY_ONE]) if self.joint and not far else ():
+        for change in changes[:1] if self.joint and not far else ():
             sizes = {place: change(self._size(place)) for place in places}
             if self._takes(sizes):
                 self.alone.append(sizes)
@@ -240,7 +240,7 @@ class _Search:
     def _checks(self) -> Iterator[Check]:
         """Calls at other sizes than those of the examples: small and large ones in turn, and 1."""
         seen: list[_NewSizes] = [{}, self.joint]
-        for sizes_of in (_small, _alternating(0), _alternating(1), _ones(True), _ones(False)):
+        for sizes_of in (_alternating(0), _alternating(1), _ones(True), _ones(False)):
             amounts = [(move, sizes_of(number, move)) for number, move in enumerate(self.moves)]
             for moved_to in (self._moved_to, self._moved_in_steps):
                 moved = [pair for move, new in amounts for pair in moved_to(move, new)]
@@ -335,7 +335,7 @@ def _changes(turn: int, is_batch: bool) -> Iterator[_Change]:
     yield lambda size: size - 1  # the example may be as long as it can be
 
 
-_FAR, _BY_ONE = 2, 5
+_FAR = 2
 
 
 def _first_change(turn: int, is_batch: bool) -> _Change:

@@ -48,7 +48,7 @@ _OPERATORS = _words("""
     rshift setitem sub truediv truth xor
 """)
 _BUILTINS = _words("abs bool divmod float getattr int len max min pow round sum")
-_FACTORIES = _words("_assert arange eye finfo full iinfo linspace ones zeros")
+_FACTORIES = _words("_assert arange empty eye finfo full iinfo linspace ones tensor zeros")
 _PACKING = _words("_pack_padded_sequence _pad_packed_sequence")  # private, and called by torch.nn.utils.rnn
 _CONTAINERS = _words("Counter OrderedDict")
 _NAMESPACES: dict[str, ModuleType] = {
@@ -69,7 +69,7 @@ _EXCLUDED_METHODS = _words("""
 """)
 _MORE_METHODS = _words("""
     flatten permute reshape unflatten
-    new_full new_ones new_zeros
+    new_empty new_full new_ones new_tensor new_zeros
 """)  # those that passes call, and those that make tensors: torch lists not all of them
 _ATTRIBUTES = _words("""
     H T bits device dtype eps imag is_cpu is_cuda is_mps is_nested is_sparse itemsize layout mH mT max min

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, NAMES_IN_FILES, ModulePlan, class_name, hook_counts
 from sparsefx.kernels.runtime.region import SparseRegion
+from sparsefx.passes.graph.graph_module import CompiledGraphModule
 from sparsefx.passes.graph.layer_sizes import SIZES
 from sparsefx.passes.graph.partial_layer_norm import PartialLayerNorm
 from sparsefx.passes.serialize.plain_values import DataError, decode_value, encode_value
@@ -61,7 +62,7 @@ class Maker:
             return nn.Module()
         if plan.path not in self._own:
             raise Mismatch(f"module {plan.path!r} has a graph, but is not in the model given")
-        module = fx.GraphModule(nn.Module(), fx.Graph())
+        module = CompiledGraphModule(nn.Module(), fx.Graph())
         own = self._own[plan.path]
         if plan.hooks[0]:
             module.__dict__.update({hooks: copy.copy(own.__dict__[hooks]) for hooks in _HOOKS})

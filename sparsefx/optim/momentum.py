@@ -50,7 +50,7 @@ def read_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | 
 
 
 def kept_weights(optimizer: torch.optim.Optimizer, weight: Tensor) -> list[Tensor]:
-    """What the optimizer keeps that the weight once was or will be: averages of it, or what they come from.
+    """The optimizer's tensors of the weight's shape that are averages of it, or that these come from.
 
     Schedule-free optimizers (Defazio et al. 2024) evaluate with an average that they compute from ``z``.
     """

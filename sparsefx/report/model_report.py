@@ -66,7 +66,7 @@ class ModelReport(Tabular):
 
     @property
     def active_zeros(self) -> int:
-        """Active weights whose value is 0: those of the last cycle, where nothing was trained since."""
+        """How many active weights are 0, as those of the last cycle are where nothing was trained since."""
         return sum(
             max(0, round(layer.density * torch.Size(layer.shape).numel()) - layer.nonzeros)
             for layer in self.layers

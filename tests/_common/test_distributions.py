@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx._common.distributions import (
     DISTRIBUTIONS,
@@ -79,8 +80,8 @@ def test_counts_of_lenet_by_hand():
     assert active_counts([torch.Size((1, 3))] * 3, 0.5) == [2, 1, 1]
 
 
+@properties()
 @given(shapes, densities, names)
-@settings(deadline=None)
 def test_counts_sum_exactly_and_fit(layers, density, name):
     sizes = [math.prod(shape) for shape in layers]
     counts = active_counts(layers, density, name)
@@ -90,8 +91,8 @@ def test_counts_sum_exactly_and_fit(layers, density, name):
     assert all(abs(c - d * n) < 1 + 1e-6 for c, d, n in zip(counts, wanted, sizes, strict=True))
 
 
+@properties()
 @given(shapes, densities, names)
-@settings(deadline=None)
 def test_densities_meet_the_budget(layers, density, name):
     sizes = [math.prod(shape) for shape in layers]
     shares = DISTRIBUTIONS[name](layers, density)
@@ -101,16 +102,16 @@ def test_densities_meet_the_budget(layers, density, name):
     )
 
 
+@properties()
 @given(shapes, densities, densities, names)
-@settings(deadline=None)
 def test_densities_grow_with_the_total(layers, one, other, name):
     low, high = sorted((one, other))
     pairs = zip(DISTRIBUTIONS[name](layers, low), DISTRIBUTIONS[name](layers, high), strict=True)
     assert all(below <= above + 1e-9 for below, above in pairs)
 
 
+@properties()
 @given(shapes, names)
-@settings(deadline=None)
 def test_density_one_is_dense_and_zero_is_empty(layers, name):
     assert active_counts(layers, 1.0, name) == [math.prod(shape) for shape in layers]
     assert active_counts(layers, 0.0, name) == [0] * len(layers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 
 import sparsefx
@@ -52,6 +53,7 @@ def test_html_by_hand() -> None:
     )
 
 
+@properties()
 @given(st.lists(st.lists(st.text(), min_size=2, max_size=2), max_size=4))
 @example([["</td><script>alert(1)</script>", "\0\ud800\a"]])
 def test_cells_are_text_whatever_they_hold(rows: list[list[str]]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.analyses.anova import Anova, f_tail, two_way_anova
 from sparsefx.errors import ArgumentError
@@ -57,27 +58,29 @@ def sums(found: Anova) -> list[float]:
     return [e.sum_of_squares for e in (found.first, found.second, found.interaction)] + [found.residual]
 
 
+@properties(40)
 @given(st.lists(numbers, min_size=4, max_size=4), st.integers(-5, 5))
-@settings(deadline=None, max_examples=40)
 def test_a_shift_changes_nothing_and_a_scale_squares(found: list[list[float]], shift: int) -> None:
     plain = two_way_anova(four(found))
     moved = two_way_anova(four([[3 * value + shift for value in values] for values in found]))
     assert sums(moved) == pytest.approx([9 * each for each in sums(plain)], abs=1e-8)
 
 
+@properties(40)
 @given(st.lists(st.lists(st.integers(-9, 9).map(float), min_size=3, max_size=3), min_size=4, max_size=4))
-@settings(deadline=None, max_examples=40)
 def test_of_a_balanced_design_the_sums_add_up(found: list[list[float]]) -> None:
     every = [value for values in found for value in values]
     total = sum((value - sum(every) / len(every)) ** 2 for value in every)
     assert sum(sums(two_way_anova(four(found)))) == pytest.approx(total, abs=1e-8)
 
 
+@properties()
 @given(st.floats(0, 50), st.integers(1, 3000))
 def test_tail_with_two_degrees(f: float, residual: int) -> None:
     assert f_tail(f, 2, residual) == pytest.approx((1 + 2 * f / residual) ** (-residual / 2), rel=1e-8)
 
 
+@properties()
 @given(st.floats(0.01, 50), st.integers(1, 3000))
 def test_tail_is_the_complement_of_the_inverse(f: float, degrees: int) -> None:
     assert f_tail(f, degrees, 7) == pytest.approx(1 - f_tail(1 / f, 7, degrees), abs=1e-9)

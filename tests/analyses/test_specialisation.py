@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,8 +57,8 @@ def test_by_hand() -> None:
     assert measure(maps, [0, 1, 1], 2, balance=True).layers[0].values.tolist() == pytest.approx([6.5 / 9.5])
 
 
+@properties(25)
 @given(st.integers(0, 1000), st.floats(0.01, 100))
-@settings(deadline=None, max_examples=25)
 def test_scaling_a_channel_changes_nothing(seed: int, scale: float) -> None:
     maps = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
     labels = [0, 1, 2, 0, 1, 2]

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from helpers import layer_state, sized_layer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle import GROW, PRUNE, REDISTRIBUTE, CycleRecord, LayerState, PruneAndRegrow, UpdateContext
 from sparsefx.errors import CycleError
@@ -130,8 +131,8 @@ def test_no_layers_and_empty_layers():
     assert cycle([empty])[0].record.density == 0
 
 
+@properties(40)
 @given(seed=st.integers(0, 10**6), exponent=st.integers(-20, 20))
-@settings(deadline=None, max_examples=40)
 def test_scaling_all_momenta_changes_nothing(seed, exponent):
     layers = [layer_state((6, 5), 10 + i, seed + i, f"{i}") for i in range(3)]
     scaled = [
@@ -141,8 +142,8 @@ def test_scaling_all_momenta_changes_nothing(seed, exponent):
         assert torch.equal(one.mask, other.mask)
 
 
+@properties(40)
 @given(st.integers(0, 10**6), st.permutations(range(4)))
-@settings(deadline=None, max_examples=40)
 def test_permuting_layers_permutes_outcomes(seed, order):
     layers = [layer_state((7, 5), 5 + 4 * i, seed + i, f"{i}") for i in range(4)]
     straight = cycle(layers)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import layer_state
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle import (
     DENSITIES,
@@ -67,8 +68,8 @@ def test_thin_never_brings_a_weight_back_unless_it_is_stored():
     ]
 
 
+@properties(50)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.sampled_from(["layer", "global"]))
-@settings(deadline=None, max_examples=50)
 def test_thin_is_exact_and_nested(seed, final, scope):
     layers = [layer_state((4, 5), 20, seed, "a"), layer_state((3, 2, 2, 2), 24, seed + 1, "b")]
     gradual = GradualPruning(1.0, final, DENSITIES["cubic"], scope)
@@ -140,6 +141,7 @@ def fan_in(seed, neurons, inputs, active):
     return replace(layer, weight=weight, mask=mask)
 
 
+@properties(80)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 8),
@@ -147,7 +149,6 @@ def fan_in(seed, neurons, inputs, active):
     st.floats(0, 1),
     st.sampled_from([0.0, 0.3, 0.9]),
 )
-@settings(deadline=None, max_examples=80)
 def test_fan_in_stays_constant(seed, neurons, inputs, rate, salient):
     active = torch.randint(neurons, neurons * inputs + 1, (), generator=torch.Generator().manual_seed(seed))
     layers = [fan_in(seed, neurons, inputs, int(active)), fan_in(seed + 1, neurons, inputs, int(active))]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from random_steps import MAP_STEPS, TOKEN_STEPS, Maker, Step
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -234,32 +235,15 @@ def check_random_network(data: st.DataObject, check: Check) -> None:
     check(built(plan, inputs(batch, size), first, end, pattern), inputs, batch, size)
 
 
-unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@settings(unhurried, max_examples=150)
+@properties(5000, quick=12)
 @given(st.data())
 def test_export_of_a_random_network(data: st.DataObject) -> None:
     check_random_network(data, check_export)
 
 
-@settings(unhurried, max_examples=50)
+@properties(2000, quick=4)
 @given(st.data())
 def test_a_random_network_by_sparse_kernels(data: st.DataObject) -> None:
-    check_random_network(data, check_sparse_kernels)
-
-
-@pytest.mark.slow
-@settings(unhurried, max_examples=5000)
-@given(st.data())
-def test_export_of_many_random_networks(data: st.DataObject) -> None:
-    check_random_network(data, check_export)
-
-
-@pytest.mark.slow
-@settings(unhurried, max_examples=2000)
-@given(st.data())
-def test_many_random_networks_by_sparse_kernels(data: st.DataObject) -> None:
     check_random_network(data, check_sparse_kernels)
 
 

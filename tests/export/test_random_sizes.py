@@ -7,8 +7,9 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from random_sizes import sized_models
 from torch import nn
 
@@ -69,17 +70,7 @@ def check(model: nn.Module, shapes: Shapes, seed: int, count: dict[str, int] | N
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@settings(unhurried, max_examples=15)
+@properties(3000, quick=3)
 @given(sized_models(), st.integers(0, 999))
 def test_random_models_at_random_sizes(made: tuple[nn.Module, Shapes], seed: int) -> None:
-    check(*made, seed)
-
-
-@pytest.mark.slow
-@settings(unhurried, max_examples=3000)
-@given(sized_models(), st.integers(0, 999))
-def test_many_random_models_at_random_sizes(made: tuple[nn.Module, Shapes], seed: int) -> None:
     check(*made, seed)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import masked_conv_net, masked_mlp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -101,8 +102,8 @@ def test_check_invariant_names_the_layers(value: float) -> None:
     check_invariant(model)
 
 
+@properties(60)
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.sampled_from(DTYPES), st.booleans())
-@settings(max_examples=60, deadline=None)
 def test_zero_outside_is_exact(active: list[bool], dtype: torch.dtype, transposed: bool) -> None:
     mask = torch.tensor([active, active[::-1]])
     special = torch.tensor([1.5, -2.0, torch.inf, -torch.inf, torch.nan, -0.0, 1e-30, 3.0])

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 from torch.nn import functional as F
 
@@ -161,8 +162,8 @@ def test_a_layer_inside_attention_is_a_candidate() -> None:
     assert isinstance(sparse.get_submodule("0.out_proj"), MaskedLayer)
 
 
+@properties(50)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**31))
-@settings(max_examples=50, deadline=None)
 def test_random_masks_have_exact_counts_and_follow_their_generator(
     shape: list[int], density: float, seed: int
 ) -> None:

@@ -16,8 +16,9 @@ import numpy
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -358,8 +359,8 @@ def test_a_lazy_model_that_has_run_is_masked() -> None:
 # How much
 
 
+@properties(40)
 @given(st.floats(0.001, 1), st.sampled_from(["uniform", "erdos_renyi", "er", "erk", "set"]), st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_counts_are_exact(density: float, distribution: str, trace: bool) -> None:
     model = sparsefx.sparsify(mlp(), density, distribution=distribution, trace=trace)
     shapes = [torch.Size((16, 8)), torch.Size((4, 16))]

@@ -111,7 +111,7 @@ def test_bars_are_as_long_as_the_counts_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("mlp", 8), ("lenet5", 32), ("resnet18", 32), ("mobilenet_v2", 32), ("squeezenet", 32)]
+    ("name", "size"), [("mlp", 8), ("lenet5", 32), ("residual", 32), ("mobile_net", 32), ("squeezenet", 32)]
 )
 def test_the_layers_of_networks_have_the_counts_of_the_report(name: str, size: int) -> None:
     compact = export(build(name, "both").float(), torch.randn(2, 3, size, size))

@@ -6,8 +6,9 @@ import random
 from collections import defaultdict
 from itertools import combinations, pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.plot.layout import Edge, Layout, lay_out
 
@@ -36,8 +37,8 @@ def reached(layout: Layout, start: tuple[float, float]) -> set[tuple[float, floa
     return found
 
 
+@properties(60)
 @given(st.integers(1, 25), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_random_graphs(nodes: int, seed: int) -> None:
     sizes, edges = random_graph(nodes, seed)
     layout = lay_out(sizes, edges)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import mask_layers, masked_conv_net, masked_mlp, random_mask
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,8 +77,8 @@ def test_masked_parameters_outside_of_layers_are_drawn() -> None:
     assert [panel.get_title().splitlines()[0] for panel in figure.axes[:2]] == ["projection", "vector"]
 
 
+@properties(60)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), st.integers(0, 100))
-@settings(max_examples=60, deadline=None)
 def test_averages_are_those_of_blocks(rows: int, columns: int, most: int, seed: int) -> None:
     matrix = random_mask((rows, columns), 0.4, torch.Generator().manual_seed(seed))
     found = averaged(matrix, most)

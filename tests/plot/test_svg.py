@@ -8,12 +8,14 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx._common.table import printable
 from sparsefx.errors import ArgumentError
 from sparsefx.plot.svg import add, finished, picture
 
 
+@properties()
 @given(st.text())
 @example("]]><script>&\0\ud800\ufffe\n\"'")
 def test_any_text_is_only_text(text: str) -> None:

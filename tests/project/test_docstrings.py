@@ -18,7 +18,7 @@ FILES = sorted(
 )
 SAYS_SHAPES = re.compile(
     r"shape|scalar|vector|matri(x|ces)|elementwise|broadcast|numel|"
-    r"\([\w*/. ]+(,[\w*/. ]*)+\)|\bdimensions?\b|one number"
+    r"\([\w*/. ]+(,[\w*/. ]*)+\)|\[[\w*/. ]+(, ?[\w*/. ]*)*\]|\bdimensions?\b|one number"
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -47,7 +47,7 @@ def test_the_main_job_and_the_train_command_on_mnist(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "compact.safetensors").is_file()
     assert "test error" in done.stdout
-    assert len(list((tmp_path / "results").glob("*.json"))) == 1
+    assert len(list((tmp_path / "results").glob("*.jsonl"))) == 1
 
 
 def test_image_files_ask_for_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from helpers import mask_layers, masked_conv_net, masked_mlp, total_active
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, nn
 
 import sparsefx
@@ -75,6 +76,7 @@ def test_equal_scores_go_in_order():
     assert masks(model) == [[[0, 0], [0, 1]], [[1, 1]]]
 
 
+@properties(50)
 @given(
     start=st.floats(0.3, 1),
     part=st.floats(0.05, 1),
@@ -83,7 +85,6 @@ def test_equal_scores_go_in_order():
     rounds=st.integers(1, 3),
     seed=st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=50)
 @pytest.mark.filterwarnings("ignore:pruning left no weight")
 def test_the_count_is_exact_and_masks_are_nested(start, part, scope, score, rounds, seed):
     model = masked_mlp(7, 9, 5, density=start, seed=seed)
@@ -100,8 +101,8 @@ def test_the_count_is_exact_and_masks_are_nested(start, part, scope, score, roun
     assert torch.equal(model[0].bias, bias)
 
 
+@properties(20)
 @given(st.integers(0, 2**16), st.integers(1, 4), st.floats(0.2, 0.9))
-@settings(deadline=None, max_examples=20)
 def test_every_layer_keeps_its_best(seed, min_active, density):
     model = masked_conv_net(density=1, seed=seed)
     layers = masked_weights(model)

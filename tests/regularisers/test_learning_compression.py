@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, nn
 
 import sparsefx
@@ -34,6 +35,7 @@ def weight_of(model: nn.Module) -> nn.Parameter:
     return masked_weights(model)[0].weight
 
 
+@properties()
 @given(small, st.floats(0.05, 1))
 def test_the_l0_constraint_is_the_nearest_of_all_sparse_vectors(values: Tensor, density: float) -> None:
     count = round(density * len(values))
@@ -47,6 +49,7 @@ def test_the_l0_constraint_is_the_nearest_of_all_sparse_vectors(values: Tensor, 
     assert float((values - projected).square().sum()) == pytest.approx(nearest, abs=1e-12)
 
 
+@properties()
 @given(small, st.floats(0.01, 3), st.floats(0.1, 3))
 def test_the_l0_penalty_is_the_least_of_all_supports(values: Tensor, alpha: float, mu: float) -> None:
     def objective(theta: Tensor) -> float:
@@ -59,6 +62,7 @@ def test_the_l0_penalty_is_the_least_of_all_supports(values: Tensor, alpha: floa
     assert objective(C_STEPS["l0_penalty"](values, alpha, mu)) == pytest.approx(least, abs=1e-9)
 
 
+@properties()
 @given(st.floats(-3, 3), st.floats(0.01, 3), st.floats(0.1, 3))
 def test_the_l1_penalty_is_the_least_on_a_grid(value: float, alpha: float, mu: float) -> None:
     grid = torch.linspace(-4, 4, 8001, dtype=torch.float64)
@@ -67,6 +71,7 @@ def test_the_l1_penalty_is_the_least_on_a_grid(value: float, alpha: float, mu: f
     assert float((theta - grid[objective.argmin()]).abs()) <= 1e-3
 
 
+@properties()
 @given(small, st.floats(0.1, 4))
 def test_the_l1_projection_meets_the_conditions_of_the_nearest_point(values: Tensor, radius: float) -> None:
     projected = C_STEPS["l1_constraint"](values, radius, 1.0)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_mask
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 from torch.nn import functional as F
 
@@ -94,8 +95,8 @@ def test_a_grouped_transposed_convolution_by_hand() -> None:
     assert layer.flops_dense == 2 * (4 * 3 * 4) * (5 * 7)
 
 
+@properties(60)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_empty_channels_are_those_of_the_ungrouped_matrix(
     groups: int, inputs: int, outputs: int, transposed: bool, seed: int
 ) -> None:

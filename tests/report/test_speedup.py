@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 
 import sparsefx
@@ -40,8 +41,8 @@ def test_a_dense_network_gains_nothing() -> None:
     assert estimate.dense_by_flops == 1
 
 
+@properties(8)
 @given(st.integers(1, 8))
-@settings(max_examples=8, deadline=None)
 def test_a_uniform_density_gains_its_inverse(eighths: int) -> None:
     model = sparsefx.sparsify(conv_net(), density=eighths / 8)
     estimate = sparsefx.estimate_speedup(model, (X,), repeats=1)
@@ -49,8 +50,8 @@ def test_a_uniform_density_gains_its_inverse(eighths: int) -> None:
     assert estimate.sparse_by_time == pytest.approx(8 / eighths)
 
 
+@properties(10)
 @given(st.floats(0.02, 1), st.integers(0, 100))
-@settings(max_examples=10, deadline=None)
 def test_skipping_weights_gains_no_less_than_skipping_channels(density: float, seed: int) -> None:
     model = sparsefx.sparsify(conv_net(), density, generator=torch.Generator().manual_seed(seed))
     estimate = sparsefx.estimate_speedup(model, (X,), repeats=1)

@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import mask_layers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -48,8 +49,8 @@ def test_snip_averages_over_batches_of_any_size():
         torch.testing.assert_close(parts[name], score)
 
 
+@properties(15)
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**16))
-@settings(deadline=None, max_examples=15)
 def test_scaling_the_loss_scales_snip_and_changes_no_ranking(scale, seed):
     torch.manual_seed(seed)
     model, (x, y) = net(), data()
@@ -82,8 +83,8 @@ def test_synflow_by_hand():
     assert scores["1"].tolist() == [[15, 42]]  # |w| times the sum of |weights| into it
 
 
+@properties(25)
 @given(st.lists(st.integers(1, 9), min_size=3, max_size=6), st.floats(0.3, 1), st.integers(0, 2**16))
-@settings(deadline=None, max_examples=25)
 def test_synflow_conserves_the_flow_through_every_hidden_unit(widths, density, seed):
     torch.manual_seed(seed)
     layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o, bias=False), nn.ReLU())]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import mask_layers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,8 +84,8 @@ def test_the_saliency_is_the_error_that_one_removal_costs(seed):
 
 
 @pytest.mark.parametrize("make", ["linear", "conv"])
+@properties(15)
 @given(seed=st.integers(0, 2**16), density=st.floats(0.1, 1))
-@settings(deadline=None, max_examples=15)
 def test_compensated_weights_are_the_constrained_least_squares(make, seed, density):
     layer, x = conv_and_inputs(seed)
     if make == "linear":

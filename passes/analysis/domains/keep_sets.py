@@ -4,6 +4,7 @@ Every dimension of every value has a bool vector, True where the index is kept. 
 is live; each operation then couples its operands and results (an elementwise operation keeps equal
 indices, a contraction equal ones on both operands, a view whole rectangles), which can only keep
 more. The smallest kept set that satisfies every coupling is what must stay: the greatest removal.
+``coupling.py`` has a worked example of four channels.
 """
 
 from __future__ import annotations

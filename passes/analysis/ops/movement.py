@@ -3,6 +3,19 @@
 Such an operation only says where each element of its result comes from. It is asked by running it
 on integer labels, so one rule serves them all; concatenation and permutation, the frequent ones
 over large maps, also have the short form in which dimensions stay apart.
+
+Four channels viewed as two rows of two columns, of which the second column is not read:
+
+>>> labels = torch.arange(4)  # of the operand's elements
+>>> viewed = labels.view(2, 2)
+>>> viewed
+tensor([[0, 1],
+        [2, 3]])
+>>> viewed[:, [0]].flatten().tolist()  # the operand's elements behind the columns that are read
+[0, 2]
+
+So channels 0 and 2 are live, and 1 and 3 can go: what is left, viewed as two rows of one column, is the first
+column. If channel 1 had to stay, the column of channels 1 and 3 would stay whole: a view keeps rectangles.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import sparsefx
+from sparsefx._common.version import VERSION
 from sparsefx.experiments.ledger.record import EpochRow, Final, LayerRow, Run
 from sparsefx.experiments.run.evaluate import Score
 from sparsefx.experiments.run.setup import Setup
@@ -45,7 +45,7 @@ def finished_run(
     return Run(
         **setup.settings.configuration(setup.data.name),
         versions={
-            "sparsefx": sparsefx.__version__,
+            "sparsefx": VERSION,
             "torch": torch.__version__,
             "python": platform.python_version(),
             **commit(),
@@ -84,7 +84,7 @@ def hardware(device: str) -> str:
 
 def commit() -> dict[str, str]:
     """The commit that a checkout of sparsefx is at, ``+`` if files differ; nothing where it is installed."""
-    folder = Path(sparsefx.__file__).parent
+    folder = Path(__file__).resolve().parents[2]
     try:
         head, changes = (
             subprocess.run(

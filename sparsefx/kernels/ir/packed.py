@@ -57,14 +57,14 @@ class Weights:
         return begun
 
     def add_factors(self, factors: Tensor, summands: Tensor) -> int:
-        """Where a channel's factors and then its summands begin."""
+        """Append the factors and summands [C] of channels; returns where the factors begin."""
         begun = _append(self._values, factors)
         _append(self._values, summands)
         return begun
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, and codes of 32 bits: int32; codes of 16 bits: int16; values, then biases: float32."""
+        """Three vectors: rows and codes of 32 bits; codes of 16 bits; values, then biases, in float32."""
         types = (torch.int32, torch.int16, torch.float32)
         indices, codes, values = (
             torch.cat([torch.empty(0, dtype=type_), *listed])
@@ -80,7 +80,7 @@ def _append(listed: list[Tensor], tensor: Tensor) -> int:
 
 
 def packed_at(item: Convolution, tensors: Sequence[Tensor]) -> Packed:
-    """A layer's part of a region's three tensors."""
+    """A layer's part of a region's three vectors."""
     indices, codes, values = tensors
     row, code, value = item.weights
     coded = codes if are_short(item.codes) else indices
@@ -94,7 +94,7 @@ def packed_at(item: Convolution, tensors: Sequence[Tensor]) -> Packed:
 
 
 def can_pack(weight: Tensor, groups: int) -> bool:
-    """Whether a weight is where the kernels are, and its channels and taps have codes."""
+    """Whether a weight ``[out, in / groups, *kernel]`` is on the CPU and small enough for codes."""
     codes = weight[0].numel() * groups if weight.numel() and weight.device.type == "cpu" else 0
     return 0 < codes <= MOST_CODES
 

@@ -62,7 +62,7 @@ def schedule_for(
 
     Args:
         program: what to compute.
-        inputs: of the program.
+        inputs: shape and layout of each input of the program.
         total: images, or rows.
         threads: that there are.
 
@@ -144,7 +144,7 @@ def plan_for(
     count: int,
     threads: int,
 ) -> Plan:
-    """The plan of a program for so many images or rows, with its inputs and outputs."""
+    """The plan of a program for so many images or rows, given the shapes of its inputs and outputs."""
     if program.dims:
         return Plan(program, inputs, outputs, count, threads)
     rows = tuple(replace(item, size=(1, 1, count)) for item in inputs)

@@ -60,6 +60,9 @@ class SparseRegion(nn.Module):
 
         Args:
             inputs: images ``[N, C, *size]`` of the convolutions, or rows ``[..., C]`` of linear layers.
+
+        Raises:
+            RuntimeError: an input has a tangent of forward-mode differentiation.
         """
         if forward_ad._current_level >= 0 and any(
             forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs
@@ -69,7 +72,7 @@ class SparseRegion(nn.Module):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def tensors(self) -> list[Tensor]:
-        """The weights, in order."""
+        """The three vectors of packed weights, in order."""
         return [getattr(self, name) for name in _TENSORS]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -87,7 +90,7 @@ class SparseRegion(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def weights(self) -> Iterator[tuple[RegionLayer, Tensor, Tensor]]:
-        """The layers that it replaces, each with its weight and bias."""
+        """The layers that it replaces, with weight ``[out, in / groups, *kernel]`` and bias ``[out]``."""
         items = read_program(self.program).instructions
         convolutions = (item for item in items if isinstance(item, Convolution))
         tensors = self.tensors()

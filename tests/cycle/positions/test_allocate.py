@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle.positions.allocate import allocate
 from sparsefx.errors import ArgumentError
@@ -21,6 +22,7 @@ def problems(draw):
     return total, [*shares[:-1], shares[-1] or 1.0], capacities
 
 
+@properties()
 @given(problems())
 def test_sums_exactly_within_capacities(problem):
     total, shares, capacities = problem
@@ -29,6 +31,7 @@ def test_sums_exactly_within_capacities(problem):
     assert all(0 <= part <= capacity for part, capacity in zip(parts, capacities, strict=True))
 
 
+@properties()
 @given(problems())
 def test_without_overflow_each_part_is_its_quota_rounded(problem):
     total, shares, capacities = problem
@@ -39,6 +42,7 @@ def test_without_overflow_each_part_is_its_quota_rounded(problem):
         assert math.floor(quota) <= part <= math.ceil(quota)
 
 
+@properties()
 @given(problems(), st.sampled_from([2.0**-20, 3.0, 1024.0]))
 def test_scaling_by_a_power_of_two_changes_nothing(problem, scale):
     total, shares, capacities = problem

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle.positions.select import select_largest
 
@@ -16,6 +17,7 @@ FEW_VALUES = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1e-40, 0.5, 3.0, math.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@properties()
 @given(data=st.data())
 def test_the_choice_is_that_of_a_stable_sort(dtype, data):
     scores = torch.tensor(data.draw(st.lists(FEW_VALUES, min_size=1, max_size=40)), dtype=dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle import DECAY
 from sparsefx.cycle.rules.decay import constant, cosine, linear
@@ -36,6 +37,7 @@ def test_exactly_zero_at_the_end_and_after(decay):
     assert decay(0.5, -1.0) == 0.5
 
 
+@properties()
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(sorted(DECAY)))
 def test_within_the_rate_and_falling(rate, one, other, name):
     early, late = sorted((one, other))

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import layer_state
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle import GROW, LayerState, UpdateContext
 from sparsefx.cycle.rules.grow import gradient, momentum, momentum_neuron, random
@@ -37,13 +38,13 @@ def test_largest_by_hand(grow, mask, scores, count, expected):
 
 
 @pytest.mark.parametrize("name", sorted(GROW.keys() - {"global_momentum"}))
+@properties(60)
 @given(
     shape=st.sampled_from([(3, 5), (1, 1), (4, 3, 2, 2), (6, 1)]),
     scale=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 2**20),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
 def test_exactly_count_inactive_positions(name, shape, scale, seed, data):
     active = data.draw(st.integers(0, torch.Size(shape).numel()))
     layer = replace(layer_state(shape, active, seed, scale=scale), explored=torch.zeros(shape).bool())
@@ -56,8 +57,8 @@ def test_exactly_count_inactive_positions(name, shape, scale, seed, data):
 
 
 @pytest.mark.parametrize(("name", "scores"), [("momentum", "momentum"), ("gradient", "gradient")])
+@properties(30)
 @given(seed=st.integers(0, 2**20))
-@settings(deadline=None, max_examples=30)
 def test_grown_scores_are_the_largest(name, scores, seed):
     layer = layer_state((6, 7), 12, seed)
     grown = GROW[name](layer, 9, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.cycle import PRUNE, AdaptiveThreshold, LayerState, MagnitudeAndGradient, UpdateContext
 from sparsefx.cycle.rules.prune import magnitude, magnitude_by_sign
@@ -32,8 +33,8 @@ def test_by_hand(weight, mask, count, expected):
     assert magnitude(state(weight, mask), count, None).int().tolist() == expected
 
 
+@properties(60)
 @given(seed=st.integers(0, 2**20), data=st.data())
-@settings(deadline=None, max_examples=60)
 def test_removes_the_smallest_active(seed, data):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(4, 7, generator=generator) < 0.6

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from properties import properties
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -376,6 +377,7 @@ def test_the_last_samples_are_held_out(tmp_path: Path) -> None:
         assert targets.tolist() == MNIST["y_train"][part].tolist()
 
 
+@properties()
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.data())
 def test_each_class_gives_its_last_where_they_are_grouped(sizes: list[int], draw: st.DataObject) -> None:
     targets = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
@@ -486,6 +488,7 @@ def padded_cropped_flipped(image: Tensor, top: int, left: int, flipped: bool) ->
     return cropped.flip(2) if flipped else cropped
 
 
+@properties()
 @given(st.integers(0, 2**32))
 def test_crop_and_flip_is_pad_crop_and_flip(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

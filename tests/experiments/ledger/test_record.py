@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import made_run
+from properties import properties
 
 from sparsefx.errors import LedgerError
 from sparsefx.experiments.ledger.identity import run_name
@@ -63,8 +64,8 @@ runs = st.builds(
 )
 
 
+@properties(60)
 @given(runs)
-@settings(deadline=None, max_examples=60)
 def test_a_run_comes_back_from_json(run: Run) -> None:
     text = run.to_json()
     assert Run.from_json(text) == run
@@ -129,8 +130,8 @@ def test_what_is_not_json(text: str) -> None:
         Run.from_json(text)
 
 
+@properties()
 @given(st.integers(0), st.sampled_from([b"", b"x", b"[", b"\n", b"9", b"-", b'"']), st.integers(1, 40))
-@settings(deadline=None)
 def test_damage_anywhere_is_refused_or_still_a_run(start: int, patch: bytes, length: int) -> None:
     text = made_run().to_json().encode()
     start %= len(text)
@@ -177,6 +178,7 @@ def test_names_hold_no_path() -> None:
     assert name == run_name(made_run(network="../a b", density=1.0).configuration)
 
 
+@properties()
 @given(st.integers(0, 300), st.integers(2, 30))
 def test_subsampled_rows(count: int, limit: int) -> None:
     rows = subsample(range(count), limit)

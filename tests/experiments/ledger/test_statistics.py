@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.ledger.statistics import Mean, difference, mean_of
@@ -38,6 +39,7 @@ def test_difference_by_hand() -> None:
 values = st.lists(st.integers(-1000, 1000).map(float), min_size=2, max_size=20)
 
 
+@properties()
 @given(values, st.integers(-50, 50))
 def test_a_shift_moves_the_mean_alone(found: list[float], shift: int) -> None:
     plain, moved = mean_of(found), mean_of([value + shift for value in found])
@@ -45,6 +47,7 @@ def test_a_shift_moves_the_mean_alone(found: list[float], shift: int) -> None:
     assert moved.standard_error == pytest.approx(plain.standard_error, abs=1e-9)
 
 
+@properties()
 @given(values)
 def test_all_values_twice_halve_the_squared_error_nearly(found: list[float]) -> None:
     n = len(found)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.networks import NETWORKS, network
@@ -55,7 +56,7 @@ def test_a_size_that_exists_is_met_exactly(thin: int) -> None:
     assert parameters("wrn-28-2", width) == thin
 
 
-@settings(max_examples=15, deadline=None)
+@properties(15)
 @given(target=st.integers(1_000, 266_610))
 def test_no_other_width_is_nearer(target: int) -> None:
     """LeNet 300-100 has at most 400 sizes: look at them all."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 
 from sparsefx.errors import ArgumentError
 from sparsefx.experiments.data import DATA
@@ -92,6 +93,7 @@ def test_shortened_keeps_the_shape_of_the_schedule() -> None:
     assert shortened(recipe_named("mnist"), 100) == recipe_named("mnist")
 
 
+@properties()
 @given(epochs=st.integers(1, 300), step=st.integers(0, 539))
 def test_a_shortened_run_has_the_rate_of_the_same_progress(epochs: int, step: int) -> None:
     """At step ``s`` of ``epochs`` epochs the rate is that of step ``s * 200 / epochs`` of 200."""

@@ -227,7 +227,7 @@ def test_wrong_arguments():
 def test_wrong_inputs():
     model, x = model_and_input()
     compact = sparsefx.export(model, (x,), kernels="sparse")
-    with pytest.raises(ArgumentError, match="takes 3 channels would get 4"):
+    with pytest.raises(ValueError, match="argument 'x' has size 4 in dimension 1"):
         compact(torch.randn(2, 4, 24, 24))
     with pytest.raises(ArgumentError, match="take 4 dimensions"):
         compact(x[0])

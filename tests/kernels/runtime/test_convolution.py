@@ -10,9 +10,10 @@ from pathlib import Path
 import kernel_programs
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernel_programs import Case, cases, region_of
+from properties import properties
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.codegen.vectors import LANES
@@ -37,7 +38,7 @@ def close(output, expected):
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@properties(150)
 @given(cases())
 def test_equals_torch(case: Case):
     x, weight, bias = case.tensors()
@@ -62,7 +63,7 @@ def test_rows(inputs, outputs, rows):
     close(region_of(case, weight, bias)(x), torch.nn.functional.linear(x, weight, bias))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@properties(60)
 @given(cases(), st.integers(0, 2**31))
 def test_every_tiling_equals_torch(case: Case, number: int):
     x, weight, bias = case.tensors()
@@ -90,7 +91,7 @@ def forget():
         function.cache_clear()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@properties(40)
 @given(
     st.sampled_from([1, 2, 5, 16, 17, 35]),
     st.sampled_from(SIZES),
@@ -133,7 +134,7 @@ def chain():
     return RegionProgram(2, 1, (first, pool, second, third), (4,)).text, list(stored.tensors), net
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@properties(25)
 @given(cases())
 def test_a_residual_and_an_activation(case: Case):
     x, weight, bias = case.tensors()
@@ -143,7 +144,7 @@ def test_a_residual_and_an_activation(case: Case):
     close(region(x, residual), (expected + residual).clamp(0, 6))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@properties(60)
 @given(
     st.sampled_from([1, 2, 3, 16]),
     st.tuples(*[st.integers(4, 17)] * 2),
@@ -162,7 +163,7 @@ def test_largest_of_windows(images, size, window, stride, padded, ceil):
     close(region([x], list(case.weights(weight, bias)), text)[0], expected)
 
 
-@settings(max_examples=50, deadline=None)
+@properties(50)
 @given(cases())
 def test_packing_keeps_the_weight(case: Case):
     _, weight, bias = case.tensors()

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -516,10 +517,11 @@ programs = st.lists(
     st.tuples(st.sampled_from(sorted(ACTS)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8
 )
 returns = st.lists(st.integers(0, 9), min_size=1, max_size=3)
-unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def check_sparsify(program: Program, returned: Sequence[int]) -> None:
+@properties(4000, quick=10)
+@given(programs, returns)
+def test_sparsify_of_a_random_program(program: Program, returned: Sequence[int]) -> None:
     model = that_runs(program, returned)
     sparse = sparsefx.sparsify(model, 1.0)
     assert isinstance(sparse, fx.GraphModule)
@@ -527,34 +529,10 @@ def check_sparsify(program: Program, returned: Sequence[int]) -> None:
         assert_same(model, sparse, drawn(), training)
 
 
-def check_export(program: Program, returned: Sequence[int]) -> None:
+@properties(1000, quick=3)
+@given(programs, returns)
+def test_export_of_a_random_program(program: Program, returned: Sequence[int]) -> None:
     model = that_runs(program, returned)
     compact = sparsefx.export(model, (drawn(),))
     for rows in (drawn(), drawn(7)):
         assert_same(model, compact, rows, error=1e-9)
-
-
-@settings(unhurried, max_examples=40)
-@given(programs, returns)
-def test_sparsify_of_a_random_program(program: Program, returned: Sequence[int]) -> None:
-    check_sparsify(program, returned)
-
-
-@settings(unhurried, max_examples=6)
-@given(programs, returns)
-def test_export_of_a_random_program(program: Program, returned: Sequence[int]) -> None:
-    check_export(program, returned)
-
-
-@pytest.mark.slow
-@settings(unhurried, max_examples=4000)
-@given(programs, returns)
-def test_sparsify_of_many_random_programs(program: Program, returned: Sequence[int]) -> None:
-    check_sparsify(program, returned)
-
-
-@pytest.mark.slow
-@settings(unhurried, max_examples=1000)
-@given(programs, returns)
-def test_export_of_many_random_programs(program: Program, returned: Sequence[int]) -> None:
-    check_export(program, returned)

@@ -5,8 +5,9 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import properties
 from torch import fx
 
 from sparsefx.passes.regions.partition import partition
@@ -14,9 +15,9 @@ from sparsefx.passes.regions.stable_sort import stable_sort
 
 
 @st.composite
-def graphs(draw, most=12):
+def graphs(draw):
     """What each node of a random graph reads, in topological order, and which nodes are supported."""
-    size = draw(st.integers(0, most))
+    size = draw(st.integers(0, 24))
     sources = {
         node: draw(st.lists(st.integers(0, node - 1), max_size=3, unique=True)) if node else []
         for node in range(size)
@@ -65,16 +66,9 @@ def check_parts(sources, supported):
             assert not acyclic(sources, [first + second, *rest]), f"{first} and {second} could be one"
 
 
-@settings(max_examples=200, deadline=None)
+@properties(5000, quick=50)
 @given(graphs())
 def test_parts_are_valid_and_as_large_as_they_can_be(graph):
-    check_parts(*graph)
-
-
-@pytest.mark.slow
-@settings(max_examples=5000, deadline=None)
-@given(graphs(most=24))
-def test_parts_of_many_graphs(graph):
     check_parts(*graph)
 
 

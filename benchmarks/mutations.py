@@ -1,0 +1,310 @@
+"""What the quick tests catch: faults made by hand, and the tests of the quick run that notice them.
+
+    python benchmarks/mutations.py [WORD ...]
+
+Each fault is one changed line. It is made in a temporary copy of the checkout, and the named quick tests run
+there until one fails. With words, only the faults whose file or description has one of them. Prints a table
+in Markdown; the exit status is 1 if a fault is missed, and 2 if a test fails without one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("sparsefx", "passes", "tests")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line made wrong.
+
+    Attributes:
+        file: of the checkout.
+        old: what stands there, once.
+        new: what stands there instead.
+        what: what is wrong then.
+        tests: the quick tests that should notice, as pytest takes them.
+    """
+
+    file: str
+    old: str
+    new: str
+    what: str
+    tests: tuple[str, ...]
+
+    def makes(self, text: str) -> str:
+        """The file's text with the fault in it.
+
+        Raises:
+            ValueError: the line is not there, or more than once.
+        """
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {self.old!r} {text.count(self.old)} times, not once")
+        return text.replace(self.old, self.new)
+
+
+_REWRITES = "tests/passes/rewrites/test_passes.py"
+_OPS = "tests/passes/analysis/test_ops.py"
+_CONVOLUTION = "tests/kernels/runtime/test_convolution.py"
+
+FAULTS = (
+    Fault(
+        "passes/rewrites/fold_batchnorm.py",
+        "norm.running_var.double() + norm.eps",
+        "norm.running_var.double()",
+        "a folded BatchNorm forgets eps",
+        (f"{_REWRITES}::test_fold_batchnorm_into_convolutions_and_linears",),
+    ),
+    Fault(
+        "passes/rewrites/fold_batchnorm.py",
+        "if len(values[pair[0]][0].shape) == _batched_rank(pair[1])",
+        "",
+        "a BatchNorm over positions is folded into channels",
+        ("tests/export/test_traps.py::test_a_convolution_without_a_batch_and_its_norm", _REWRITES),
+    ),
+    Fault(
+        "passes/rewrites/fold_constant_channels.py",
+        "if is_evenly_padded(layer):",
+        "if True:",
+        "a constant is folded across zero padding",
+        (f"{_REWRITES}::test_fold_constants_into_a_carrier_where_zeros_are_padded",),
+    ),
+    Fault(
+        "passes/rewrites/fold_constant_channels.py",
+        "varies = varies | its_varies | (value != its_value)",
+        "varies = varies | its_varies",
+        "constants of two calls are taken to be equal",
+        ("tests/export/test_traps.py::test_constants_that_differ_from_call_to_call_stay",),
+    ),
+    Fault(
+        "passes/rewrites/align_head_dims.py",
+        "            layer.bias.copy_(layer.bias[index])\n",
+        "",
+        "heads are reordered without their biases",
+        (f"{_REWRITES}::test_line_up_brings_useful_dimensions_to_the_front",),
+    ),
+    Fault(
+        "passes/rewrites/shrink.py",
+        "follow(replacement, old, lambda labels: kept.cut(value, labels))",
+        "follow(replacement, old, lambda labels: labels)",
+        "a cut parameter names the rows of the whole one as its origin",
+        ("tests/export/test_fine_tuning.py::test_steps_on_the_compact_model_are_those_on_the_original",),
+    ),
+    Fault(
+        "passes/analysis/ops/contraction.py",
+        "return torch.zeros_like(channels).scatter(1, places, True) & groups[:, None] | channels",
+        "return channels",
+        "groups of a convolution keep unequal numbers of channels",
+        ("tests/export/test_fine_tuning.py::test_groups_that_lose_other_channels_each", _OPS),
+    ),
+    Fault(
+        "passes/analysis/ops/contraction.py",
+        "uneven = varying if conv.spreads_evenly else varying | (value_in != 0)",
+        "uneven = varying",
+        "a constant stays one across zero padding",
+        (f"{_OPS}::test_constants_are_constant_and_have_the_value",),
+    ),
+    Fault(
+        "passes/analysis/ops/contraction.py",
+        "        kept.couple((left, -1), (right, -2))\n",
+        "",
+        "the two factors of a matrix product are cut apart",
+        (f"{_OPS}::test_what_is_kept_is_computed_from_what_is_kept",),
+    ),
+    Fault(
+        "passes/analysis/ops/reduction.py",
+        "return divisor_override is None and (not any(padding) or not count_include_pad)",
+        "return True",
+        "an average over padding leaves a constant as it is",
+        (f"{_OPS}::test_constants_are_constant_and_have_the_value",),
+    ),
+    Fault(
+        "passes/analysis/ops/batch_norm.py",
+        "torch.rsqrt(var + call.args[-1])",
+        "torch.rsqrt(var)",
+        "the constant behind a BatchNorm is computed without eps",
+        (f"{_OPS}::test_constants_are_constant_and_have_the_value",),
+    ),
+    Fault(
+        "passes/regions/partition.py",
+        "if part != own and part not in blocked:",
+        "if part != own:",
+        "two parts become one although a path leads out and back",
+        ("tests/passes/regions/test_partition.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/rules/prune.py",
+        "return layer.select_largest(-magnitudes(layer.weight), layer.mask, count)",
+        "return layer.select_largest(magnitudes(layer.weight), layer.mask, count)",
+        "the largest weights are pruned",
+        ("tests/cycle/rules/test_prune.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/positions/select.py",
+        "chosen[ties[: count - int(chosen.count_nonzero())]] = True",
+        "chosen[ties.flip(0)[: count - int(chosen.count_nonzero())]] = True",
+        "of equal scores the last is chosen",
+        ("tests/cycle/positions/test_select.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/updates/prune_and_regrow.py",
+        "math.ceil(wanted - _SLACK)",
+        "math.ceil(wanted)",
+        "a rounding error prunes one weight more",
+        ("tests/cycle/test_cycle.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/updates/prune_and_regrow.py",
+        "capped = min(rate, sparsity) if growing and sparsity < self.dense_threshold else rate",
+        "capped = rate",
+        "a nearly dense layer that grows is pruned at the full rate",
+        ("tests/cycle/test_cycle.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/rules/decay.py",
+        "return floor + 0.5 * (prune_rate - floor)",
+        "return floor + 0.5 * prune_rate",
+        "the cosine starts above the prune rate",
+        ("tests/cycle/rules/test_decay.py",),
+    ),
+    Fault(
+        "sparsefx/cycle/positions/allocate.py",
+        "key=lambda i: (counts[i] - parts[i], i)",
+        "key=lambda i: (counts[i] - parts[i], -i)",
+        "of equal remainders the last is rounded up",
+        ("tests/cycle/positions/test_allocate.py",),
+    ),
+    Fault(
+        "sparsefx/kernels/ir/packed.py",
+        "channel = channel + channel_out // (out // groups) * inputs",
+        "channel = channel",
+        "every group reads the channels of the first",
+        (f"{_CONVOLUTION}::test_equals_torch",),
+    ),
+    Fault(
+        "sparsefx/kernels/codegen/pooling.py",
+        'code.or_(code.fcmp_ordered(">", value, largest), code.fcmp_unordered("uno", value, value))',
+        'code.fcmp_ordered(">", value, largest)',
+        "the largest of a window drops NaN",
+        ("tests/kernels",),
+    ),
+    Fault(
+        "sparsefx/kernels/planner/moves.py",
+        '"fill": float_bits(self.value.outside),\n        }\n        yield exchange',
+        '"fill": float_bits(0.0),\n        }\n        yield exchange',
+        "a pooling of negative numbers sees zeros at the border",
+        (f"{_CONVOLUTION}::test_largest_of_windows",),
+    ),
+    Fault(
+        "sparsefx/kernels/planner/moves.py",
+        "(where[0] < 0) | (where[0] >= self.images)",
+        "where[0] < 0",
+        "lanes without an image read beyond the batch",
+        (f"{_CONVOLUTION}::test_touches_only_its_own_memory",),
+    ),
+    Fault(
+        "sparsefx/archive/file.py",
+        "if _checksum(stream, found, header_end) != found[2].decode():",
+        "if False:",
+        "a damaged file is loaded",
+        ("tests/archive/test_hostile.py::test_a_thousand_damaged_files",),
+    ),
+    Fault(
+        "sparsefx/archive/file.py",
+        "if len(found) != len(pairs):",
+        "if False:",
+        "a key that appears twice is taken",
+        ("tests/archive/test_hostile.py::test_a_plan_that_is_no_json",),
+    ),
+    Fault(
+        "sparsefx/archive/plan.py",
+        "values.permute([order.index(dim) for dim in range(values.dim())])",
+        "values.permute(list(order))",
+        "dimensions of a loaded tensor are in the wrong order",
+        ("tests/archive/test_archive.py::test_types_and_memory_orders",),
+    ),
+    Fault(
+        "sparsefx/masking/masks.py",
+        "weight.view(integer).mul_(mask.view(torch.int8))",
+        "weight.mul_(mask)",
+        "NaN and infinity outlive the mask",
+        ("tests/masking/test_masks.py",),
+    ),
+    Fault(
+        "sparsefx/masking/masks.py",
+        "masked = local(weight.detach()).masked_fill(inactive, 0)",
+        "masked = local(weight.detach())",
+        "a loaded weight is not masked",
+        ("tests/masking/test_sparsify.py", "tests/masking/test_layers.py"),
+    ),
+    Fault(
+        "sparsefx/optim/sparse_optimizer.py",
+        "            self._averages.update(self._slots, self._optimizer)\n        self._zero_inactive()\n",
+        "            self._averages.update(self._slots, self._optimizer)\n",
+        "inactive weights move with the optimizer's step",
+        ("tests/optim/test_sparse_momentum.py",),
+    ),
+)
+
+
+def main() -> int:
+    """Make each fault in turn; returns 1 if the tests miss one."""
+    words = sys.argv[1:]
+    chosen = [fault for fault in FAULTS if not words or any(w in fault.file + fault.what for w in words)]
+    tests = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder)
+        copy_to(checkout)
+        if failed := first_failure(tests, checkout):
+            print(f"{failed} fails without a fault", file=sys.stderr)
+            return 2
+        print("| file | fault | noticed by | seconds |\n|---|---|---|---|", flush=True)
+        return int(sum(not is_caught(fault, checkout) for fault in chosen) > 0)
+
+
+def copy_to(checkout: Path) -> None:
+    """Copy what the named tests need; the link from the package to the passes stays one."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+
+
+def is_caught(fault: Fault, checkout: Path) -> bool:
+    """Make a fault, run its tests, take it back, and print its row."""
+    path = checkout / fault.file
+    whole, begun = path.read_text("utf-8"), time.monotonic()
+    path.write_text(fault.makes(whole), "utf-8")
+    failed = first_failure(fault.tests, checkout)
+    path.write_text(whole, "utf-8")
+    seconds = time.monotonic() - begun
+    print(f"| `{fault.file}` | {fault.what} | {failed or '**missed**'} | {seconds:.0f} |", flush=True)
+    return failed is not None
+
+
+def first_failure(tests: tuple[str, ...], checkout: Path) -> str | None:
+    """The first of the tests that fails in the copy, by its name; None if all pass."""
+    options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return None
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return f"`{failed[0].rpartition('::')[2]}`" if failed else f"pytest itself ({done.returncode})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
