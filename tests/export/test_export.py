@@ -354,7 +354,7 @@ def test_report_and_plain_result() -> None:
     assert compact.report.channels_after == compact.get_submodule("0").out_features + 2
     assert [step.name for step in compact.report.passes] == [
         "functionalize", "remove_identities", "constant_folding", "functional_to_modules",
-        "decompose_attention", "split_fused", "fold_batchnorm", "fold_constant_channels",
+        "decompose_attention", "split_fused", "merge_permutes", "fold_batchnorm", "fold_constant_channels",
         "shrink_layer_norm", "align_head_dims", "shrink", "gather", "explain",
     ]  # fmt: skip
 
