@@ -224,7 +224,7 @@ def _scaled_by_width(x: Tensor) -> Tensor:
     return x / x.shape[1] ** 0.5
 
 
-def _cumulative(x: Tensor) -> Tensor:
+def _fourier(x: Tensor) -> Tensor:
     return torch.fft.fft(x, dim=1).real
 
 
@@ -278,7 +278,7 @@ def _attended(x: Tensor) -> Tensor:
 
 
 OPERATIONS = [
-    _chunked, _hard_coded, _shuffled, _scaled_by_width, _cumulative, _sorted, _in_place_on_a_view, _softmax,
+    _chunked, _hard_coded, _shuffled, _scaled_by_width, _fourier, _sorted, _in_place_on_a_view, _softmax,
     _layer_norm, _group_norm, _pixel_shuffle, _mean_over_channels, _padded_channels, _attended,
     _windows, _windows_of_channels,
 ]  # fmt: skip
@@ -333,7 +333,7 @@ def test_patches_are_cut() -> None:
 
 def test_the_report_names_what_kept_channels() -> None:
     torch.manual_seed(0)
-    model = _Blocked(_cumulative).double().eval()
+    model = _Blocked(_fourier).double().eval()
     model.last.weight.data[:, 1:4] = 0
     report = sparsefx.export(model, (torch.randn(2, 3, 6, 6, dtype=torch.float64),)).report
     assert "view_as_real at getattr_1 keeps 6 dead channels" in str(report)
