@@ -9,17 +9,24 @@ in Markdown; the exit status is 1 if a fault is missed, and 2 if a test fails wi
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("sparsefx", "passes", "tests")
+
+# Processes that have imported what is slow to import, so that a fault takes seconds. Not on Windows.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["hypothesis", "torch._dynamo", "torchvision"])
 
 
 @dataclass(frozen=True)
@@ -292,18 +299,44 @@ def is_caught(fault: Fault, checkout: Path) -> bool:
 
 def first_failure(tests: tuple[str, ...], checkout: Path) -> str | None:
     """The first of the tests that fails in the copy, by its name; None if all pass."""
-    options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 0:
-        return None
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return f"`{failed[0].rpartition('::')[2]}`" if failed else f"pytest itself ({done.returncode})"
+    reader, writer = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_run, args=(tests, checkout, writer))
+    process.start()
+    writer.close()
+    try:
+        failed: str | None = reader.recv()
+    except EOFError:  # a fault in machine code may end the process
+        failed = "the process"
+    process.join()
+    return failed and f"`{failed}`"
+
+
+class _FirstFailure:
+    """A plugin of pytest that remembers the first test, or the first file, that fails."""
+
+    name: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._see(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._see(report)
+
+    def _see(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed and self.name is None:
+            self.name = report.nodeid.rpartition("::")[2]
+
+
+def _run(tests: tuple[str, ...], checkout: Path, found: Connection) -> None:
+    """In a process of its own, which has imported nothing of sparsefx: run tests of the copy."""
+    os.chdir(checkout)
+    sys.path.insert(0, str(checkout))
+    os.environ["PYTHONPATH"] = str(checkout)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    first = _FirstFailure()
+    status = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[first])
+    found.send(first.name if status in (0, 1, 2) else f"pytest, with status {int(status)}")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 import importlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from helpers import assert_same
+from processes import run_script, start_script
 
 from sparsefx.experiments.networks import NETWORKS, network_name
 
@@ -32,12 +32,7 @@ KEYS = [
 ]
 
 
-def command(*options: object) -> list[str]:
-    return [sys.executable, str(SCRIPT), *map(str, options)]
-
-
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*options), capture_output=True, text=True)
+run = partial(run_script, SCRIPT)
 
 
 @pytest.fixture
@@ -102,12 +97,13 @@ def test_killed_and_resumed_run_ends_bit_for_bit_the_same(
 
 def kill_once_there_is(path: Path, seconds: float) -> None:
     """Start a run, and kill it the given time after its first checkpoint."""
-    with subprocess.Popen(command("--epochs", EPOCHS, "--checkpoint", path)) as process:
-        deadline = time.monotonic() + 120
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(seconds)
-        process.kill()
+    process = start_script(SCRIPT, "--epochs", EPOCHS, "--checkpoint", path)
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
 
 
 def test_checkpoint_of_other_settings_is_refused(folder: Path, quickstart: ModuleType) -> None:
