@@ -7,6 +7,8 @@ assignments to items, ``len`` of a tensor.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +52,21 @@ class OverloadName:
     overload: str
 
 
+@dataclass(frozen=True)
+class FunctionName:
+    """A function by its module and name, where its ``__qualname__`` leads nowhere."""
+
+    module: str
+    name: str
+
+
 def graph_state(graph: fx.Graph) -> list[NodeState]:
     """A graph as values that pickle takes, as long as it takes the functions that the graph calls."""
     return [
         NodeState(
             node.name,
             node.op,
-            _without_overload(node.target),
+            _as_name(node.target),
             _named(node.args),
             _named(node.kwargs),
         )
@@ -75,7 +85,7 @@ def graph_of(state: list[NodeState]) -> fx.Graph:
     for node in state:
         args: Any = map_aggregate(node.args, found)
         kwargs: Any = map_aggregate(node.kwargs, found)
-        target = _with_overload(node.target)
+        target = _by_name(node.target)
         nodes[node.name] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     return graph
 
@@ -86,13 +96,20 @@ def _named(arguments: Any) -> Any:
     return named
 
 
-def _without_overload(target: Any) -> Any:
-    if not isinstance(target, torch._ops.OpOverload):
-        return target
-    return OverloadName(target.namespace, target.overloadpacket.__name__, target._overloadname)
+def _as_name(target: Any) -> Any:
+    """A target as pickle takes it."""
+    if isinstance(target, torch._ops.OpOverload):
+        return OverloadName(target.namespace, target.overloadpacket.__name__, target._overloadname)
+    if "<locals>" in getattr(target, "__qualname__", ""):  # F.max_pool2d and others by boolean dispatch
+        name = FunctionName(target.__module__, target.__name__)
+        return name if getattr(sys.modules.get(name.module), name.name, None) is target else target
+    return target
 
 
-def _with_overload(target: Any) -> Any:
-    if not isinstance(target, OverloadName):
-        return target
-    return getattr(getattr(getattr(torch.ops, target.namespace), target.packet), target.overload)
+def _by_name(target: Any) -> Any:
+    """The target that a name stands for."""
+    if isinstance(target, OverloadName):
+        return getattr(getattr(getattr(torch.ops, target.namespace), target.packet), target.overload)
+    if isinstance(target, FunctionName):
+        return getattr(importlib.import_module(target.module), target.name)
+    return target

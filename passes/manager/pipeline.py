@@ -190,7 +190,7 @@ class Pipeline:
 
 def _as_text(step: Pass) -> str:
     """A pass by its name, with its options in brackets."""
-    names = [field.name for field in fields(step)] if is_dataclass(step) else []
+    names: list[str] = [field.name for field in fields(step)] if is_dataclass(step) else []
     options = [f"{name}={getattr(step, name)!r}" for name in names]
     return f"{step.name}({', '.join(options)})" if options else step.name
 

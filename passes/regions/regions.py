@@ -106,43 +106,57 @@ class Regions:
         reports: list[RegionReport] = []
         left: dict[str, str] = {}
         for kind in self.backend.kinds:
-            program = analyses.program
-            if _writes_unseen(graph_module, program):
+            if _writes_unseen(graph_module, analyses.program):
                 why = "the graph writes in place to what other nodes read"
-                nodes = [
-                    n for n in graph_module.graph.nodes if isinstance(layer_of(graph_module, n), CONTRACTIONS)
-                ]
-                left |= {str(node.target): why for node in nodes}
+                left |= dict.fromkeys(_layer_names(graph_module), why)
                 break
-            left |= self.backend.left_out(graph_module, program)
-            values = _values(graph_module, analyses.inputs[0])
-            found: list[tuple[Part, nn.Module]] = []
-            waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
-            while waiting:  # what is tried again is smaller each time
-                part = _part(graph_module, waiting.pop(0))
-                if not part.outputs:
-                    continue  # nothing reads it
-                built = self.backend.build(kind, graph_module, part, program, values)
-                reports += [built.report] if built else []
-                if built and built.module is not None:
-                    found.append((part, built.module))
-                elif built and built.without & {*part.nodes}:
-                    again = {*part.nodes} - built.without
-                    waiting += _partitions(graph_module, again)
-            _replace(graph_module, found)
-        taken = [report for report in reports if report.taken]
-        layers = sum(len(report.layers) for report in taken)
-        detail = f"{len(taken)} of {len(reports)} regions, {layers} layers"
-        if self.backend.measured and taken:
+            left |= self.backend.left_out(graph_module, analyses.program)
+            replacements, of_kind = self._build(kind, graph_module, analyses)
+            reports += of_kind
+            _replace(graph_module, replacements)
+        detail = _detail(reports)
+        if self.backend.measured and any(report.taken for report in reports):
             new, old = _seconds(graph_module, before, analyses.inputs[0])
             detail += f"; dense {1e3 * old:.2f} ms, now {1e3 * new:.2f} ms"
             if new >= old:
-                graph_module.graph, taken = before.graph, []
+                graph_module.graph = before.graph
                 graph_module.delete_all_unused_submodules()
                 reports = [replace(report, taken=False) for report in reports]
                 detail += ", so none is taken"
+        taken = any(report.taken for report in reports)
         reports += [RegionReport((name,), None, None, False, reason) for name, reason in left.items()]
-        return Outcome(bool(taken), detail, regions=tuple(reports))
+        return Outcome(taken, detail, regions=tuple(reports))
+
+    def _build(
+        self, kind: str, graph_module: fx.GraphModule, analyses: Analyses
+    ) -> tuple[list[tuple[Part, nn.Module]], list[RegionReport]]:
+        """What replaces the parts of a kind; a part that is left may be tried again without some nodes."""
+        program, values = analyses.program, _values(graph_module, analyses.inputs[0])
+        replacements: list[tuple[Part, nn.Module]] = []
+        reports: list[RegionReport] = []
+        waiting = _partitions(graph_module, self.backend.supported(kind, graph_module, program))
+        while waiting:  # what is tried again is smaller each time
+            part = _part(graph_module, waiting.pop(0))
+            if not part.outputs:
+                continue  # nothing reads it
+            built = self.backend.build(kind, graph_module, part, program, values)
+            reports += [built.report] if built else []
+            if built and built.module is not None:
+                replacements.append((part, built.module))
+            elif built and built.without & {*part.nodes}:
+                waiting += _partitions(graph_module, {*part.nodes} - built.without)
+        return replacements, reports
+
+
+def _layer_names(graph_module: fx.GraphModule) -> list[str]:
+    nodes = graph_module.graph.nodes
+    return [str(node.target) for node in nodes if isinstance(layer_of(graph_module, node), CONTRACTIONS)]
+
+
+def _detail(reports: Sequence[RegionReport]) -> str:
+    taken = [report for report in reports if report.taken]
+    layers = sum(len(report.layers) for report in taken)
+    return f"{len(taken)} of {len(reports)} regions, {layers} layers"
 
 
 def _seconds(
@@ -188,11 +202,11 @@ def _values(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[fx.No
     return interpreter.env
 
 
-def _replace(graph_module: fx.GraphModule, found: Sequence[tuple[Part, nn.Module]]) -> None:
+def _replace(graph_module: fx.GraphModule, replacements: Sequence[tuple[Part, nn.Module]]) -> None:
     """Put modules in the places of parts."""
     graph = graph_module.graph
     results: dict[fx.Node, fx.Node] = {}
-    for part, module in found:
+    for part, module in replacements:
         name = _free_name(graph_module)
         graph_module.add_submodule(name, module)
         with graph.inserting_after(part.nodes[-1]):

@@ -6,7 +6,6 @@ one need to know. A write that something sees stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from sparsefx.passes.graph.in_place import FUNCTIONAL
 from sparsefx.passes.graph.recorder import written_tensors
 from sparsefx.passes.manager.pipeline import Outcome
 from sparsefx.passes.running.eager_mode import EagerMode
+from sparsefx.passes.running.examples import Inputs
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.untouched import untouched
@@ -44,7 +44,7 @@ class Functionalize:
         """Rewrite the calls in place."""
         found = [node for node in graph_module.graph.nodes if _functional(node) is not None]
         if found:
-            needed = set[fx.Node]().union(*(_needed(graph_module, values) for values in analyses.inputs))
+            needed = _needed(graph_module, analyses.inputs)
             found = [node for node in found if node not in needed]
         for node in found:
             node.target = _functional(node)
@@ -59,12 +59,21 @@ def _functional(node: fx.Node) -> Any:
 
 
 @torch.no_grad()
-def _needed(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
-    """The nodes that have to write, as one run shows."""
-    with untouched(graph_module, inputs) as copies:
-        observer = _Observer(graph_module)
-        observer.run(*copies)
-    return observer.needed
+def _needed(graph_module: fx.GraphModule, inputs: Inputs) -> set[fx.Node]:
+    """The nodes that have to write, as runs at each size show.
+
+    The smallest size comes first. Where no other tensor looks into what is written, none does at another size
+    either, so that one run is enough: how far views overlap is all that follows the sizes.
+    """
+    needed = set[fx.Node]()
+    for values in sorted(inputs, key=lambda values: sum(tensor.numel() for tensor in tensors_in(values))):
+        with untouched(graph_module, values) as copies:
+            observer = _Observer(graph_module)
+            observer.run(*copies)
+        needed |= observer.needed
+        if not observer.shared:
+            break
+    return needed
 
 
 class _Observer(Interpreter):
@@ -77,6 +86,7 @@ class _Observer(Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.needed: set[fx.Node] = set()
+        self.shared = False  # whether another tensor looks into what is written, or may
         self.memory = _Memory()
         self._position: dict[fx.Node, int] = {}
         self._writes: dict[int, list[fx.Node]] = {}  # tensor -> the nodes that wrote into its memory
@@ -93,6 +103,7 @@ class _Observer(Interpreter):
         with _Writes(self.memory, n.target not in _ALWAYS_COPIES) as writes:
             result = super().run_node(n)
         for tensor in writes.written:
+            self.shared = self.shared or self.memory.is_shared(tensor)
             for other in self.memory.overlapping(tensor):
                 self._writes.setdefault(id(other), []).append(n)
         self._note_outside(n, result)
@@ -155,6 +166,11 @@ class _Memory:
             self._tensors.setdefault(kept, {}).update(self._tensors.pop(gone, {}))
         self.add(one)
         self.add(other)
+
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Whether another known tensor has, or may have, the memory of one."""
+        self.add(tensor)
+        return len(self._tensors[self._group(tensor)]) > 1
 
     def overlapping(self, tensor: Tensor) -> list[Tensor]:
         """The known tensors that have, or may have, an element in common with one."""

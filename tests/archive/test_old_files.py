@@ -7,6 +7,7 @@ from torch import nn
 
 import sparsefx
 from sparsefx.archive.make import CONSTRUCTIBLE
+from sparsefx.passes.graph.in_place import NAMES
 from sparsefx.passes.serialize.vocabulary import PASS_FUNCTIONS
 
 FILES = Path(__file__).with_name("files")
@@ -31,9 +32,12 @@ def test_names_in_files_stay():
         "sparsefx.kernels.region.SparseRegion",
         "sparsefx.passes.open_norms.PartialLayerNorm",
     }
-    assert {name for name in PASS_FUNCTIONS if not name.startswith("sparsefx.passes.in_place.i")} == {
+    assert {name for name in PASS_FUNCTIONS if ".in_place." not in name} == {
         "sparsefx.passes.example_tracer.require_default",
         "sparsefx.passes.example_tracer.require_length",
         "sparsefx.passes.open_attention.attention_mask",
         "sparsefx.passes.size_guards.require_sizes",
+    }
+    assert {name for name in PASS_FUNCTIONS if ".in_place." in name} == {
+        f"sparsefx.passes.in_place.{name}" for name in NAMES
     }

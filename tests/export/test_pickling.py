@@ -1,4 +1,4 @@
-"""``torch.save`` and ``pickle`` keep exports and sparsified models whose graphs code alone does not describe."""
+"""``torch.save`` and ``pickle`` keep exports and sparsified models, whatever their graphs call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.passes.graph.pickled_graph import graph_of, graph_state
@@ -51,6 +52,10 @@ def aten(h: Tensor) -> Tensor:
     return torch.ops.aten.add.Tensor(h, h)
 
 
+def dispatched(h: Tensor) -> Tensor:
+    return F.max_pool1d(h, 2).repeat_interleave(2, 1)
+
+
 class Around(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -62,6 +67,7 @@ class Around(nn.Module):
 
 FUNCTIONS = [
     zeros_of_its_size, ones_padded, item_assigned, limit_of_its_type, counted, packed, numbers, aten,
+    dispatched,
 ]  # fmt: skip
 
 

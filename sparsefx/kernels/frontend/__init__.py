@@ -4,7 +4,7 @@
 connected part of the graph, in which activations and sums go into the layers before them; ``backend``
 hands both to the pass ``Regions``, and measures where asked to.
 
-Imports the rest of ``kernels``, and ``sparsefx.passes``. To compute another operation: a branch in
+Imports ``runtime`` and ``ir``, and ``sparsefx.passes``. To compute another operation: a branch in
 ``NodeLowering`` that returns a ``LoweredNode``, and a row in the tests of ``tests/kernels/frontend``.
 What it returns must hold at every input size, not at the example's alone.
 """

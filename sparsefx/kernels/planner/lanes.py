@@ -1,8 +1,44 @@
-"""The layout of lanes: images side by side, or parts of an image, that one instruction computes together.
+"""The layout of lanes: images side by side, or tiles of an image, that one instruction computes together.
 
-A value is ``[channel][depth][row][column][lane]``. The 16 lanes hold 16 images, or fewer images cut into
-parts: rows and columns of tiles. Around each tile is a border as wide as the layers that read it reach:
-zeros outside of the image, the neighbouring lane's values inside.
+A value is ``[channel][depth][row][column][lane]``. The lanes (8 or 16) hold as many images, or fewer
+images cut into rows and columns of tiles. Around each tile is a border as wide as the layers that read
+it reach: zeros outside of the image, the neighbouring lane's values inside.
+
+Take four channels of an image of 4 x 6, in four lanes. The tensor has the elements of a channel row by
+row; here are their numbers, and the lanes that hold them::
+
+     0  1  2  3  4  5          lane 0:  0  1  2   lane 1:  3  4  5
+     6  7  8  9 10 11    =>             6  7  8            9 10 11
+    12 13 14 15 16 17          lane 2: 12 13 14   lane 3: 15 16 17
+    18 19 20 21 22 23                  18 19 20           21 22 23
+
+    >>> layout = Layout.of(4, (1, 4, 6), Split(images=1, rows=2, columns=2))
+    >>> layout.tile  # depth, height and width
+    (1, 2, 3)
+
+In memory the lanes of a place are neighbours. A channel has 6 places, and the next channel follows:
+
+    >>> def numbers(layout):
+    ...     image, _, row, column = layout.coordinates()[:, :, :4]
+    ...     return np.where(image < 0, -1, 6 * row + column)
+    >>> numbers(layout)  # a row for each place, a column for each lane
+    array([[ 0,  3, 12, 15],
+           [ 1,  4, 13, 16],
+           [ 2,  5, 14, 17],
+           [ 6,  9, 18, 21],
+           [ 7, 10, 19, 22],
+           [ 8, 11, 20, 23]])
+
+A window three columns wide also reads the column before a tile and the one after it. With this border a
+row has five places, and the lanes on the left get copies of what those on the right hold, and the other
+way round. Here is the first row, in which -1 is outside of the image, a zero:
+
+    >>> numbers(layout.wider((0, 0, 1), (0, 0, 1)))[:5]
+    array([[-1,  2, -1, 14],
+           [ 0,  3, 12, 15],
+           [ 1,  4, 13, 16],
+           [ 2,  5, 14, 17],
+           [ 3, -1, 15, -1]])
 """
 
 from __future__ import annotations

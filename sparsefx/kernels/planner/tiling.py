@@ -1,4 +1,31 @@
-"""How a convolution is divided: which tile of positions, and which block of input channels, at a time."""
+"""How a convolution is divided: which tile of positions, and which block of input channels, at a time.
+
+Take a 3 x 3 convolution of four channels to four, 36 of whose 144 weights are not zero. A lane holds 4 x
+4 positions of the result. The plain way is a position at a time::
+
+    for position in 16:                             for tile in 2:            # of 2 x 4 positions
+        for output in 4:                                for block in 2:       # of 2 input channels
+            for weight in nonzeros(output):     =>          for output in 4:
+                sum += weight * input                           for weight in nonzeros(output, block):
+                                                                    8 sums += weight * 8 inputs
+
+Each weight is then read for a tile, not for a position, and its sums stay in registers meanwhile. While
+a block is computed, all outputs read the same two channels, which stay in the first level of the cache;
+between blocks the sums wait in memory. The numbers of tiles and of blocks, and how often a weight is
+read:
+
+    >>> window, ones = (1, 3, 3), (1, 1, 1)
+    >>> item = Convolution(0, (0, 0, 0), 4, 4, window, ones, (0, 1, 1), ones, segments=4, nonzeros=36)
+    >>> tiling = Tiling(Tile(2, 4, unroll=1, stride=1), together=2)
+    >>> tiles, blocks = tiling.tile.count((1, 4, 4)), item.segments // tiling.together
+    >>> tiles, blocks, item.nonzeros * tiles
+    (2, 2, 72)
+
+Two blocks pay for large inputs only. Here the model takes all four channels at a time:
+
+    >>> choose_tiling(item, (1, 4, 4), (1, 5, 5)).together
+    4
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,42 @@
-"""Layouts of what windows slide over and of what comes out, such that each lane reads its own part."""
+"""Layouts of what windows slide over and of what comes out, such that each lane reads its own tile.
+
+Take four channels of images of 8 x 8, each in four lanes. A lane has a tile of 4 x 4:
+
+    >>> from sparsefx.kernels.codegen.vectors import LANES
+    >>> images = LANES // 4
+    >>> source = Layout.of(4, (1, 8, 8), split_for(images, (1, 8, 8)))
+    >>> source.split.rows, source.split.columns, source.tile
+    (2, 2, (1, 4, 4))
+
+A pool of 2 x 2 makes images of 4 x 4. Each lane computes 2 x 2 of them from what it holds, so the source
+stays as it is, and needs no border::
+
+    a a b b | c c d d
+    a a b b | c c d d          a b | c d
+    e e f f | g g h h    =>    e f | g h      (the upper two lanes)
+    e e f f | g g h h
+
+    >>> pool = Pool(0, True, kernel=(1, 2, 2), stride=(1, 2, 2), padding=(0, 0, 0))
+    >>> before, after = slide(pool, source, 4, images)
+    >>> before == source, after.size, after.tile, reach(pool, before, after)
+    (True, (1, 4, 4), (1, 2, 2), (0, 0, 0))
+
+Windows of 3 x 3, one apart, leave the tiles as they are, but reach one row and one column beyond them:
+
+    >>> windows = Pool(0, True, kernel=(1, 3, 3), stride=(1, 1, 1), padding=(0, 1, 1))
+    >>> before, after = slide(windows, source, 4, images)
+    >>> before == source, after.tile, reach(windows, before, after)
+    (True, (1, 4, 4), (0, 1, 1))
+
+Windows that are 3 apart do not fit tiles of 4: the second lane's first window would begin in the first
+lane. So the source is laid out anew, with 3 columns in each lane, and a lane computes one column of the
+3 x 3:
+
+    >>> apart = Pool(0, True, kernel=(1, 3, 3), stride=(1, 3, 3), padding=(0, 1, 1))
+    >>> before, after = slide(apart, source, 4, images)
+    >>> before.split.columns, before.tile, after.size, after.tile
+    (4, (1, 8, 3), (1, 3, 3), (1, 3, 1))
+"""
 
 from __future__ import annotations
 

@@ -150,9 +150,11 @@ def test_images_that_are_not_of_one_element():
 @torch.no_grad()
 def test_another_size_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(6, 5))
-    _, compact, _ = exported(model, torch.randn(2, 3, 8, 8))
-    with pytest.raises(ArgumentError, match=r"flattened at \(1, 2, 2\), not at one element"):
+    _, compact, (region,) = exported(model, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"has size 16 in dimension 2; the model was exported for 8"):
         compact(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ArgumentError, match=r"flattened at \(1, 2, 2\), not at one element"):
+        region(torch.randn(2, 3, 16, 16))
 
 
 @torch.no_grad()
