@@ -95,7 +95,7 @@ ROWS = [
     Row("transposed convolution", lambda x: F.conv_transpose2d(x, _TRANSPOSED, stride=2)),
     Row("linear", lambda x: F.linear(x, _LINEAR, _LINEAR[:, 1])),
     Row("matmul", lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2)),
-    Row("batch_norm", lambda x: F.batch_norm(x, _VECTOR, _VECTOR.abs() + 1, _VECTOR, _VECTOR)),
+    Row("batch_norm", lambda x: F.batch_norm(x, _VECTOR + 3, _VECTOR.abs() + 1, _VECTOR + 2, _VECTOR)),
     Row("batch_norm of the batch", lambda x: F.batch_norm(x, None, None, _VECTOR, None, training=True)),
     Row("layer_norm", lambda x: F.layer_norm(x, (4, 4))),
     Row("scaled group_norm", lambda x: F.group_norm(x, 3, _VECTOR, _VECTOR + 1)),
