@@ -157,6 +157,17 @@ def test_a_constant_into_padding(mode: str) -> None:
         assert relative_difference(compact(x), model(x)) <= 1e-11
 
 
+def test_a_constant_behind_zero_padding_is_none() -> None:
+    """What reads nothing but constants varies all the same, at the border, where it reads the zeros."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).double()
+    model[0].weight.data[:2] = 0
+    model[1].weight.data[:2, 2:] = 0
+    compact = sparsefx.export(model, (torch.randn(1, 3, 6, 6, dtype=torch.float64),))
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
 def test_functional_layers_tied_weights_and_repeated_calls() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
