@@ -22,7 +22,7 @@ from sparsefx.export_passes import ExportOptions, Kernels, default_passes
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
-from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
+from sparsefx.masking.masks import bare, check_invariant, check_unsharded, detach_masks
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.graph.origins import mark, take_origins
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
@@ -202,7 +202,7 @@ def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
         raise ArgumentError(
             "model has sparse kernels in it, so it was exported already; export the model it came from"
         )
-    check_undivided(model, "export")
+    check_unsharded(model, "export")
     inputs = positional(example_inputs)
     _check_tensors(model, inputs)
     return inputs

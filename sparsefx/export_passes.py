@@ -19,6 +19,7 @@ from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
 from sparsefx.passes.rewrites.functionalize import Functionalize
 from sparsefx.passes.rewrites.gather import Gather
+from sparsefx.passes.rewrites.merge_permutes import MergePermutes
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
 from sparsefx.passes.rewrites.split_fused import SplitFused
@@ -84,6 +85,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
         functional_to_modules
         decompose_attention(trains=False)
         split_fused
+        merge_permutes
         fold_batchnorm
     """
     options = options or ExportOptions()
@@ -95,6 +97,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
         FunctionalToModules(),
         DecomposeAttention(trains=not folds),
         SplitFused(),
+        MergePermutes(),
         *([FoldBatchNorm()] if folds else []),
         FoldConstantChannels(),
         ShrinkLayerNorm(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masking.masks import check_undivided, masked_weights
+from sparsefx.masking.masks import check_unsharded, masked_weights
 from sparsefx.plot.figures import new_figure
 from sparsefx.plot.names import plain
 from sparsefx.report.costs import maskable_layers
@@ -35,7 +35,7 @@ def masks(model: nn.Module, layers: Sequence[str] | None = None) -> Figure:
         layers: names of the layers to draw; all Linear and Conv layers and masked weights by default.
 
     Raises:
-        ArgumentError: a layer is not known, there is none to draw, or weights are sharded.
+        ArgumentError: a layer is not known, there is none to draw, or weights are sharded over processes.
         MissingPackageError: matplotlib is not installed.
     """
     found = _active(model)
@@ -68,7 +68,7 @@ def _active(model: nn.Module) -> dict[str, Tensor]:
     """Where the weights of each layer are active: bool matrices (out, in * positions of the kernel)."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_undivided(model, "plot.masks")
+    check_unsharded(model, "plot.masks")
     masked = {m.name: (m.holders[0][0], m.mask) for m in masked_weights(model)}
     layers = maskable_layers(model)
     plain = {name: (layer, cast(Tensor, layer.weight).detach() != 0) for name, layer in layers.items()}

@@ -21,9 +21,9 @@ from sparsefx._common.values import check_count
 from sparsefx.cycle import LayerState
 from sparsefx.cycle.positions.for_all_layers import best_of_each, largest_of_all
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masking.masks import MaskedWeight, check_undivided, masked_weights
+from sparsefx.masking.masks import MaskedWeight, check_unsharded, masked_weights
 from sparsefx.pruning.budgets import falling_densities, pools_of
-from sparsefx.scores import SCORES, Batch, Loss, Score, Task, compensated_weights
+from sparsefx.scores import SCORES, Batch, Loss, Score, ScoringContext, compensated_weights
 
 
 def prune(
@@ -51,7 +51,7 @@ def prune(
         model: a masked model; for a dense model, take ``sparsify(model, density=1.0)``.
         density: fraction of all maskable weights that stays, in (0, 1], at most the present density.
         score: a name in :data:`sparsefx.scores.SCORES`, or a callable that takes a
-            :class:`~sparsefx.scores.Task`, such as :func:`functools.partial` of one of them.
+            :class:`~sparsefx.scores.ScoringContext`, such as :func:`functools.partial` of one of them.
         scope: ``"global"``: all weights compete; ``"layer"``: each layer keeps its share.
         distribution: the shares for ``scope="layer"``, as in :func:`sparsify`; uniform by default. A
             layer with fewer active weights than its share keeps all of them, and the others take the rest.
@@ -88,14 +88,14 @@ def prune(
     layers = _layers(model)
     _check(scope, distribution, rounds, min_active)
     score = resolve("score", score, SCORES)
-    task = Task(model, batches, loss, given_generator(seed, generator))
+    context = ScoringContext(model, batches, loss, given_generator(seed, generator))
     for target in falling_densities(layers, density, rounds):
         pools = pools_of(layers, target, scope, distribution)
-        scores = _scores(score, task, layers)
+        scores = _scores(score, context, layers)
         masks = {}
         for members, count in pools:
             masks.update(_best(members, scores, count, min_active))
-        _apply(layers, masks, compensated_weights(task, masks) if compensate else {})
+        _apply(layers, masks, compensated_weights(context, masks) if compensate else {})
     return _active_by_name(layers)
 
 
@@ -138,7 +138,7 @@ def _layers(model: nn.Module) -> list[MaskedWeight]:
     layers = masked_weights(model)
     if not layers:
         raise ArgumentError("model has no masked weights; make some with sparsify(model, density=1.0)")
-    check_undivided(model, "prune")
+    check_unsharded(model, "prune")
     return layers
 
 
@@ -151,11 +151,11 @@ def _check(scope: str, distribution: str | Distribution | None, rounds: int, min
     check_count("min_active", min_active, 0)
 
 
-def _scores(score: Score, task: Task, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
+def _scores(score: Score, context: ScoringContext, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
     """The scores, held to their contract."""
     name = getattr(score, "__name__", repr(score))
     try:
-        scores = score(task)
+        scores = score(context)
     except torch.linalg.LinAlgError as error:
         raise ArgumentError(
             f"score {name!r} met a matrix that is singular or not finite, as where training has diverged: "

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masking.masks import check_undivided
+from sparsefx.masking.masks import check_unsharded
 from sparsefx.report.export_report import ExportReport, compare
 from sparsefx.report.model_report import ModelReport, describe
 
@@ -40,7 +40,7 @@ def report(
         if not isinstance(value, nn.Module):
             hint = "; inputs go to example_inputs=" if name == "after" else ""
             raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
-        check_undivided(value, "report")
+        check_unsharded(value, "report")
     if after is None:
         return describe(model, example_inputs)
     return compare(model, after, example_inputs)

@@ -62,7 +62,7 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], Movement(lambda call: [1], whole=True)),
     "roll": Movement(rolled_dims, whole=True),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
-    "unbind": Movement(dim_argument, whole=True),
+    **dict.fromkeys(["unbind", "unfold"], Movement(dim_argument, whole=True)),
     "constant_pad_nd": Movement(padded_dims, whole=True),
     **{
         f"{kind}_pad{n}d": Movement(padded_dims, whole=True)
