@@ -31,11 +31,12 @@ STEPS = {
     "test": [
         ["-m", "ruff", "check"],
         ["-m", "ruff", "format", "--check"],
-        ["-m", "mypy"],
         ["-m", "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"],
     ],
     "docs": [["-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", "build/docs"]],
 }
+# What runs meanwhile, and is shown afterwards: the tests leave a core idle while they begin and end.
+BESIDE = {"test": [["-m", "mypy"]]}
 
 
 def main() -> int:
@@ -49,7 +50,9 @@ def main() -> int:
         return 2
     install(EXTRAS[command])
     *first, last = STEPS[command]
-    return next(filter(None, map(run, [*first, [*last, *options]])), 0)
+    beside = [(step, start(step)) for step in BESIDE.get(command, [])]
+    status = next(filter(None, map(run, [*first, [*last, *options]])), 0)
+    return next(filter(None, [status, *(finish(*started) for started in beside)]), 0)
 
 
 def install(extra: str) -> None:
@@ -72,6 +75,21 @@ def run(arguments: list[str]) -> int:
     """Run the environment's Python in the checkout and return its exit status."""
     print("+ python", *arguments, flush=True)
     return subprocess.run([PYTHON, *arguments], cwd=ROOT, check=False).returncode
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """Let the environment's Python run beside what follows; what it says is kept."""
+    return subprocess.Popen(
+        [PYTHON, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(arguments: list[str], started: subprocess.Popen[str]) -> int:
+    """Wait for what was started, show what it said, and return its exit status."""
+    said, _ = started.communicate()
+    print("+ python", *arguments)
+    print(said, end="", flush=True)
+    return started.returncode
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """sparsefx: a compiler for sparse neural networks in PyTorch.
 
-``sparsify`` masks a model, ``SparseMomentum`` trains it sparse from the first step to the last,
-``export`` removes the channels that do nothing, ``save`` and ``load`` keep the result in a file.
+``sparsify`` masks a model. ``SparseMomentum`` trains it sparse from the first step to the last. ``export``
+removes the channels that do nothing. ``save`` and ``load`` keep the result in a file.
 """
 
 from sparsefx import plot

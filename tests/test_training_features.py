@@ -3,11 +3,12 @@
 import pytest
 import torch
 from helpers import masked_conv_net
+from networks import NETWORKS
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import resnet50, vit_b_16
+from torchvision.models import VisionTransformer
 
 import sparsefx
 
@@ -51,15 +52,18 @@ class Decoder(nn.Module):
 
 
 MODELS = {
-    "resnet50": (lambda: resnet50(num_classes=10), lambda: torch.randn(2, 3, 32, 32)),
-    "vit_b_16": (lambda: vit_b_16(num_classes=10, image_size=32), lambda: torch.randn(2, 3, 32, 32)),
+    "bottlenecks": (NETWORKS["bottlenecks"][0], lambda: torch.randn(2, 3, 32, 32)),
+    "transformer": (
+        lambda: VisionTransformer(32, 16, 2, 4, 32, 64, num_classes=10),
+        lambda: torch.randn(2, 3, 32, 32),
+    ),
     "decoder": (Decoder, lambda: torch.randint(50, (2, 16))),
 }
 
 
 @pytest.mark.filterwarnings("ignore:sparsify. not traced")  # chunk, without an example to count its parts by
 @pytest.mark.parametrize(
-    ("name", "trace"), [("resnet50", True), ("vit_b_16", True), ("decoder", True), ("decoder", False)]
+    ("name", "trace"), [("bottlenecks", True), ("transformer", True), ("decoder", True), ("decoder", False)]
 )
 def test_cycles_break_no_graph_and_compile_nothing_anew(name, trace):
     torch._dynamo.reset()

@@ -117,18 +117,17 @@ class SparseCallback(TrainerCallback):
 
 
 def conv1d_to_linear(model: nn.Module) -> nn.Module:
-    """Replace each ``Conv1D`` of GPT-2 and its kin by the ``nn.Linear`` that it is.
+    """Replace each ``Conv1D`` of GPT-2 and similar models by an equal ``nn.Linear``.
 
-    :func:`sparsefx.sparsify` finds nothing to mask in GPT-2 without it: a ``Conv1D`` is a class of Hugging
-    Face's, with the weight of a linear layer transposed. ``from_pretrained`` would read the weights of the
-    changed model wrongly where they are square: load a checkpoint of it by ``load_state_dict``, into a
-    model that was changed likewise.
+    Without it :func:`sparsefx.sparsify` finds nothing to mask in GPT-2: ``Conv1D`` is a class of Hugging Face
+    that holds the weight of a linear layer transposed. ``from_pretrained`` would misread square weights of
+    the converted model. Load its checkpoints by ``load_state_dict``, into a model that was also converted.
 
     Args:
         model: a model with its weights; it is changed in place.
 
     Returns:
-        The same model, which computes what it did.
+        The same model; it computes the same function.
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
     for name, module in found:

@@ -24,14 +24,14 @@ _PIXELS = 160  # along each side of a picture at most, about as many as a screen
 
 
 def masks(model: nn.Module, layers: Sequence[str] | None = None) -> Figure:
-    """Draw which weights of each layer are active: a row an output, a column an input of the kernel.
+    """Draw which weights of each layer are active. Each row is an output, each column an input of the kernel.
 
     A mask of shape (out, in, ...) is drawn as (out, in * positions of the kernel). One with more than 160
     rows or columns is averaged over blocks: a point is the density of its block, and the heading says which
     density is black.
 
     Args:
-        model: any model; of a layer without a mask, the weights that are not 0 are drawn.
+        model: any model; for a layer without a mask, the weights that are not 0 are drawn.
         layers: names of the layers to draw; all Linear and Conv layers and masked weights by default.
 
     Raises:

@@ -43,35 +43,35 @@ def prune(
 ) -> dict[str, int]:
     """Shrink the masks, in place, to the weights of highest score.
 
-    Exactly ``round(density * N)`` of the ``N`` maskable weights stay, all of them active before. Of
-    equal scores the lowest flat index goes first, the model's first layers before its last. Kept
+    Exactly ``round(density * N)`` of the ``N`` maskable weights stay; all of them were active before. Among
+    equal scores the lowest flat index is removed first, and the model's first layers before its last. Kept
     weights keep their values, unless ``compensate`` moves them.
 
     Args:
-        model: a masked model, dense ones from ``sparsify(model, density=1.0)``.
-        density: fraction of all maskable weights that stays, in (0, 1], at most the present one.
+        model: a masked model; for a dense model, take ``sparsify(model, density=1.0)``.
+        density: fraction of all maskable weights that stays, in (0, 1], at most the present density.
         score: a name in :data:`sparsefx.scores.SCORES`, or a callable that takes a
             :class:`~sparsefx.scores.ScoringContext`, such as :func:`functools.partial` of one of them.
         scope: ``"global"``: all weights compete; ``"layer"``: each layer keeps its share.
         distribution: the shares for ``scope="layer"``, as in :func:`sparsify`; uniform by default. A
-            layer that has fewer active weights than its share keeps all, and the others take the rest.
+            layer with fewer active weights than its share keeps all of them, and the others take the rest.
         batches: pairs (inputs, targets) on the model's device, for scores that need data; a list or loader.
         loss: ``(output, target)`` to the mean loss, for scores that need it.
-        rounds: score and prune so many times, at densities that fall exponentially from the present
-            one (Tanaka et al. 2020: 100 for SynFlow).
-        min_active: each layer keeps so many of its best weights, if it has them.
+        rounds: how often to score and prune, at densities that fall exponentially from the present
+            density (Tanaka et al. 2020: 100 for SynFlow).
+        min_active: the number of its best weights that each layer keeps at least, if it has them.
         compensate: move the kept weights so that each layer's output on ``batches`` changes least
             (:func:`sparsefx.scores.compensated_weights`), as layer-wise OBS does.
-        seed: seed of what is random in a score; None draws from ``generator``.
-        generator: source of what is random in a score; torch's default generator by default.
+        seed: seed of the random choices of a score; None draws from ``generator``.
+        generator: source of the random choices of a score; torch's default generator by default.
 
     Returns:
         How many weights each layer keeps, by its name.
 
     Raises:
-        ArgumentError: an argument cannot be used, the density is above the present one, a score
-            needs ``batches`` and got none, or it is not finite. No mask has changed, except by rounds
-            that were complete.
+        ArgumentError: an argument cannot be used, the density is above the present density, a score
+            needs ``batches`` and got none, or a score is not finite. Only completed rounds have changed
+            masks.
 
     Warns:
         UserWarning: a layer has lost all its weights.
@@ -103,13 +103,13 @@ def prune(
 def prune_below(model: nn.Module, quality: float | Mapping[str, float]) -> dict[str, int]:
     """Remove the weights with ``|w| < quality * std`` of their layer (Han et al. 2015).
 
-    The standard deviation is that of the layer's active weights. Which density results depends on
-    the weights; :func:`prune` meets a given one.
+    The standard deviation is that of the layer's active weights. The resulting density depends on the
+    weights; :func:`prune` reaches a given density.
 
     Args:
         model: a masked model.
-        quality: the factor, at least 0; or one for each layer's name, and layers that are not named
-            are left as they are.
+        quality: the factor, at least 0; or a mapping from layer names to factors, which leaves other layers
+            unchanged.
 
     Returns:
         How many weights each layer keeps, by its name.

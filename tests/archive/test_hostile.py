@@ -198,14 +198,15 @@ def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return edited
 
 
-def test_any_value_anywhere_in_the_plan(saved: tuple[nn.Module, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_value_anywhere_in_the_plan(values: int, saved: tuple[nn.Module, bytes], tmp_path: Path) -> None:
     """Some edits make another valid file; the others give our error; none runs anything."""
     model, content = saved
     plan, tensors = parts(content)
     counts = {"refused": 0, "loaded": 0}
     rng = random.Random(0)
     for place in everywhere(plan["modules"]):
-        for value in rng.sample(VALUES, 4):
+        for value in rng.sample(VALUES, values):
             edited = {**plan, "modules": replaced(plan["modules"], place, value)}
             (tmp_path / "file").write_bytes(signed(edited, tensors))
             watching[0] = True
@@ -219,7 +220,7 @@ def test_any_value_anywhere_in_the_plan(saved: tuple[nn.Module, bytes], tmp_path
                 run_if_it_can(loaded)
             finally:
                 watching[0] = False
-    assert counts["refused"] > 700
+    assert counts["refused"] > 170 * values
     assert counts["loaded"] < counts["refused"] / 5
 
 

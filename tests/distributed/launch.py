@@ -10,12 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-# A process that is forked from one that has imported everything starts at once.
-_IMPORTED = ["distributed.made", "torch._dynamo", "torch.distributed.checkpoint.state_dict"]
-_METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-if _METHOD == "forkserver":
-    mp.set_forkserver_preload(_IMPORTED)
+from processes import METHOD
 
 shards_on_cpus = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU"
@@ -25,7 +20,7 @@ shards_on_cpus = pytest.mark.skipif(
 def launch(world, function, *args):
     """Call ``function(rank, *args)`` on every rank; what a rank raises fails the test with its traceback."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_one, (world, folder, function, args), nprocs=world, start_method=_METHOD)
+        mp.start_processes(_one, (world, folder, function, args), nprocs=world, start_method=METHOD)
 
 
 def _one(rank, world, folder, function, args):

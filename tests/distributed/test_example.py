@@ -1,9 +1,14 @@
-"""examples/distributed.py under torchrun, as a user runs it, on a short run."""
+"""examples/distributed.py on two processes, as torchrun runs it and by torchrun itself, on a short run."""
 
 import re
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
+from processes import run_script
 
 from distributed.launch import shards_on_cpus
 
@@ -11,15 +16,31 @@ SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distributed.py"
 RESULT = r"accuracy ([\d.]+)%; exported: (\S+) parameters before, (\S+) after"
 
 
-def run(*options):
+def by_torchrun(*options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, SCRIPT, *map(str, options)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def as_by_torchrun(*options):
+    """Two processes with the environment that torchrun gives them; what the first of them printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [
+            pool.submit(run_script, SCRIPT, *options, **common, RANK=rank, LOCAL_RANK=rank) for rank in (0, 1)
+        ]
+    for rank in ranks:
+        assert rank.result().returncode == 0, rank.result().stderr
+    return ranks[0].result().stdout
+
+
 @shards_on_cpus
-def test_trains_sharded_and_resumes(tmp_path):
+@pytest.mark.parametrize("run", [as_by_torchrun, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+def test_trains_sharded_and_resumes(run, tmp_path):
     first = run("--shard", "--epochs", 2, "--checkpoints", tmp_path)
     assert re.findall(r"epoch (\d+): (\d+) of 7942", first)[-1] == ("2", "0")
     again = run("--epochs", 3, "--checkpoints", tmp_path)  # replicas go on from what was sharded

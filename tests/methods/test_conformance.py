@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import warnings
 
@@ -105,6 +106,12 @@ def run(training):
     return training.finish()
 
 
+@functools.cache
+def trained(name):
+    """The model at the end of a run, for tests that only look at it."""
+    return run(start(name))
+
+
 def masks(model):
     return {masked.name: masked.mask.clone() for masked in masked_weights(model)}
 
@@ -135,7 +142,7 @@ def test_weights_are_masked_after_every_step(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ends_at_its_density(name):
-    model = run(start(name))
+    model = trained(name)
     if name in DENSE:
         assert density(model) == 1
     elif name in FREE:
@@ -157,7 +164,7 @@ def test_frozen_weights_keep_their_values(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_deterministic_and_follows_its_generator(name):
-    one, same = run(start(name)), run(start(name))
+    one, same = trained(name), run(start(name))
     for key, tensor in one.state_dict().items():
         assert torch.equal(tensor, same.state_dict()[key]), key
 
@@ -197,7 +204,7 @@ def test_resumes_bit_for_bit(name, at):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_export_takes_it(name):
-    model = run(start(name)).double().eval()
+    model = copy.deepcopy(trained(name)).double().eval()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     expected = model(x)
     with warnings.catch_warnings():

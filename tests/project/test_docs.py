@@ -19,6 +19,8 @@ from sparsefx.passes.analysis.ops import OPERATIONS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "findings/README.md", *DOCS]
+DEEP = "img_size=32"
+"""Of a transformer of twelve alike blocks in a page; two show as much."""
 PUBLIC = ["", ".methods", ".cycle", ".scores", ".regularisers", ".integrations", ".plot"]
 PUBLIC += [".passes.analysis.ops"]
 
@@ -41,9 +43,10 @@ def code_of(page: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:The '.*' does not have many workers:UserWarning")
 # Memory is pinned by default, where there is a device or not.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
+@pytest.mark.parametrize("shallow", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)])
 def test_code_runs_one_block_after_the_other(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, shallow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     known = dict(OPERATIONS)
@@ -51,6 +54,7 @@ def test_code_runs_one_block_after_the_other(
     monkeypatch.setitem(sys.modules, "page", module)
     try:
         for source in code_of(page):
+            source = source.replace(DEEP, f"{DEEP}, depth=2") if shallow else source
             exec(compile(source, page, "exec", dont_inherit=True), module.__dict__)
     finally:
         OPERATIONS.clear()

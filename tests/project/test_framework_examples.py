@@ -2,16 +2,15 @@
 
 import csv
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from processes import run_script
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(name, *options):
-    command = [sys.executable, EXAMPLES / name, *map(str, options)]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = run_script(EXAMPLES / name, *options)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

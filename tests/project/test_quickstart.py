@@ -2,14 +2,16 @@
 
 import importlib
 import json
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from helpers import assert_same
+from processes import run_script, start_script
 
 from sparsefx.experiments.networks import NETWORKS, network_name
 
@@ -30,12 +32,16 @@ KEYS = [
 ]
 
 
-def command(*options: object) -> list[str]:
-    return [sys.executable, str(SCRIPT), *map(str, options)]
+run = partial(run_script, SCRIPT)
 
 
-def run(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*options), capture_output=True, text=True)
+@pytest.fixture
+def quickstart(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script as a module, for what needs no process of its own."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    yield importlib.import_module("quickstart")
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_prints_a_table_and_no_progress_bar(folder: Path) -> None:
     assert "epoch/s" not in (folder / "stderr.txt").read_text()
 
 
-@pytest.mark.parametrize("seconds_into_training", [0.0, 0.5])
+@pytest.mark.parametrize("seconds_into_training", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_ends_bit_for_bit_the_same(
     folder: Path, tmp_path: Path, seconds_into_training: float
 ) -> None:
@@ -91,18 +97,18 @@ def test_killed_and_resumed_run_ends_bit_for_bit_the_same(
 
 def kill_once_there_is(path: Path, seconds: float) -> None:
     """Start a run, and kill it the given time after its first checkpoint."""
-    with subprocess.Popen(command("--epochs", EPOCHS, "--checkpoint", path)) as process:
-        deadline = time.monotonic() + 120
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(seconds)
-        process.kill()
+    process = start_script(SCRIPT, "--epochs", EPOCHS, "--checkpoint", path)
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
 
 
-def test_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
-    refused = run("--epochs", EPOCHS + 1, "--checkpoint", folder / "whole.pt")
-    assert refused.returncode == 1
-    assert "was made with" in refused.stderr
+def test_checkpoint_of_other_settings_is_refused(folder: Path, quickstart: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="was made with"):
+        quickstart.main(["--epochs", str(EPOCHS + 1), "--checkpoint", str(folder / "whole.pt")])
 
 
 def test_only_one_variant(tmp_path: Path) -> None:
@@ -121,16 +127,16 @@ def test_only_one_variant(tmp_path: Path) -> None:
         (["--json", "missing/a.json"], "must be a file in a folder that exists"),
     ],
 )
-def test_wrong_options_are_named(options: list[str], message: str) -> None:
-    refused = run(*options)
-    assert refused.returncode != 0
-    assert message in refused.stderr
+def test_wrong_options_are_named(
+    options: list[str], message: str, quickstart: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        quickstart.main(options)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["lenet-300-100", "lenet300-100", "lenet5-caffe", "lenet5"])
-def test_networks_have_the_names_of_the_command_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    quickstart = importlib.import_module("quickstart")
+def test_networks_have_the_names_of_the_command_line(model: str, quickstart: ModuleType) -> None:
     options = quickstart.parse(["--data", "mnist", "--model", model])
     assert options.model == network_name(model)
     assert options.model in NETWORKS

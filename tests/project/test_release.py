@@ -146,3 +146,24 @@ run.install("dev")
     (install,) = [line for line in done.stdout.splitlines() if line.startswith("-m pip install")]
     assert ("--constraint" not in install) == newest
     assert newest or (ROOT / re.search(r"--constraint (\S+)", install)[1]).is_file()
+
+
+@pytest.mark.parametrize(("checks", "tests", "status"), [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 5)])
+def test_run_shows_what_ran_beside_the_tests_and_fails_with_either(
+    checks: int,
+    tests: int,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    run = importlib.import_module("run")
+    monkeypatch.setattr(run, "PYTHON", sys.executable)
+    monkeypatch.setattr(run, "install", lambda extra: None)
+    ends = "print({!r}, flush=True); raise SystemExit({})".format
+    monkeypatch.setitem(run.BESIDE, "test", [["-c", ends("types", checks)]])
+    monkeypatch.setitem(run.STEPS, "test", [["-c", ends("tests", tests)]])
+    monkeypatch.setattr(sys, "argv", ["run.py", "test"])
+    assert run.main() == status
+    said = capfd.readouterr().out.splitlines()
+    assert [line for line in said if line in ("tests", "types")] == ["tests", "types"]

@@ -25,7 +25,7 @@ from sparsefx.errors import CycleError
 _SLACK = 1e-9
 
 _WITHOUT_MOMENTUM = (
-    *PRUNE.values(),
+    *(PRUNE[name] for name in PRUNE if name != "magnitude_times_momentum"),
     *(REDISTRIBUTE[name] for name in ("magnitude", "nonzeros", "survivors", "none")),
     *(GROW[name] for name in ("random", "random_fresh", "random_unexplored", "gradient")),
 )

@@ -1,6 +1,7 @@
 """``export(kernels=...)``: the same function, in a module like any other."""
 
 import copy
+import itertools
 import pickle
 import time
 import warnings
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torchvision
+from networks import NETWORKS
 from torch import nn
 
 import sparsefx
@@ -58,29 +60,43 @@ def regions_of(model):
     return [module for module in model.modules() if isinstance(module, SparseRegion)]
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def close(output, expected):
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("images", [1, 2, 5, 16, 19])
-@pytest.mark.parametrize("size", [24, 25, 31])
-def test_equals_the_model_at_every_size(images, size):
+def test_equals_the_model_at_every_size():
     model, x = model_and_input()
     compact = sparsefx.export(model, (x,), kernels="sparse")
-    other = torch.randn(images, 3, size, size)
-    close(compact(other), model(other))
+    for images, size in itertools.product([1, 2, 5, 16, 19], [24, 25, 31]):
+        other = torch.randn(images, 3, size, size)
+        close(compact(other), model(other))
     layers = {name for region in regions_of(compact) for name, _, _ in region.layers}
     assert layers == {"stem", "left", "right", "down", "gate", "head.0", "head.2"}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet"])
+@pytest.mark.parametrize(
+    "name", ["shufflenet_v2_x0_5", *map(slow, ["resnet18", "mobilenet_v3_small", "googlenet"])]
+)
 def test_equals_networks_of_torchvision(name):
     torch.manual_seed(0)
     arguments = {"init_weights": False} if name == "googlenet" else {}
     model = torchvision.models.get_model(name, num_classes=10, **arguments)
     sparse, x = sparsefx.sparsify(model, density=0.3).eval(), torch.randn(3, 3, 64, 64)
+    close(sparsefx.export(sparse, (x,), kernels="sparse")(x), sparse(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["residual", "mobile_net", "inception"])
+def test_equals_small_networks(name):
+    torch.manual_seed(0)
+    make, sizes = NETWORKS[name]
+    sparse, x = sparsefx.sparsify(make(), density=0.3).eval(), torch.randn(3, 3, sizes[0], sizes[0])
     close(sparsefx.export(sparse, (x,), kernels="sparse")(x), sparse(x))
 
 

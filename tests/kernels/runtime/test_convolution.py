@@ -163,6 +163,16 @@ def test_largest_of_windows(images, size, window, stride, padded, ceil):
     close(region([x], list(case.weights(weight, bias)), text)[0], expected)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 1)])
+def test_a_window_with_nan_gives_nan(place):
+    x = torch.zeros(2, 1, 4, 4)
+    x[0, 0][place] = torch.nan
+    text = RegionProgram(2, 1, (Pool(0, True, (1, 2, 2), (1, 2, 2), (0, 0, 0)),), (1,)).text
+    (output,) = region([x], list(Weights().tensors), text)
+    expected = torch.nn.functional.max_pool2d(x, 2)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @properties(50)
 @given(cases())
 def test_packing_keeps_the_weight(case: Case):
