@@ -22,7 +22,7 @@ def layer_states(
     averages: GradientAverages | None,
     optimizer: Optimizer,
 ) -> list[LayerState]:
-    """One state a layer, of this process's block where the layer is sharded.
+    """One state a layer, of the weight's local shape where the layer is sharded.
 
     Args:
         handles: the layers.
