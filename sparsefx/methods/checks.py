@@ -9,31 +9,51 @@ from sparsefx.errors import ArgumentError
 
 
 def check_choice(name: str, value: object, *choices: object) -> None:
-    """Refuse what is none of some values."""
+    """Refuse what is none of some values.
+
+    Raises:
+        ArgumentError: it is such.
+    """
     if value not in choices:
         raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
 def check_flags(part: Any, *names: str) -> None:
-    """Refuse attributes that are no bools."""
+    """Refuse attributes that are no bools.
+
+    Raises:
+        ArgumentError: it is such.
+    """
     for name in names:
         if not isinstance(getattr(part, name), bool):
             raise ArgumentError(f"{name}={getattr(part, name)!r} is neither True nor False")
 
 
 def check_fraction(name: str, value: object) -> None:
-    """Refuse what is no number in [0, 1]."""
+    """Refuse what is no number in [0, 1].
+
+    Raises:
+        ArgumentError: it is such.
+    """
     if not (is_number(value) and 0 <= value <= 1):  # type: ignore[operator]
         raise ArgumentError(f"{name}={value!r} is not in [0, 1]")
 
 
 def check_positive_fraction(name: str, value: object, example: str = "") -> None:
-    """Refuse what is no number in (0, 1]."""
+    """Refuse what is no number in (0, 1].
+
+    Raises:
+        ArgumentError: it is such.
+    """
     if not (is_number(value) and 0 < value <= 1):  # type: ignore[operator]
         raise ArgumentError(f"{name}={value!r} is not in (0, 1]{example}")
 
 
 def check_function(name: str, value: object) -> None:
-    """Refuse what is neither None nor callable."""
+    """Refuse what is neither None nor callable.
+
+    Raises:
+        ArgumentError: it is such.
+    """
     if value is not None and not callable(value):
         raise ArgumentError(f"{name}={value!r} is not a function of the method's Sparsity")

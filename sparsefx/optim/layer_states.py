@@ -22,7 +22,7 @@ def layer_states(
     averages: GradientAverages | None,
     optimizer: Optimizer,
 ) -> list[LayerState]:
-    """One state a layer, of this process's block where the layer is sharded.
+    """One state a layer, its tensors of shape ``S``: the weight's, or this process's block's where sharded.
 
     Args:
         handles: the layers.

@@ -57,6 +57,11 @@ class TrainedWeights:
     ) -> list[MaskedWeight]:
         """The model's masked weights, of which all that train are in the optimizer, or are to be added.
 
+        Args:
+            model: the model.
+            param_groups: the optimizer's.
+            added: parameters of any shape ``S`` that it is about to get.
+
         Raises:
             ArgumentError: as of :meth:`again`.
         """
