@@ -68,7 +68,7 @@ class MaskedWeight:
 
     @property
     def density(self) -> float:
-        """Fraction of active positions, in [0, 1]. Collective for a sharded weight: ask on every rank."""
+        """Fraction of active positions, in [0, 1]. Collective for a sharded weight; ask on every rank."""
         return count_true(self.mask) / self.mask.numel()
 
     @torch.no_grad()

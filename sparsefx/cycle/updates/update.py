@@ -53,7 +53,7 @@ def in_turn(
     Args:
         updates: any number; without one the masks stay.
         layers: every layer that takes part.
-        context: handed to each, with the notes under its own name; see :func:`names_of`.
+        context: handed to each, with the notes under its own name, that of ``names_of``.
 
     Returns:
         One outcome a layer, of all updates together.
