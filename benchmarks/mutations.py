@@ -205,13 +205,6 @@ FAULTS = (
     ),
     Fault(
         "sparsefx/kernels/planner/moves.py",
-        '"fill": float_bits(self.value.outside),\n        }\n        yield exchange',
-        '"fill": float_bits(0.0),\n        }\n        yield exchange',
-        "a pooling of negative numbers sees zeros at the border",
-        (f"{_CONVOLUTION}::test_largest_of_windows",),
-    ),
-    Fault(
-        "sparsefx/kernels/planner/moves.py",
         "(where[0] < 0) | (where[0] >= self.images)",
         "where[0] < 0",
         "lanes without an image read beyond the batch",
