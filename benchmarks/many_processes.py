@@ -31,7 +31,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsefx
-from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, LayerState, Moment, Swap
+from sparsefx.cycle import DECAY, GROW, PRUNE, REDISTRIBUTE, LayerState, PruneAndRegrow, UpdateContext
 from sparsefx.cycle.positions.block import Block
 
 RANKS = 64
@@ -167,10 +167,10 @@ def simulate(name: str, depth: int, shapes: list[tuple[int, int]]) -> None:
     """Print what a cycle of one decoder layer costs a rank, and of all of them."""
     generator = torch.Generator().manual_seed(0)
     layers = [_state(f"{index}", shape, generator) for index, shape in enumerate(shapes)]
-    swap = Swap(PRUNE["magnitude"], REDISTRIBUTE["momentum"], GROW["momentum"])
+    swap = PruneAndRegrow(PRUNE["magnitude"], REDISTRIBUTE["momentum"], GROW["momentum"])
     SENT.clear()
     began = time.perf_counter()
-    swap(layers, Moment(DECAY["cosine"](0.5, 0.3)))
+    swap(layers, UpdateContext(DECAY["cosine"](0.5, 0.3)))
     seconds = time.perf_counter() - began
     weights = sum(layer.numel for layer in layers)
     print(

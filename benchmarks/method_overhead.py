@@ -27,7 +27,7 @@ from sparsefx.experiments.networks import NETWORKS, Network
 
 EPOCH = 540  # steps of an epoch on MNIST, for methods that update once an epoch
 EPOCHS = 100
-MASKING = [name for name, row in METHODS.items() if row.masks]
+MASKING = [name for name, row in METHODS.items() if row.first_masks.masks]
 
 
 @dataclass(frozen=True)

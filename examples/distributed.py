@@ -95,7 +95,7 @@ def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--shard", action="store_true", help="divide the weights among processes (FSDP2)")
+    parser.add_argument("--shard", action="store_true", help="shard the weights over processes (FSDP2)")
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save there, resume from there")
     options = parser.parse_args()
     device = torch.device("cpu")
@@ -104,10 +104,10 @@ def main() -> None:
         torch.cuda.set_device(device)
     dist.init_process_group()
     model = train(options, device)
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
         sparse = sparse_network()
-        sparse.load_state_dict(whole)
+        sparse.load_state_dict(full)
         _, x, y = digits(torch.device("cpu"))
         compact = sparsefx.export(sparse, (x[:2],))
         accuracy = float((compact(x).argmax(1) == y).float().mean())

@@ -1,7 +1,7 @@
 """sparsefx: a compiler for sparse neural networks in PyTorch.
 
-``sparsify`` masks a model, ``SparseMomentum`` trains it sparse from the first step to the last,
-``export`` removes the channels that do nothing, ``save`` and ``load`` keep the result in a file.
+``sparsify`` masks a model. ``SparseMomentum`` trains it sparse from the first step to the last. ``export``
+removes the channels that do nothing. ``save`` and ``load`` keep the result in a file.
 """
 
 from sparsefx import plot
@@ -34,8 +34,8 @@ from sparsefx.masking.layers import (
 from sparsefx.masking.masks import MaskedWeight, apply_masks, masked_weights
 from sparsefx.masking.sparsify import sparsify
 from sparsefx.methods import METHODS, Method, Training, method
+from sparsefx.methods.sparse_momentum import SparseMomentum
 from sparsefx.optim.rules import Rules
-from sparsefx.optim.sparse_momentum import SparseMomentum
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.optim.training_state import TrainingState
 from sparsefx.pruning.prune import prune, prune_below

@@ -41,6 +41,7 @@ from sparsefx.experiments.run.settings import Settings, settings
 from sparsefx.experiments.run.train import Experiment
 from sparsefx.experiments.tables.page import addresses, replace_section, results_page, write_tables
 from sparsefx.methods import METHODS, Method, Rounds
+from sparsefx.methods.options import PARTS
 from sparsefx.report.export_report import ExportReport
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -289,11 +290,19 @@ def documented(kind: type) -> dict[str, str]:
     return {name: " ".join(what.split()) for name, what in entries}
 
 
+def documented_options() -> dict[str, str]:
+    """What the docstrings say of the options of a method, those of a timing and of rounds included."""
+    found: dict[str, str] = {}
+    for kind in (Method, *PARTS.values(), Timing, Rounds):
+        found = {**found, **{name: text for name, text in documented(kind).items() if name not in found}}
+    return {name: text for name, text in found.items() if name not in PARTS}
+
+
 def _list(options: argparse.Namespace) -> int:
     rows = {
         "networks": {name: f"input {found.input_shape}" for name, found in NETWORKS.items()},
-        "methods": {name: row.source for name, row in METHODS.items()},
-        "options": {**documented(Method), **documented(Timing), **documented(Rounds)},
+        "methods": {name: f"{row.tier:8}  {row.source}" for name, row in METHODS.items()},
+        "options": documented_options(),
         "recipes": {name: found.source for name, found in RECIPES.items()},
         "settings": SETTINGS,
     }[options.what]

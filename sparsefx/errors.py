@@ -1,4 +1,4 @@
-"""The errors sparsefx raises, and the one way names are looked up.
+"""The errors that sparsefx raises, and the error for unknown names.
 
 Every message names the argument, the value received and the remedy.
 """
@@ -30,11 +30,11 @@ class CheckpointError(SparseFxError, RuntimeError):
 
 
 class ArchiveError(SparseFxError, RuntimeError):
-    """A file of an exported model is damaged, not one, or about another model; or none can be written."""
+    """A file is damaged, of another model or not an exported model, or a model cannot be saved."""
 
 
 class LedgerError(SparseFxError, RuntimeError):
-    """A file of the results ledger is damaged, or a different run is in its place."""
+    """A file of the results ledger is damaged, or holds a different run."""
 
 
 class MissingPackageError(SparseFxError, ImportError):
@@ -42,7 +42,7 @@ class MissingPackageError(SparseFxError, ImportError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ArgumentError:
-    """The error for a name nobody registered, with the nearest registered names.
+    """The error for a name that is not registered, with the nearest registered names.
 
     Args:
         what: what the name stands for, e.g. ``"grow"`` or ``"layer"``.

@@ -22,7 +22,7 @@ from sparsefx.export_passes import ExportOptions, Kernels, default_passes
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
-from sparsefx.masking.masks import bare, check_invariant, check_undivided, detach_masks
+from sparsefx.masking.masks import bare, check_invariant, check_unsharded, detach_masks
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.graph.origins import mark, take_origins
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
@@ -46,55 +46,58 @@ def export(
     kernels: Kernels = "dense",
     passes: Iterable[Pass] | None = None,
 ) -> nn.Module:
-    """Remove the channels that do nothing, physically, without changing the function.
+    """Remove the channels that do nothing, without changing the function.
 
-    BatchNorm is folded, channels that do not vary with the input are folded into the layers that
-    read them, and every slice that no output reads is cut out of the graph. What the analysis does
-    not know keeps all its channels; the report names it.
+    Export folds BatchNorm. It folds channels that do not vary with the input into the layers that read
+    them. It cuts every slice that no output reads out of the graph. An operation that the analysis does not
+    know keeps all its channels, and the report names it.
 
     Args:
         model: a sparsified model, or any model with zero weights; it is not changed.
-        example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of
-            dimensions and the data types; the result accepts every batch and image size that the
-            model accepts. Which dimensions vary is found by trial (``.report.sizes``); a size that counts as
-            fixed raises a ``ValueError`` later. One or two samples suffice; more only take longer.
+        example_inputs: positional arguments of ``model``, e.g. ``(x,)``. They set the number of dimensions
+            and the data types. Export finds by trial which dimensions can vary (``.report.sizes``). The
+            result accepts other sizes of these; another size of a fixed dimension raises a ``ValueError``.
+            One or two samples suffice; more only take longer.
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
-            that writes few adds them to it: ``"auto"`` where that is faster here, at the example's
-            size (the result may differ from run to run), ``"never"`` or ``"always"``.
+            that writes few adds them to it. ``"auto"`` does so where it is faster on this machine at the
+            example's size (the result may differ from run to run). The others are ``"never"`` and
+            ``"always"``.
         round_groups: whether the groups of a convolution keep more channels than they need, up to 2, 4 or
-            a multiple of 8, for which kernels are made; ``"auto"`` where the model is faster so here.
-        fold_batchnorm: fold BatchNorm and leave out dropout. With False both stay, so that the result can
-            be trained on; :meth:`SparseMomentum.compact` makes the optimizer for it. What is left then
-            learns as a whole, so that ``"auto"`` gathers and rounds nothing.
-        kernels: what computes the layers that are left: torch's ``"dense"`` kernels; ``"sparse"`` ones, which
-            take as long as there are nonzero weights, on the CPU, in float32 and without gradients; or with
-            ``"auto"``, for each part of the graph and in the end for all of it, the faster on this machine at
-            the example's size.
-        passes: the passes to run instead of :func:`sparsefx.default_passes` of the options above, which must
-            then be left alone; ``fold_batchnorm`` still says whether the result trains on. An export that is
-            cut short computes the same function and is larger.
+            a multiple of 8, for which kernels are made. ``"auto"`` does so where the model is then faster
+            on this machine. The others are ``"never"`` and ``"always"``.
+        fold_batchnorm: fold BatchNorm and remove dropout. With False both stay, and the result can be
+            trained further; :meth:`SparseMomentum.compact` makes the optimizer for it. ``"auto"`` then
+            gathers and rounds nothing, because all remaining weights are trained.
+        kernels: what computes the remaining layers. ``"dense"``: torch's kernels. ``"sparse"``: kernels
+            whose time grows with the number of nonzero weights, on the CPU, in float32 and without
+            gradients. ``"auto"``: the faster of the two on this machine at the example's size, for each
+            part of the graph and then for the whole graph.
+        passes: the passes to run instead of :func:`sparsefx.default_passes`. Leave the options above that
+            choose passes at their defaults; ``fold_batchnorm`` still says whether the result can be trained
+            further. A pipeline that is cut short gives a larger result with the same function.
 
     Returns:
         A ``torch.fx.GraphModule`` in evaluation mode without masks. Its outputs are those of
-        ``model.eval()`` up to float rounding. ``.report`` lists what was removed. A model whose own
-        forward cannot be traced, or that a pass would change, is returned whole, with a warning.
+        ``model.eval()`` up to float rounding. ``.report`` lists what was removed. If the model's own
+        forward cannot be traced, or a pass would change its outputs, export compiles the parts that it can
+        and warns.
 
         With ``fold_batchnorm=False``, ``train()`` switches BatchNorm to the statistics of the batch and
-        dropout on, wherever the model did, and every weight that is left can change: nothing is masked any
-        more. Constants that were folded (the bias of an empty row, what BatchNorm makes of it) are those of
-        evaluation and learn no longer. What a model only computes in training, such as an auxiliary head,
-        is left out, with a warning. ``.origins`` says which parameter, and which of its indices, each one
-        was.
+        dropout on, wherever the model did. No weight is masked any more, so every remaining weight can
+        change. Folded constants (the bias of an empty row, what BatchNorm makes of it) are those of
+        evaluation and are no longer trained. Outputs that a model computes only in training, such as an
+        auxiliary head, are left out, with a warning. ``.origins`` gives the original parameter, and the
+        indices in it, of each parameter.
 
     Raises:
         InvariantError: a weight is not zero outside its mask.
-        ArgumentError: the example inputs do not run, they or the model have no values or the model some that
-            hold NaN, it cannot be copied or has sparse kernels already, ``align`` is not a positive integer,
-            ``gather`` or ``round_groups`` is none of the three; ``kernels`` likewise, or it is not
-            ``"dense"`` together with ``fold_batchnorm=False``; ``passes`` holds something that is no pass, or
-            comes together with options that choose passes.
-        MissingPackageError: ``kernels="sparse"`` without llvmlite; with ``"auto"``, a warning says so.
+        ArgumentError: the example inputs do not run; they or the model have no values; a parameter holds
+            NaN; the model cannot be copied or already has sparse kernels; ``align`` is not a positive
+            integer; ``gather``, ``round_groups`` or ``kernels`` is none of its values; ``kernels`` is not
+            ``"dense"`` and ``fold_batchnorm`` is False; ``passes`` holds something that is not a pass, or
+            comes with options that choose passes.
+        MissingPackageError: ``kernels="sparse"`` without llvmlite. With ``"auto"`` export warns instead.
 
     Example:
         >>> import torch, sparsefx
@@ -179,7 +182,7 @@ def _tell_missing() -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Leave inference mode and autocast, whose results differ; random numbers go on as if nothing was."""
+    """Leave inference mode and autocast, whose results differ, and restore the random state afterwards."""
     devices = list(range(torch.cuda.device_count()))
     types = ["cpu", *(["cuda"] if devices else [])]
     state = rng_state()
@@ -199,14 +202,14 @@ def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
         raise ArgumentError(
             "model has sparse kernels in it, so it was exported already; export the model it came from"
         )
-    check_undivided(model, "export")
+    check_unsharded(model, "export")
     inputs = positional(example_inputs)
     _check_tensors(model, inputs)
     return inputs
 
 
 def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """There are values to compute with, and zeros among them mean something."""
+    """Refuse parameters, buffers and inputs without values, and parameters that hold NaN."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ArgumentError(f"{name} of model has no shape yet; run the model once before")
@@ -304,7 +307,7 @@ def _what_was_done(parts: int) -> str:
 
 
 class _Verify:
-    """The outputs on the example inputs are still those of the captured graph, whatever a pass did."""
+    """Checks after a pass that the outputs on the example inputs are still those of the captured graph."""
 
     def __init__(self, graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         try:

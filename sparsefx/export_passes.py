@@ -1,4 +1,4 @@
-"""What an export runs: its options, and the passes that follow from them, as data."""
+"""The options of an export, and the passes that follow from them, as data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
 from sparsefx.passes.rewrites.functionalize import Functionalize
 from sparsefx.passes.rewrites.gather import Gather
+from sparsefx.passes.rewrites.merge_permutes import MergePermutes
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.shrink_layer_norm import ShrinkLayerNorm
 from sparsefx.passes.rewrites.split_fused import SplitFused
@@ -30,13 +31,14 @@ Kernels = Literal["dense", "sparse", "auto"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of :func:`sparsefx.export`, which says what each does.
+    """The options of :func:`sparsefx.export`, which describes what each does.
 
     Attributes:
         align: layer widths are rounded up to a multiple of this.
         gather: whether layers gather the channels they read: ``"auto"``, ``"never"`` or ``"always"``.
-        round_groups: whether groups of convolutions keep convenient widths, likewise.
-        fold_batchnorm: fold BatchNorm and leave dropout out; False for a result that trains on.
+        round_groups: whether groups of convolutions keep widths for which kernels are made: ``"auto"``,
+            ``"never"`` or ``"always"``.
+        fold_batchnorm: fold BatchNorm and remove dropout; False for a result that can be trained further.
         kernels: ``"dense"``, ``"sparse"`` or ``"auto"``.
 
     Raises:
@@ -71,8 +73,8 @@ class ExportOptions:
 def default_passes(options: ExportOptions | None = None) -> Pipeline:
     """The passes that an export with these options runs, in order.
 
-    Print it to see them; cut it (``until``), leave one out (``without``) or put passes of your own between
-    them, and hand the result to ``export(..., passes=)``.
+    Print the pipeline to see them. Cut it (``until``), remove a pass (``without``) or insert your own, and
+    give the result to ``export(..., passes=)``.
 
     Example:
         >>> import sparsefx
@@ -83,6 +85,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
         functional_to_modules
         decompose_attention(trains=False)
         split_fused
+        merge_permutes
         fold_batchnorm
     """
     options = options or ExportOptions()
@@ -94,6 +97,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
         FunctionalToModules(),
         DecomposeAttention(trains=not folds),
         SplitFused(),
+        MergePermutes(),
         *([FoldBatchNorm()] if folds else []),
         FoldConstantChannels(),
         ShrinkLayerNorm(),
@@ -106,7 +110,7 @@ def default_passes(options: ExportOptions | None = None) -> Pipeline:
 
 
 def _when(choice: When, folds: bool) -> When:
-    """What is left learns as a whole if it trains on, so that ``"auto"`` trades nothing for speed then."""
+    """The choice, or ``"never"`` for ``"auto"`` if the result will be trained, as all of it is."""
     return choice if folds or choice != "auto" else "never"
 
 

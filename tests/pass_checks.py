@@ -36,7 +36,14 @@ def text(graph_module: fx.GraphModule) -> list[str]:
 
 
 def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = None) -> fx.GraphModule:
-    """A valid graph out, an honest flag, equal outputs, and a second run that changes nothing."""
+    """A valid graph out, an honest flag, equal outputs, and a second run that changes nothing.
+
+    Args:
+        step: the pass.
+        model: what it is run on, in evaluation mode and float64.
+        xs: inputs in float64, at one or more sizes.
+        removes: by how many nodes the graph becomes shorter; None if that is not checked.
+    """
     graph_module = graph_of(model.double(), *xs)
     before = copy.deepcopy(graph_module)
     inputs = [(x,) for x in xs]
@@ -44,7 +51,8 @@ def check_pass(step: Pass, model: nn.Module, *xs: Tensor, removes: int | None = 
     graph_module.graph.lint()
     assert report.modified == (not same(before, graph_module))
     if removes is not None:
-        assert len(before.graph.nodes) - len(graph_module.graph.nodes) == removes
+        removed = len(before.graph.nodes) - len(graph_module.graph.nodes)
+        assert removed == removes, "\n".join(("from", *text(before), "to", *text(graph_module)))
     with torch.no_grad():
         for x in xs:
             assert relative_difference(graph_module(x), before(x)) <= 1e-11

@@ -1,4 +1,4 @@
-"""The analyses of one graph, each worked out when a pass first asks for it and again once it is void."""
+"""The analyses of one graph, each computed when a pass first asks for it and again after it is invalid."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sparsefx.passes.running.examples import Inputs
 
 
 class Analyses:
-    """What is known of a graph in its present state.
+    """The analyses of a graph in its present state.
 
-    The recording is made again when the graph, its modules or its tensors are others; what follows from the
-    numbers in its tensors once :meth:`invalidate` says that they changed.
+    The recording is made again when the graph, its modules or its tensors have changed. Facts and live
+    elements follow from the numbers in tensors, and are computed again after :meth:`invalidate`.
 
     Args:
         graph_module: the graph, in evaluation mode.
@@ -37,7 +37,7 @@ class Analyses:
 
     @property
     def last_recording(self) -> Program | None:
-        """The recording that was made last; the graph may have changed since."""
+        """The last recording; the graph may have changed since."""
         return self._program
 
     @property
@@ -47,7 +47,7 @@ class Analyses:
 
     @property
     def program_of_first(self) -> Program:
-        """The same at the first size alone, cheaper and enough for what follows no size of the input."""
+        """The ATen calls at the first size alone, cheaper and enough for what does not depend on sizes."""
         current = self._program
         if current is not None and _State.of(self.graph_module, self.inputs).matches(self._state):
             return current
@@ -71,7 +71,7 @@ class Analyses:
         return self._live
 
     def invalidate(self) -> None:
-        """Forget what follows from the numbers in parameters and buffers: a pass changed some."""
+        """Forget facts and live elements, after a pass changed numbers in parameters or buffers."""
         self._facts = self._live = None
 
     def _recorded(self, inputs: Inputs) -> Program:

@@ -1,4 +1,4 @@
-"""Which slices can go together: the least that must stay so that every operation's coupling holds.
+"""Which slices can be removed together: the smallest keep sets that satisfy every operation's couplings.
 
 A hidden layer of four channels, of which the next layer does not read the second and the fourth:
 

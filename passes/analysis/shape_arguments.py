@@ -1,7 +1,7 @@
 """Literal sizes and positions in a graph's nodes, and how they follow when channels are removed.
 
 ``view(-1, 64)``, ``split([32, 32], 1)``, ``x[:, 32:]`` hold numbers that were right for the original
-widths. Each kind of node here has a rewriter, which says the same of what is left.
+widths. Each kind of node here has a rewriter, which computes the numbers for the remaining channels.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _INTEGER_ARITHMETIC = frozenset(
 
 
 def find_pins(graph_module: fx.GraphModule, program: Program) -> dict[fx.Node, list[Pin]]:
-    """What must stay whole because a size that nobody can rewrite depends on it, by the node to blame."""
+    """What must stay full because a size that no pass can rewrite depends on it, by the node of that size."""
     pins: dict[fx.Node, list[Pin]] = {}
     for node in graph_module.graph.nodes:
         found = [*_literal_sizes(graph_module, program, node), *_sizes_used_as_numbers(program, node)]

@@ -1,6 +1,6 @@
-"""Proxies that record assignments to what they stand for, as Python would carry them out.
+"""Proxies that record assignments to their values in the way in which Python executes them.
 
-A proxy of fx has no ``__iadd__``. Python falls back on ``__add__`` then, and in the graph the other names of
+A proxy of fx has no ``__iadd__``. Python then falls back on ``__add__``, and in the graph the other names of
 the tensor keep its old value.
 """
 

@@ -1,7 +1,7 @@
-"""Sizes that come out alike in every example by chance: they are not fixed.
+"""Sizes that are equal in every example only by chance, and so are not fixed.
 
-A mask may select equally many positions in each example, and two lengths may be padded to one multiple. What
-has its size from a loose one is as loose.
+A mask may select equally many positions in each example, and two lengths may be padded to one multiple. A
+size that follows from a coincidental one is coincidental too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A tracer that carries the values of example calls along, so that it can specialise what they agree on.
+"""A tracer that carries the values of example calls, and specialises sizes that are equal in all of them.
 
 Each proxy knows its value in every example. The examples differ in all the sizes that the model lets
 vary, so a size that is the same in all of them is fixed: it becomes a plain integer, and Python code
-may count with it, branch on it or iterate over it. What differs stays a node of the graph. A branch
-on it (or on data) cannot be traced; the module around it stays a leaf.
+may count with it, branch on it or iterate over it. A size that differs stays a node of the graph.
+A branch on it (or on data) cannot be traced; the module around it stays a leaf.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ExampleTracer(ModuleTracer):
         contexts = super().context()
         if self.keeps_idle:
             return contexts
-        return contexts[2:]  # without training, gradients are nobody's concern
+        return contexts[2:]  # gradients matter only in training
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS):

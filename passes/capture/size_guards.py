@@ -1,4 +1,4 @@
-"""Sizes of a graph's arguments that it was not traced for are refused when it runs.
+"""A graph refuses sizes of its arguments for which it was not traced.
 
 A size that is the same in every example is fixed: the graph may hold it and what follows from it as numbers.
 """
@@ -24,16 +24,16 @@ class SizeError(ValueError):
 
 @dataclass(frozen=True)
 class InputSize:
-    """What is known of one dimension of an input.
+    """One dimension of an input: whether it varies, and in which range it was tried.
 
     Attributes:
-        argument: the argument, as ``"x"``, ``"x[0]"`` or ``"x['mask']"``.
+        argument: the argument, such as ``"x"``, ``"x[0]"`` or ``"x['mask']"``.
         dim: the dimension.
         size: its size in the example.
         least: the smallest size at which the exported graph was seen to compute what the model does.
         most: the largest.
-        limited: whether other sizes than those from ``least`` to ``most`` are refused; they are where both
-            are ``size``, which is then fixed, and where the model refused the next ones.
+        limited: whether sizes outside ``least`` to ``most`` are refused. This is so if both equal ``size``,
+            which is then fixed, and if the model refused the next sizes.
         graph: the module whose argument it is; ``""`` is the model itself.
     """
 

@@ -136,7 +136,7 @@ def double(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def erase_unused(graph: fx.Graph, nodes: Iterable[fx.Node | None]) -> None:
-    """Erase those of some nodes that nobody reads; readers come before what they read."""
+    """Erase the given nodes that no node reads; pass readers before the nodes that they read."""
     for node in dict.fromkeys(nodes):
         if node is not None and not node.users:
             graph.erase_node(node)

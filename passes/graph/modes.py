@@ -90,7 +90,7 @@ def split_modes(graph_module: fx.GraphModule, held_back: Mapping[bool, Sequence[
 
 
 def _without_checks(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes without those that only read attributes for nobody, which a check leaves behind."""
+    """The nodes, without the attribute reads that have no reader, which a check leaves behind."""
     unused: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if (node.op == "get_attr" or node.target is getattr) and unused.issuperset(node.users):

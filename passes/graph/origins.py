@@ -1,7 +1,7 @@
-"""Where the parameters of a rewritten model come from: of which parameter they are which indices.
+"""Origins: the original parameter, and the indices in it, of each parameter of a rewritten model.
 
 A parameter that has an origin holds it as a Python attribute. A pass that replaces or reorders parameters
-says so with :func:`follow` and :func:`reorder`; what it writes into them is of no account here.
+says so with :func:`follow` and :func:`reorder`; what it writes into them does not matter here.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def mark(model: nn.Module) -> None:
 
 
 def origin_of(parameter: Tensor) -> Origin | None:
-    """Where a parameter of any shape comes from; None for one that is new, or where nobody asked."""
+    """Where a parameter of any shape comes from; None for one that is new, or if origins are not tracked."""
     return parameter.__dict__.get(_KEY)
 
 

@@ -1,7 +1,7 @@
-"""The ATen program of a graph: what each node really computes, recorded by running it on examples.
+"""The ATen program of a graph: the operations that each node computes, recorded by running it on examples.
 
-Modules, functionals, methods and operators all bottom out in a few ATen operations, so the analyses
-look at these; each recorded call knows the graph node it came from. Tensors become values in single
+Modules, functionals, methods and operators all end in a few ATen operations, so the analyses read these.
+Each recorded call has the graph node that it comes from. Tensors become values in single
 assignment form: an operation that writes in place makes a new value of the same tensor.
 """
 
@@ -47,7 +47,7 @@ class Call:
     Attributes:
         op: the operator, in its functional form (``relu`` for ``relu_``).
         args: its arguments, with each tensor replaced by its :class:`Value`.
-        kwargs: its keyword arguments, likewise.
+        kwargs: its keyword arguments, with each tensor replaced by its :class:`Value`.
         outputs: the values it makes.
         node: the graph node that it belongs to.
         aliases: values that look into memory it writes; nothing can be said of any of them.

@@ -1,4 +1,4 @@
-"""Record a graph at several sizes as one program, which says what follows the input."""
+"""Record a graph at several sizes as one program, which marks the dimensions that follow the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a graph once and write down the ATen calls it makes."""
+"""Run a graph once and record its ATen calls."""
 
 from __future__ import annotations
 

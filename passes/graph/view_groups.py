@@ -14,7 +14,7 @@ def view_groups(sources: Sequence[torch.Size], results: Sequence[torch.Size]) ->
 
     Args:
         sources: the shape before the view, in each run; none is empty.
-        results: the shapes after it, likewise.
+        results: the shape after the view, in each run.
 
     Returns:
         For each group, up to which dimension of the source and of the result it goes.

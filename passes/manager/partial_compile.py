@@ -1,9 +1,9 @@
-"""Rewrite a model as one graph, or, where its forward does not trace, each part of it that does.
+"""Rewrite a model as one graph or, if its forward cannot be traced, each part that can be.
 
 A forward that branches on data (a detector's proposals, a language model's cache) stays Python, and
-so does a module that a graph has to call as it is. What they call is compiled for itself, the largest
-modules first, with its inputs and outputs kept. Every graph is run at sizes that it was not made from; where
-it does not compute what its module does, it is made anew with that size among its examples.
+so does a module that a graph has to call as it is. The modules that they call are compiled separately,
+the largest first, with their inputs and outputs kept. Every graph is run at sizes that it was not made from.
+If it does not compute what its module computes, it is made again with that size among its examples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Passes in order: each takes a valid graph and leaves a valid graph, and says what it did."""
+"""A pipeline of passes: each takes a valid graph, leaves a valid graph, and reports what it did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT_IT = "please report this with the model's code"
 
 @dataclass(frozen=True)
 class KeptChannels:
-    """Empty channels of a layer that are still there.
+    """Empty channels of a layer that were kept.
 
     Attributes:
         layer: the layer's name.
@@ -40,10 +40,10 @@ class RegionReport:
 
     Attributes:
         layers: their names.
-        dense: seconds of the graph's own nodes on the example inputs; None where it was not measured.
-        sparse: seconds of the backend, likewise.
+        dense: seconds of the graph's own nodes on the example inputs; None if not measured.
+        sparse: seconds of the backend on the example inputs; None if not measured.
         taken: whether the backend computes them now.
-        reason: why the backend cannot; empty where it can.
+        reason: why the backend cannot compute them; empty if it can.
     """
 
     layers: tuple[str, ...]
@@ -58,9 +58,9 @@ class Outcome:
     """What a pass did.
 
     Attributes:
-        modified: whether it changed anything; run again at once, it changes nothing.
+        modified: whether it changed anything. If it is run again at once, it changes nothing.
         detail: one line for the report.
-        kept: the empty channels that it found to stay.
+        kept: the empty channels that stay.
         regions: the parts of the graph that a backend can compute.
     """
 
@@ -72,7 +72,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PassReport:
-    """One row of a pipeline's report: a pass, the seconds it took, what it did and found."""
+    """One row of a pipeline's report: a pass, the seconds that it took, and what it did."""
 
     name: str
     modified: bool
@@ -93,7 +93,7 @@ class PassReport:
 
 
 class Refused(Exception):
-    """Why a graph is not used."""
+    """A graph is not used; the message is the reason."""
 
 
 class Pass(Protocol):
@@ -101,11 +101,11 @@ class Pass(Protocol):
 
     @property
     def name(self) -> str:
-        """The name it is reported under."""
+        """The name of the pass in reports."""
         ...
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Rewrite the module in place; its function on every input stays the same."""
+        """Rewrite the module in place, without changing its function on any input."""
         ...
 
 
@@ -114,7 +114,7 @@ Check = Callable[[str, Callable[[], Any]], None]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order, as data: it prints as text, can be cut after any pass, and runs on a graph.
+    """Passes in order, as data. A pipeline prints as text, can be cut after any pass, and runs on a graph.
 
     Attributes:
         passes: the passes, in the order in which they run.
@@ -143,7 +143,7 @@ class Pipeline:
         return tuple(step.name for step in self.passes)
 
     def until(self, name: str) -> Pipeline:
-        """The passes up to one, which is the last.
+        """The passes up to and including the named one.
 
         Raises:
             ValueError: no pass has this name.
@@ -151,7 +151,7 @@ class Pipeline:
         return Pipeline(self.passes[: self._place(name) + 1])
 
     def without(self, name: str) -> Pipeline:
-        """All passes but one.
+        """All passes but the named one.
 
         Raises:
             ValueError: no pass has this name.
@@ -172,9 +172,9 @@ class Pipeline:
         Args:
             graph_module: the module to rewrite, in evaluation mode.
             inputs: positional arguments that its forward accepts, at one or more sizes.
-            check: called with the name of a pass that changed the module and a function that gives, or
-                raises, what it now returns for the first of the inputs, node by node. Mostly that is known
-                from the next recording; only the last pass takes a run of its own.
+            check: called with the name of a pass that changed the module and a function. The function
+                returns (or raises) what the module now returns for the first of the inputs. Mostly the
+                next recording has that result; only the last pass needs a run of its own.
 
         Returns:
             One report per pass.

@@ -62,15 +62,15 @@ _PRODUCTS = frozenset({_ATTENTION, torch.matmul, operator.matmul, "matmul"})
 class AlignHeadDims:
     """Reorder the dimensions inside each head, useful ones first.
 
-    Heads lie side by side in one tensor, so that all of them need the same number of dimensions, at the
-    same places. The order inside a head is free: the rows of the projections of queries and keys move
-    together, and those of values with the columns of the output projection.
+    Heads lie side by side in one tensor, so all of them need the same number of dimensions at the same
+    places. The order inside a head is free. The rows of the projections of queries and keys move together.
+    The rows of the projection of values move with the columns of the output projection.
     """
 
     name = "align_head_dims"
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Permute weights in place; the graph stays."""
+        """Permute weights in place; the graph does not change."""
         nodes = [node for node in graph_module.graph.nodes if node.target in _PRODUCTS]
         layers = sole_contractions(graph_module)
         if not nodes or not layers:
@@ -158,7 +158,7 @@ def _producer(node: object, layers: _Layers, program: Program) -> fx.Node | None
 
 
 def _consumer(node: fx.Node, layers: _Layers, program: Program) -> fx.Node | None:
-    """The linear layer that alone reads a value, likewise."""
+    """The linear layer that is the only reader of a value."""
     reader = _reader(node, program)
     while reader is not None and not isinstance(layers.get(reader), nn.Linear):  # down the graph
         reader = _reader(reader, program) if _moves(reader, program) else None
@@ -216,7 +216,7 @@ def _carries(pair: _Pair, chain: tuple[fx.Node, fx.Node], end: _End, count: int)
     while node is not None and node is not stop:  # down the graph
         for call in pair.program.calls_of(node):
             sources = [known[source].contiguous() for source in call.inputs]
-            # what an elementwise operation makes of the numbers is of no account
+            # what an elementwise operation makes of the numbers does not matter
             stays = isinstance(operation_of(call), Elementwise)
             known.update(zip(call.outputs, sources if stays else call.run(sources), strict=True))
         (value,) = pair.program.node_values[node]

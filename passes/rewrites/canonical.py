@@ -23,10 +23,10 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 @dataclass(frozen=True)
 class RemoveIdentities:
-    """Take out ``nn.Identity`` and dropout: in evaluation they hand their input on.
+    """Remove ``nn.Identity`` and dropout, which return their input in evaluation.
 
     Attributes:
-        dropout: whether to take out dropout too; a model that will be trained needs it.
+        dropout: whether to remove dropout too; a model that will be trained needs it.
     """
 
     dropout: bool = True
@@ -100,7 +100,7 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Erase a node, the reads of parameters that nobody else needs, and parameters of the root itself."""
+    """Erase a node, its reads of parameters that no other node needs, and parameters of the root itself."""
     reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
     graph_module.graph.erase_node(node)
     erase_unused(graph_module.graph, reads)

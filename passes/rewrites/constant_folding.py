@@ -18,11 +18,11 @@ from sparsefx.passes.manager.pipeline import Outcome
 
 @dataclass(frozen=True)
 class ConstantFolding:
-    """Replace a computation on parameters that no input takes part in by its result.
+    """Replace a computation on parameters alone, without an input, by its result.
 
-    Some layers normalise their weight in each forward. What they compute is a weight like any other, in which
-    rows may be empty; done once, the call is that of a plain layer. Left alone is what is larger than the
-    parameters it is made of, or only looks at them in another way.
+    Some layers normalise their weight in each forward. The result is a weight like any other, in which rows
+    may be empty; computed once, it makes the call that of a plain layer. The pass leaves a result alone that
+    is larger than its parameters or only a view of them.
     """
 
     name = "constant_folding"
@@ -86,7 +86,7 @@ def _is_worth_it(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
         return False
     tensors = [source for source in sources.values() if isinstance(source, Tensor)]
     shared = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    own = all(user in known for source in sources for user in source.users)  # nobody else needs the originals
+    own = all(user in known for source in sources for user in source.users)  # no others need the originals
     smaller = value.numel() <= sum(tensor.numel() for tensor in tensors)
     parameters = any(isinstance(tensor, nn.Parameter) for tensor in tensors)
     return own and smaller and parameters and value.untyped_storage().data_ptr() not in shared

@@ -1,4 +1,4 @@
-"""Write attention out as layers and one ``scaled_dot_product_attention``, with every size in sight."""
+"""Write attention as layers and one ``scaled_dot_product_attention``, so that the graph shows every size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsefx.passes.manager.pipeline import Outcome
 
 @dataclass(frozen=True)
 class DecomposeAttention:
-    """Take ``nn.MultiheadAttention`` apart, and state the scale of each attention.
+    """Split ``nn.MultiheadAttention`` into layers, and write the scale of each attention explicitly.
 
     A layer becomes the projections of queries, keys and values, the attention between them and the
     output projection, so that dimensions and whole heads can be removed. One whose weights are
@@ -162,7 +162,7 @@ def attention_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, qu
 
     Args:
         attn_mask: (L, S) or (batch * heads, L, S); True, or a number to add, where attention is barred.
-        key_padding_mask: (batch, S), likewise.
+        key_padding_mask: (batch, S), of the same kind.
         query: (batch, heads, L, width), for its batch and data type.
     """
     parts = []

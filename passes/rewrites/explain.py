@@ -1,4 +1,4 @@
-"""Say why channels that compute nothing, or that nothing uses, are still there."""
+"""Report why channels that compute nothing, or that nothing uses, were kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SELECTIVE = frozenset({"convolution", "addmm", "mm", "index_select"})
 
 @dataclass(frozen=True)
 class Explain:
-    """Name what keeps the empty channels that are left; changes nothing.
+    """Report what keeps the remaining empty channels; the graph does not change.
 
     A channel is empty where all its weights in a layer are 0. The reason is the first thing on its way
     through activations, norms and pooling that does not go channel by channel: an addition to a residual
@@ -38,7 +38,7 @@ class Explain:
     name = "explain"
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Look at the graph, if there is something to explain."""
+        """Read the graph, if a layer has empty channels."""
         try:
             return _explain(graph_module, analyses)
         except Exception as error:  # no model may stay whole because of what is only said about it

@@ -1,4 +1,4 @@
-"""Flatten by name: what writes it as a reshape reads a size of the tensor, and so keeps the tensor."""
+"""Name flattening as such: written as a reshape it reads a size of the tensor, and so keeps the tensor."""
 
 from __future__ import annotations
 

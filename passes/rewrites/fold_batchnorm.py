@@ -16,10 +16,11 @@ from sparsefx.passes.manager.pipeline import Outcome
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Multiply a layer's weight by the scale of the BatchNorm that alone reads it, and shift its bias.
+    """Multiply a layer's weight by the scale of a BatchNorm that is its only reader, and shift its bias.
 
-    Evaluation semantics: the running statistics. Zeros of the weight stay exactly zero. A layer
-    called twice or with shared parameters, and a BatchNorm without running statistics, are left alone.
+    The semantics are those of evaluation, with the running statistics. Zeros of the weight stay exactly zero.
+    A layer that is called twice or shares parameters, and a BatchNorm without running statistics, are left
+    alone.
     """
 
     name = "fold_batchnorm"

@@ -1,4 +1,4 @@
-"""Turn what is written in place into new values, wherever nothing else can see the write.
+"""Turn writes in place into new values, wherever nothing else can see the write.
 
 A residual block's ``out += identity`` becomes ``out + identity``, the only form that the passes after this
 one need to know. A write that something sees stays where it is.
@@ -31,11 +31,11 @@ _ALWAYS_COPIES = frozenset({"clone", torch.clone})
 
 @dataclass(frozen=True)
 class Functionalize:
-    """Replace augmented assignments, ``add_`` and its like by the operators that make new values.
+    """Replace augmented assignments and methods such as ``add_`` by the operators that make new values.
 
-    Which writes are seen is observed: the graph runs at each of the sizes. A write is seen if it reaches an
-    input of the graph, a parameter or a buffer, or memory that a node reads afterwards under the name of an
-    earlier node.
+    The pass observes which writes are seen, by running the graph at each size. A write is seen if it
+    reaches an input of the graph, a parameter or a buffer, or memory that a node reads afterwards under the
+    name of an earlier node.
     """
 
     name = "functionalize"

@@ -37,7 +37,7 @@ class Gather:
     name = "gather"
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Rewrite the graph in place. Runs after channels that nobody needs are gone."""
+        """Rewrite the graph in place. Runs after unneeded channels were removed."""
         if self.when == "never":
             return Outcome(False, "not asked for")
         layers = {

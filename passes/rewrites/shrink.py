@@ -29,12 +29,12 @@ from sparsefx.passes.running.untouched import untouched
 
 @dataclass(frozen=True)
 class Shrink:
-    """Physically remove every slice that no output reads and that every coupling lets go.
+    """Remove every slice that no output reads and that no coupling keeps.
 
     Attributes:
         align: round the widths of layers up to a multiple of this, with removable channels.
         round_groups: whether the groups of a convolution keep a convenient number of channels
-            (:meth:`KeepSets.group_width`): ``"auto"`` where the graph runs faster so on this machine.
+            (:meth:`KeepSets.group_width`); ``"auto"`` where the graph then runs faster on this machine.
     """
 
     align: int = 1
@@ -229,7 +229,7 @@ def _blockers(program: Program, pins: dict[fx.Node, list[Pin]], live: Mapping[Va
 
 
 def _dead_channels(elements: Tensor, pinned: int | None) -> int:
-    """How many indices nobody reads along the pinned dimension, or along any but the first."""
+    """How many indices no output reads along the pinned dimension, or along any but the first."""
     if elements.dim() < 2 or not bool(elements.any()):
         return 0
     dims = range(1, elements.dim()) if pinned is None else [pinned]

@@ -1,4 +1,4 @@
-"""Let layer normalisation lose channels: its statistics keep what the constant ones contribute."""
+"""Remove channels of layer normalisation: its statistics keep the share of the constant ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WORTH = 8  # one of so many channels must go before a fused norm is given up
 
 @dataclass(frozen=True)
 class ShrinkLayerNorm:
-    """Replace layer norms that read constant channels whose results nobody reads.
+    """Replace layer norms that read constant channels whose results no node reads.
 
-    A norm needs every channel for its mean and variance; but what a constant one adds to them is a
-    constant too, and need not be computed from it. It only pays where a good part of the channels goes,
-    since torch's own norm is one fused operation.
+    A norm needs every channel for its mean and variance. But a constant channel adds a constant to them,
+    which need not be computed from the channel. This only pays if many channels go, because torch's own norm
+    is one fused operation.
     """
 
     name = "shrink_layer_norm"

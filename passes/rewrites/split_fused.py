@@ -1,4 +1,4 @@
-"""Split a linear layer whose result is taken apart at once, such as queries, keys and values in one."""
+"""Split a linear layer whose result is split at once, such as queries, keys and values in one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SplitFused:
     """Give every part of a fused projection a layer of its own.
 
     ``linear(x).reshape(..., 3, heads, width).permute(...)``, of which queries, keys and values are then
-    selected, couples their dimensions: an index could only go from all three. Three layers
-    lose theirs independently.
+    selected, couples their dimensions: an index can only be removed from all three. Three layers lose indices
+    independently.
     """
 
     name = "split_fused"

@@ -1,8 +1,8 @@
-"""How a total density is divided among layers.
+"""Distributions: how a total density is divided among layers.
 
 Densities count maskable weights only. Every built-in distribution gives layer ``i`` the density
-``min(1, epsilon * ratio_i)``, with the one epsilon that makes the total exact: layers that would
-exceed density 1 are dense and the others take up what they leave.
+``min(1, epsilon * ratio_i)``, with the one epsilon that makes the total exact. Layers that would exceed
+density 1 are dense, and the others take the rest.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def active_counts(
 ) -> list[int]:
     """How many weights each layer keeps.
 
-    Densities times sizes are rounded by largest remainder, of equal remainders the lower index up,
-    so the sum is exactly ``round(density * total)``; for a callable, the rounded sum of what it asks.
+    Densities times sizes are rounded by largest remainder; among equal remainders the lower index is rounded
+    up. So the sum is exactly ``round(density * total)``, or for a callable the rounded sum of what it asks.
 
     Args:
         shapes: each layer's weight shape.
@@ -85,8 +85,8 @@ def active_counts(
         One count a layer, between 0 and the layer's size.
 
     Raises:
-        ArgumentError: the density is not in [0, 1], nobody registered the name, or the callable
-            returned something else than one density in [0, 1] a layer.
+        ArgumentError: the density is not in [0, 1], the name is not registered, or the callable returned
+            something other than one density in [0, 1] a layer.
 
     Example:
         >>> active_counts([torch.Size((300, 784)), torch.Size((10, 300))], 0.1)

@@ -15,7 +15,7 @@ def resolve(role: str, part: str | _Part, table: Mapping[str, _Part]) -> _Part:
     """A registered name's function, or the callable itself.
 
     Raises:
-        ArgumentError: nobody registered the name, or it is neither a name nor a callable.
+        ArgumentError: the name is not registered, or it is neither a name nor a callable.
     """
     if isinstance(part, str):
         if part not in table:

@@ -13,7 +13,7 @@ class Table:
     """Rows under a header, and lines below them.
 
     Attributes:
-        header: the columns' names; an empty one goes on with the column before it.
+        header: the columns' names; an empty one continues the column before it.
         rows: a cell for each column.
         notes: lines that follow.
     """

@@ -30,13 +30,13 @@ _PLAN = {"format": int, "sha256": str, "sparsefx": str, "torch": str, "modules":
 
 
 def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write an exported model to one file: its tensors and, as plain data, its graph.
+    """Write an exported model to one file: its tensors, and its graph as plain data.
 
-    There is no code in the file and no pickle: :func:`load` needs the model that was exported, as an
-    architecture. The file is in the safetensors format, with a checksum; tied tensors are in it once.
-    A load is tried before anything is written, if ``compact`` is the very object that was exported or loaded.
-    It replaces one that is there only when it is complete. Of a model exported to be trained on it is the
-    graph of evaluation that is kept, and not ``origins``; ``torch.save`` keeps both.
+    The file holds no code and no pickle, so :func:`load` needs a model of the exported architecture. The
+    format is safetensors with a checksum; tied tensors are stored once. If ``compact`` is the object that
+    :func:`sparsefx.export` or :func:`load` returned, ``save`` tries a load before it writes. An existing file
+    is replaced only when the new one is complete. For a model exported with ``fold_batchnorm=False`` the file
+    keeps the graph of evaluation, and not the graph of training or ``origins``; ``torch.save`` keeps all.
 
     Args:
         compact: what :func:`sparsefx.export` returned.
@@ -44,8 +44,8 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArgumentError: ``compact`` is not the result of an export, or was returned whole.
-        ArchiveError: a part of it cannot be written as plain data, or not be found again by a load; it is
-            named.
+        ArchiveError: a part of it cannot be written as plain data, or a load would not find it; the message
+            names it.
 
     Example:
         >>> import tempfile, torch, sparsefx
@@ -79,22 +79,22 @@ def save(compact: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Read a file of :func:`save` into the architecture that was exported.
 
-    Nothing in the file is executed and nothing is imported by a name from it: layers and functions come
-    from ``model`` and from torch, and everything is checked before it is used. Sizes, weights and graph
-    come from the file.
+    Nothing in the file is executed, and nothing is imported by a name from it. Sizes, weights and graph come
+    from the file. Layers and functions come from ``model`` and from torch. Everything is checked before it is
+    used.
 
     Args:
         path: the file.
-        model: the model that was exported, or one built by the same code: dense or sparsified, with any
-            weights, on any device. It is not changed.
+        model: the model that was exported, or one built by the same code. It may be dense or sparsified,
+            with any weights, on any device. It is not changed.
 
     Returns:
-        The exported model in evaluation mode, with the same ``state_dict`` and outputs as when it was
-        saved, and its ``report``. Each tensor is on the device that ``model`` has the tensor of its name
-        on; for a model on the meta device, on the CPU.
+        The exported model in evaluation mode, with its ``report`` and with the same ``state_dict`` and
+        outputs as when it was saved. Each tensor is on the device of the tensor of the same name in
+        ``model``, or on the CPU if that is the meta device.
 
     Raises:
-        ArchiveError: the file is damaged, no file of :func:`save`, or about another model.
+        ArchiveError: the file is damaged, not a file of :func:`save`, or of another model.
         ArgumentError: ``model`` is not a module.
         OSError: the file cannot be read.
 

@@ -1,4 +1,4 @@
-"""Try to load what is about to be saved: a file that nobody can read is found when there is still the model.
+"""Try to load what is about to be saved: a file that cannot be loaded is found while the model still exists.
 
 Loading needs the architecture that was exported, so ``export`` leaves a copy of it here, without its weights.
 """

@@ -2,6 +2,11 @@
 
 ``lightning``, ``transformers`` and ``accelerate`` here need the package of that name; nothing else does,
 and ``import sparsefx`` loads none of them.
+
+``plan`` says when a trainer's steps have cycles, ``metrics`` what is logged of one, ``writers`` where to. To
+add a framework, write a file that imports it in a ``try`` that raises ``MissingPackageError``, and makes its
+optimizer by a ``Plan``; add an extra of its name to ``pyproject.toml`` (and to the extra ``frameworks``), its
+module to ``docs/api/integrations.rst`` and a section to ``docs/frameworks.md``.
 """
 
 from sparsefx.integrations.metrics import CycleLog, cycle_metrics

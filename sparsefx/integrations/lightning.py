@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from sparsefx.cycle import DeferredSchedule
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
-from sparsefx.integrations.plan import Plan, TrainerClock
+from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.masking.averaged_model import average_by_masks
 from sparsefx.masking.masks import apply_masks
 from sparsefx.methods import Method
@@ -65,7 +66,7 @@ class SparseCallback(Callback):
     ) -> None:
         self._plan = Plan.of(method, changes, seed, generator)
         self._layers = layers
-        self._clock: TrainerClock | None = None
+        self._schedule: DeferredSchedule | None = None
         self._logs: list[CycleLog] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +74,7 @@ class SparseCallback(Callback):
         for average in _averages(trainer):
             average_by_masks(average)
         if any(isinstance(optimizer, SparseOptimizer) for optimizer in trainer.optimizers):
-            self._clock = None
+            self._schedule = None
             return
         if len(trainer.optimizers) != 1:
             raise ArgumentError(
@@ -81,16 +82,17 @@ class SparseCallback(Callback):
                 "wraps a single one; wrap those that hold masked weights there, by sparsefx.SparseMomentum("
                 "optimizer, its_part_of_the_model, cycles=..., every=...)"
             )
-        self._clock = TrainerClock(self._plan)
-        trainer.optimizers = [self._plan.optimizer(trainer.optimizers[0], pl_module, self._clock)]
+        self._schedule = told_by_trainer()
+        trainer.optimizers = [self._plan.optimizer(trainer.optimizers[0], pl_module, self._schedule)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the cycles and log from here on: a checkpoint is loaded by now, and the data's length known.
 
         Asked for it earlier, Lightning would begin with the data before the checkpoint says where.
         """
-        if self._clock is not None:
-            self._clock.begin(*_length(trainer), rehearsal=bool(trainer.fast_dev_run))
+        if self._schedule is not None:
+            rehearsal = bool(trainer.fast_dev_run)
+            self._schedule.begin(self._plan.schedule(*_length(trainer), rehearsal=rehearsal))
 
         def write(metrics: Mapping[str, float], step: int) -> None:
             for logger in trainer.loggers:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, masked_weights
-from sparsefx.masking.sharding import whole
+from sparsefx.masking.sharding import full
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.report.model_report import empty_channels
 
@@ -20,7 +20,7 @@ Write = Callable[[Mapping[str, float], int], object]
 def cycle_metrics(optimizer: Optimizer, *, layers: bool = True) -> dict[str, float]:
     """The last cycle and the model as it is now, under names that stay the same from cycle to cycle.
 
-    Of a model that is divided among processes every process must ask.
+    Collective for a sharded model: ask on every rank.
 
     Args:
         optimizer: a :class:`SparseOptimizer`, also inside the wrapper of Accelerate or Lightning.
@@ -94,7 +94,7 @@ class CycleLog:
     def update(self) -> None:
         """Write, if there was a cycle since the last call, since this object was made or a checkpoint loaded.
 
-        Of a model that is divided among processes every process must call it.
+        Collective for a sharded model: call it on every rank.
         """
         if self._cycle != self._told:
             self._told = self._cycle
@@ -129,7 +129,7 @@ def sparse_inside(optimizer: object) -> SparseOptimizer:
 def _look(masked: MaskedWeight) -> tuple[int, int, int]:
     """Active weights, and input and output channels without one; a weight that just grew is active and 0."""
     layer, _, _ = masked.holders[0]
-    mask = whole(masked.mask)
+    mask = full(masked.mask)
     matrix = mask if mask.dim() > 1 else mask[None]  # F.linear takes a vector too
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     return int(mask.sum()), *empty_channels(matrix, isinstance(layer, _ConvTransposeNd), groups)

@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 
 from sparsefx._common.seeds import all_ranks, given_generator
 from sparsefx._common.values import check_count
-from sparsefx.cycle import Clock, Timing
+from sparsefx.cycle import NEVER, Clock, DeferredSchedule, Schedule, Timing
 from sparsefx.errors import ArgumentError
 from sparsefx.methods import Method
 from sparsefx.methods import method as named
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
-_NEVER = Timing(first=1.0)
 _FEWEST = 10  # epochs from which on cycles go by epochs
 
 
@@ -64,32 +63,39 @@ class Plan:
             )
         return cls(row, spreads, seed, generator)
 
-    def clock(self, steps: int, epoch_steps: int) -> Clock:
-        """When there are cycles in a training of so many optimizer steps, so many of them an epoch.
+    def schedule(self, steps: int, epoch_steps: int, *, rehearsal: bool = False) -> Clock:
+        """When there are cycles in a training of so many optimizer steps.
+
+        Args:
+            steps: optimizer steps in all.
+            epoch_steps: optimizer steps of an epoch.
+            rehearsal: a few steps to see that the code runs; a cycle after each, if the method has any.
 
         Raises:
             ArgumentError: there would be none.
         """
         timing = self.method.timing
         if timing is None:
-            return Clock(_NEVER, steps, epoch_steps)
+            return Clock(NEVER, steps, epoch_steps)
+        if rehearsal:
+            return Clock(Timing(every=1), steps + 1, epoch_steps)
         if self.spreads and timing.every == "epoch" and steps < _FEWEST * epoch_steps:
             epoch_steps = math.ceil(steps / _FEWEST)
-        clock = Clock(timing, steps, epoch_steps)
-        if not clock.is_ever_due:
+        schedule = Clock(timing, steps, epoch_steps)
+        if not schedule.is_ever_due:
             raise ArgumentError(
                 f"every={timing.every!r}: method {self.method.name!r} has no cycle in {steps} optimizer "
                 f"steps, {epoch_steps} of them an epoch; train longer, or set every= to fewer steps"
             )
-        return clock
+        return schedule
 
-    def optimizer(self, optimizer: Optimizer, model: nn.Module, clock: Any) -> SparseOptimizer:
+    def optimizer(self, optimizer: Optimizer, model: nn.Module, schedule: Schedule) -> SparseOptimizer:
         """The optimizer that follows it; where there are several ranks, all of them train the same masks.
 
         Args:
             optimizer: holds the masked weights of ``model``.
             model: a sparsified model.
-            clock: when there are cycles.
+            schedule: when there are cycles.
 
         Raises:
             ArgumentError: the model has no masked weights, or the optimizer lacks some.
@@ -98,60 +104,20 @@ class Plan:
             optimizer,
             model,
             self.method.rules(),
-            clock,
+            schedule,
             seed=self.seed,
             generator=self.generator,
             group=next(iter(all_ranks()), None),
         )
 
 
-class TrainerClock:
-    """The clock of a training whose length its trainer tells when it begins.
-
-    Args:
-        plan: what it goes by then.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._clock: Clock | None = None
-
-    def __repr__(self) -> str:
-        return repr(self._clock)
-
-    def begin(self, steps: int, epoch_steps: int, *, rehearsal: bool = False) -> None:
-        """Training begins, or goes on, and will have so many optimizer steps in all.
-
-        Args:
-            steps: optimizer steps in all.
-            epoch_steps: optimizer steps of an epoch.
-            rehearsal: a few steps to see that the code runs; a cycle after each, if the method has any.
-
-        Raises:
-            ArgumentError: there would be no cycle in it.
-        """
-        if rehearsal and self._plan.method.timing is not None:
-            self._clock = Clock(Timing(every=1), steps + 1, epoch_steps)
-        else:
-            self._clock = self._plan.clock(steps, epoch_steps)
-
-    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
-        """Whether there is an update after this many steps."""
-        return self._begun.is_due(step, generator)
-
-    def progress(self, step: int, cycle: int = 0) -> float:
-        """Fraction of the time with updates that is over, in [0, 1]."""
-        return self._begun.progress(step, cycle)
-
-    @property
-    def _begun(self) -> Clock:
-        if self._clock is None:
-            raise ArgumentError(
-                "callbacks: the SparseCallback that made this optimizer was not told that training began; "
-                "leave it among the trainer's callbacks. Loading a checkpoint of a model that is divided "
-                "among processes steps the optimizer, too: resume by a sparsefx.TrainingState instead"
-            )
-        return self._clock
+def told_by_trainer() -> DeferredSchedule:
+    """The schedule of a training whose length its trainer tells when it begins."""
+    return DeferredSchedule(
+        "callbacks: the SparseCallback that made this optimizer was not told that training began; "
+        "leave it among the trainer's callbacks. Loading a checkpoint of a model that is sharded over "
+        "processes steps the optimizer, too: resume by a sparsefx.TrainingState instead"
+    )
 
 
 def sparse_optimizer(
@@ -200,21 +166,22 @@ def sparse_optimizer(
     check_count("steps", steps)
     check_count("epoch_steps", epoch_steps)
     plan = Plan.of(method, changes, seed, generator)
-    return plan.optimizer(optimizer, model, plan.clock(steps, epoch_steps))
+    return plan.optimizer(optimizer, model, plan.schedule(steps, epoch_steps))
 
 
 def _needs(method: Method) -> str:
     """What a method needs beside plain steps of an optimizer; nothing for most that keep the density."""
-    changes_density = method.start is not None and method.start != method.density
+    first, updates = method.first_masks, method.updates
+    gradual = updates is not None and updates.falling is not None
     for needed, what in (
-        (not method.masks, "masks no weights"),
+        (not first.masks, "masks no weights"),
         (method.rounds is not None, "trains in rounds"),
-        (method.regulariser is not None, "adds to the loss"),
-        (method.score is not None, "scores the dense network first"),
-        (method.constant_fan_in, "has first masks of its own"),
-        (method.memory is not None, "stores inactive weights"),
-        (changes_density or method.densities is not None, "begins at another density than it ends"),
-        (method.timing is not None and method.timing.at_start, "updates its masks before the first step"),
+        (method.penalty is not None, "adds to the loss"),
+        (first.score is not None, "scores the dense network first"),
+        (first.constant_fan_in, "has first masks of its own"),
+        (method.weights.memory is not None, "stores inactive weights"),
+        (gradual or method.sparsity.first != method.density, "begins at another density than it ends"),
+        (updates is not None and updates.timing.at_start, "updates its masks before the first step"),
     ):
         if needed:
             return what

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError, MissingPackageError
 from sparsefx.integrations.metrics import CycleLog
-from sparsefx.integrations.plan import Plan, TrainerClock
+from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.methods import Method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -78,7 +78,7 @@ class SparseCallback(TrainerCallback):
         self._trainer = trainer
         self._plan = Plan.of(method, changes, seed, generator)
         self._layers = layers
-        self._clock = TrainerClock(self._plan)
+        self._schedule = told_by_trainer()
         self._mine: SparseOptimizer | None = None
         self._log: CycleLog | None = None
         self._create = trainer.create_optimizer
@@ -91,7 +91,7 @@ class SparseCallback(TrainerCallback):
         if self._mine is not None:  # else the optimizer has a schedule of its own
             batches, steps = _length(kwargs["train_dataloader"]), state.max_steps
             epoch_steps = steps if batches is None else math.ceil(batches / args.gradient_accumulation_steps)
-            self._clock.begin(steps, epoch_steps)
+            self._schedule.begin(self._plan.schedule(steps, epoch_steps))
         self._log = CycleLog(self._trainer.optimizer, self._write, layers=self._layers)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -111,24 +111,23 @@ class SparseCallback(TrainerCallback):
         if isinstance(inside, SparseOptimizer) and inside is not self._mine:
             return inside
         plain = inside.wrapped if isinstance(inside, SparseOptimizer) else inside
-        self._mine = self._plan.optimizer(plain, trainer.model if model is None else model, self._clock)
+        self._mine = self._plan.optimizer(plain, trainer.model if model is None else model, self._schedule)
         trainer.optimizer = self._mine
         return self._mine
 
 
 def conv1d_to_linear(model: nn.Module) -> nn.Module:
-    """Replace each ``Conv1D`` of GPT-2 and its kin by the ``nn.Linear`` that it is.
+    """Replace each ``Conv1D`` of GPT-2 and similar models by an equal ``nn.Linear``.
 
-    :func:`sparsefx.sparsify` finds nothing to mask in GPT-2 without it: a ``Conv1D`` is a class of Hugging
-    Face's, with the weight of a linear layer transposed. ``from_pretrained`` would read the weights of the
-    changed model wrongly where they are square: load a checkpoint of it by ``load_state_dict``, into a
-    model that was changed likewise.
+    Without it :func:`sparsefx.sparsify` finds nothing to mask in GPT-2: ``Conv1D`` is a class of Hugging Face
+    that holds the weight of a linear layer transposed. ``from_pretrained`` would misread square weights of
+    the converted model. Load its checkpoints by ``load_state_dict``, into a model that was also converted.
 
     Args:
         model: a model with its weights; it is changed in place.
 
     Returns:
-        The same model, which computes what it did.
+        The same model; it computes the same function.
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
     for name, module in found:

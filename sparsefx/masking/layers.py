@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.masking.masks import attach_mask, detach_masks, mask_of
-from sparsefx.masking.sharding import is_divided
+from sparsefx.masking.sharding import is_sharded
 
 MASKABLE: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -41,7 +41,7 @@ class MaskedLayer(nn.Module):
     def extra_repr(self) -> str:
         """The plain layer's, and the density."""
         mask = mask_of(self, "weight")
-        if mask.is_meta or is_divided(mask):  # to count that one, all processes would have to print
+        if mask.is_meta or is_sharded(mask):  # to count that one, all processes would have to print
             return super().extra_repr()
         return f"{super().extra_repr()}, density={float(mask.sum()) / max(1, mask.numel()):.4g}"
 

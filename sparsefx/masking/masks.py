@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from sparsefx.errors import ArgumentError, CheckpointError, InvariantError, SparseFxError
 from sparsefx.masking.sharding import (
     count_true,
-    divide_like,
     gather_back,
-    is_divided,
+    is_sharded,
     local,
     local_like,
     placed_alike,
+    shard_like,
 )
 
 _RECORD = "_masked_parameters"
@@ -68,7 +68,7 @@ class MaskedWeight:
 
     @property
     def density(self) -> float:
-        """Fraction of positions that are active, in [0, 1]. Of a divided weight every process must ask."""
+        """Fraction of active positions, in [0, 1]. Collective for a sharded weight: ask on every rank."""
         return count_true(self.mask) / self.mask.numel()
 
     @torch.no_grad()
@@ -82,11 +82,11 @@ class MaskedWeight:
         self.enforce()
 
     @torch.no_grad()
-    def divide(self) -> None:
-        """Hold the mask as bools, divided as the weight is; no process learns anything from another."""
+    def shard_mask(self) -> None:
+        """Hold the mask as bools, sharded as the weight is; no process learns anything from another."""
         weight, mask = self.weight, self.mask
         if not placed_alike(mask, weight):
-            mask = divide_like(local_like(mask, weight).clone(), weight)
+            mask = shard_like(local_like(mask, weight).clone(), weight)
         for module, _, name in self.holders:
             if module._buffers[name] is not mask:
                 module._buffers[name] = mask
@@ -214,7 +214,7 @@ def apply_masks(model: nn.Module, *, like: nn.Module | None = None) -> None:
     if like is not None:
         _copy_masks(layers, masked_weights(like))
     for masked in layers:
-        masked.divide()
+        masked.shard_mask()
         masked.enforce()
 
 
@@ -264,17 +264,17 @@ def check_values(layers: Iterable[MaskedWeight]) -> None:
         )
 
 
-def check_undivided(model: nn.Module, verb: str) -> None:
-    """Refuse a model whose weights are divided among processes, on behalf of what needs them whole.
+def check_unsharded(model: nn.Module, verb: str) -> None:
+    """Refuse a model whose weights are sharded over processes, on behalf of what needs full ones.
 
     Raises:
         ArgumentError: they are.
     """
-    gather_back(bare(model))  # an evaluation may have left them whole, but not for long
-    divided = [name for name, parameter in bare(model).named_parameters() if is_divided(parameter)]
-    if divided:
+    gather_back(bare(model))  # an evaluation may have left them gathered, but not for long
+    sharded = [name for name, parameter in bare(model).named_parameters() if is_sharded(parameter)]
+    if sharded:
         raise ArgumentError(
-            f"{verb} needs whole weights, but {divided[0]} and {len(divided) - 1} more are divided among "
+            f"{verb} needs full weights, but {sharded[0]} and {len(sharded) - 1} more are sharded over "
             "processes; load torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options="
             "StateDictOptions(full_state_dict=True)) into a sparsified model that is not"
         )
@@ -332,7 +332,7 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
         if isinstance(weight, Tensor) and weight.shape == mask.shape:
             inactive = ~local_like(mask, weight).to(device=weight.device, dtype=torch.bool)
             masked = local(weight.detach()).masked_fill(inactive, 0)
-            state_dict[prefix + parameter] = divide_like(masked, weight)
+            state_dict[prefix + parameter] = shard_like(masked, weight)
         else:
             with torch.no_grad():
                 held = module.get_parameter(parameter)

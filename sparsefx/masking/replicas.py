@@ -16,7 +16,7 @@ from sparsefx._common.seeds import all_ranks
 from sparsefx.cycle.positions.block import Block
 from sparsefx.errors import ArgumentError, CycleError
 from sparsefx.masking.masks import MaskedWeight
-from sparsefx.masking.sharding import is_divided, local, whole_or_block
+from sparsefx.masking.sharding import full_or_block, is_sharded, local
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # torch's name; its DDP reads it from the model it wraps
 _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -44,10 +44,10 @@ def training_groups(model: nn.Module, group: Any) -> list[Any]:
     group = replicating_group(model) if group is None else group
     if group is not None:
         return [group]
-    divided: Any = next(filter(is_divided, model.parameters()), None)
-    if divided is None:
+    sharded: Any = next(filter(is_sharded, model.parameters()), None)
+    if sharded is None:
         return all_ranks()
-    mesh = divided.device_mesh
+    mesh = sharded.device_mesh
     return [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
 
 
@@ -69,13 +69,13 @@ def check_group(group: Any) -> None:
 def check_equal(layers: Sequence[MaskedWeight], group: Any, generator: torch.Generator) -> None:
     """Refuse to go on where processes differ in masks or generators that should be alike.
 
-    Whole masks are compared in ``group``, divided ones in their mesh: there all that hold the same model
+    Full masks are compared in ``group``, sharded ones in their mesh: there all that hold the same model
     must agree, and every process finds the same, so that none is left waiting for another that raised.
     Every process must ask. Each sends 8 bytes a layer.
 
     Args:
         layers: whose masks are compared.
-        group: the processes that keep the same whole masks; None if nobody does.
+        group: the processes that keep the same full masks; None if nobody does.
         generator: what is random follows from it.
 
     Raises:
@@ -93,19 +93,19 @@ def check_equal(layers: Sequence[MaskedWeight], group: Any, generator: torch.Gen
 def _by_groups(
     layers: Sequence[MaskedWeight], group: Any
 ) -> list[tuple[list[MaskedWeight], Block, list[Any]]]:
-    """Layers that are kept alike by the same groups, how they are divided, and these groups."""
+    """Layers that are kept alike by the same groups, how they are sharded, and these groups."""
     found: dict[Any, tuple[list[MaskedWeight], Block, list[Any]]] = {}
     for layer in layers:
         mask: Any = layer.mask
         key: Any = None
-        if is_divided(mask):
+        if is_sharded(mask):
             key = mask.device_mesh, tuple(placement.is_replicate() for placement in mask.placements)
             groups = [mask.device_mesh.get_group(dimension) for dimension in range(mask.device_mesh.ndim)]
         elif group is not None and dist.get_rank(group) >= 0:
             groups = [group]
         else:
             continue
-        found.setdefault(key, ([], whole_or_block(mask), groups))[0].append(layer)
+        found.setdefault(key, ([], full_or_block(mask), groups))[0].append(layer)
     return list(found.values())
 
 

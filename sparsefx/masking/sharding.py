@@ -1,7 +1,7 @@
-"""Weights divided among processes (DTensor: FSDP2, tensor parallel): their masks, and this process's blocks.
+"""Weights sharded over processes (DTensor: FSDP2, tensor parallel): their masks, and this process's blocks.
 
-A mask is divided like its weight. What decides over weights and what keeps inactive ones at 0 works on plain
-local tensors and asks :class:`sparsefx.cycle.positions.block.Block` for what concerns the whole layer.
+A mask is sharded like its weight. What decides over weights and what keeps inactive ones at 0 works on plain
+local tensors and asks :class:`sparsefx.cycle.positions.block.Block` for what concerns the full layer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from sparsefx.errors import ArgumentError
 _PLAIN = (Tensor, nn.Parameter)  # asked at every step
 
 
-def is_divided(tensor: object) -> bool:
+def is_sharded(tensor: object) -> bool:
     """Whether a tensor is a DTensor."""
     # Asked so, DTensor need not be imported, which takes a while.
     return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Any) -> Any:
-    """What this process holds of a tensor; itself if it is not divided, or no tensor."""
-    return tensor.to_local() if is_divided(tensor) else tensor
+    """What this process holds of a tensor; itself if it is not sharded, or no tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Any) -> Tensor:
+def full(tensor: Any) -> Tensor:
     """The full tensor, of the global shape. Collective for a sharded one: call on every rank."""
-    full: Tensor = tensor.full_tensor() if is_divided(tensor) else tensor
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
@@ -39,56 +39,56 @@ def block_of(weight: Tensor) -> Block | None:
     """Which block of a weight of any shape this process holds; None for all of it.
 
     Raises:
-        ArgumentError: the weight is divided in another way than in rectangular blocks.
+        ArgumentError: the weight is sharded in another way than in rectangular blocks.
     """
-    divided: Any = weight
-    if not is_divided(weight) or all(placement.is_replicate() for placement in divided.placements):
+    sharded: Any = weight
+    if not is_sharded(weight) or all(placement.is_replicate() for placement in sharded.placements):
         return None
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    mesh, part = divided.device_mesh, local(weight)
-    size, offset = compute_local_shape_and_global_offset(weight.shape, mesh, divided.placements)
+    mesh, part = sharded.device_mesh, local(weight)
+    size, offset = compute_local_shape_and_global_offset(weight.shape, mesh, sharded.placements)
     if tuple(size) != tuple(part.shape):
         raise ArgumentError(
-            f"a weight of shape {tuple(weight.shape)} is placed as {divided.placements}, of which this "
-            f"process holds {tuple(part.shape)} instead of {tuple(size)}; divide it by whole blocks"
+            f"a weight of shape {tuple(weight.shape)} is placed as {sharded.placements}, of which this "
+            f"process holds {tuple(part.shape)} instead of {tuple(size)}; shard it in rectangular blocks"
         )
     groups = tuple(
         mesh.get_group(dimension)
-        for dimension, placement in enumerate(divided.placements)
+        for dimension, placement in enumerate(sharded.placements)
         if not placement.is_replicate()  # FSDP over tensor parallel has shards of which is_shard() says no
     )
     return Block(weight.shape, part.shape, tuple(offset), groups, _device_for(mesh, part))
 
 
-def whole_or_block(weight: Tensor) -> Block:
+def full_or_block(weight: Tensor) -> Block:
     """The block of a weight of any shape that this process holds; it may be the full weight."""
     block = block_of(weight)
-    if block is not None or not is_divided(weight):
-        return block or Block.whole(weight)
-    divided: Any = weight
-    return replace(Block.whole(local(weight)), device=_device_for(divided.device_mesh, local(weight)))
+    if block is not None or not is_sharded(weight):
+        return block or Block.full(weight)
+    sharded: Any = weight
+    return replace(Block.full(local(weight)), device=_device_for(sharded.device_mesh, local(weight)))
 
 
 def local_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """This process's part of a tensor of a weight's shape, which may be divided otherwise or not at all."""
+    """This process's part of a tensor of a weight's shape, which may be sharded otherwise or not at all."""
     if placed_alike(tensor, weight):
         return local(tensor)  # type: ignore[no-any-return]
     block = block_of(weight)
-    return whole(tensor) if block is None else block.part_of(whole(tensor))
+    return full(tensor) if block is None else block.part_of(full(tensor))
 
 
-def divide_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A tensor of a weight's shape or of its local part's shape, divided as the weight is."""
-    if not is_divided(weight) or is_divided(tensor):
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor of a weight's shape or of its local part's shape, sharded as the weight is."""
+    if not is_sharded(weight) or is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import DTensor
 
-    divided: Any = weight
+    sharded: Any = weight
     return DTensor.from_local(
         tensor,
-        divided.device_mesh,
-        divided.placements,
+        sharded.device_mesh,
+        sharded.placements,
         run_check=False,
         shape=weight.shape,
         stride=weight.stride(),
@@ -96,8 +96,8 @@ def divide_like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def copy_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A copy of a saved tensor of a weight's shape, on the weight's device and divided as it is."""
-    return divide_like(local_like(tensor.to(weight.device), weight).clone(), weight)
+    """A copy of a saved tensor of a weight's shape, on the weight's device and sharded as it is."""
+    return shard_like(local_like(tensor.to(weight.device), weight).clone(), weight)
 
 
 def count_true(mask: Tensor) -> int:
@@ -108,7 +108,7 @@ def count_true(mask: Tensor) -> int:
 
 
 def gather_back(model: nn.Module) -> None:
-    """Have FSDP put the divided parameters back where an evaluation left the gathered ones."""
+    """Have FSDP put the sharded parameters back where an evaluation left the gathered ones."""
     for module in model.modules():
         reshard: Any = getattr(module, "reshard", None)
         if reshard is not None and hasattr(module, "unshard"):  # torch's FSDPModule
@@ -129,9 +129,9 @@ def check_not_flattened(model: nn.Module) -> None:
 
 
 def placed_alike(one: Any, other: Any) -> bool:
-    """Whether two tensors of one shape are divided in the same way, or both not at all."""
-    if not is_divided(one) or not is_divided(other):
-        return is_divided(one) == is_divided(other)
+    """Whether two tensors of one shape are sharded in the same way, or both not at all."""
+    if not is_sharded(one) or not is_sharded(other):
+        return is_sharded(one) == is_sharded(other)
     return (one.device_mesh, one.placements) == (other.device_mesh, other.placements)
 
 

@@ -18,7 +18,7 @@ from sparsefx._common.inputs import positional
 from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.layers import MASKABLE, mask_layer
-from sparsefx.masking.masks import attach_mask, check_undivided, has_masks, mask_names
+from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names
 from sparsefx.masking.replicas import leave_masks_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, random_mask, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
@@ -106,7 +106,7 @@ def _check(model: nn.Module, density: float) -> None:
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(density, numbers.Real) or not 0 < density <= 1:
         raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.05 keeps 5% of the weights")
-    check_undivided(model, "sparsify")
+    check_unsharded(model, "sparsify")
     if any(has_masks(module) for module in model.modules()):
         raise ArgumentError("model is masked already; sparsify the dense model it came from")
 

@@ -52,3 +52,51 @@ class Rounds:
     def density(self, round_: int, final: float) -> float:
         """The density in a round, from 0; every pruning removes the same fraction of what is left."""
         return geometric(1.0, final, round_ / self.prunings) if self.prunings else 1.0
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The rounds of a training of known length, by their number from 0.
+
+    Attributes:
+        rounds: what happens between rounds; None if there is only one.
+        first_steps: optimizer steps of the first.
+    """
+
+    rounds: Rounds | None
+    first_steps: int
+
+    @property
+    def count(self) -> int:
+        """How many rounds there are."""
+        return 1 if self.rounds is None else self.rounds.count
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether later rounds go back to a step of the first one."""
+        return self.rounds is not None and self.rounds.rewind is not None
+
+    @property
+    def rewound_to(self) -> int:
+        """The step that later rounds begin at."""
+        if self.rounds is None or self.rounds.rewind is None:
+            return 0
+        return round(self.rounds.rewind * self.first_steps)
+
+    def steps(self, round_: int) -> int:
+        """Optimizer steps of a round; a rewound one lacks those before the point it was set back to."""
+        if self.rounds is None or round_ == 0:
+            return self.first_steps
+        return max(1, round(self.rounds.retraining * self.first_steps) - self.rewound_to)
+
+    def first_step(self, round_: int) -> int:
+        """The step at which a round begins, where the learning rate's schedule takes up."""
+        return self.rewound_to if round_ else 0
+
+    def learning_rate(self, round_: int) -> float:
+        """Factor of the learning rate in a round."""
+        return 1.0 if self.rounds is None or round_ == 0 else self.rounds.learning_rate
+
+    def is_dense(self, round_: int) -> bool:
+        """Whether a round trains the network as it is, before any of the method's own updates or penalty."""
+        return self.rounds is not None and round_ == 0

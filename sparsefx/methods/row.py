@@ -1,233 +1,209 @@
-"""A method as data: one row of independent axes."""
+"""A method as data: one row of independent parts."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from inspect import signature
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from sparsefx._common.distributions import Distribution
 from sparsefx._common.registry import described, resolve
-from sparsefx.cycle import (
-    DECAY,
-    DENSITIES,
-    GROW,
-    PRUNE,
-    REDISTRIBUTE,
-    Decay,
-    Densities,
-    ForAllLayers,
-    Grow,
-    OfSurvivors,
-    Prune,
-    Redistribute,
-    Swap,
-    Thin,
-    Timing,
-    Update,
-)
-from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.methods.checks import check_together, check_values
+from sparsefx._common.values import is_count
+from sparsefx.cycle import DECAY, Timing
+from sparsefx.errors import ArgumentError
+from sparsefx.methods import options as flat
+from sparsefx.methods.checks import check_choice
+from sparsefx.methods.parts import FirstMasks, Penalty, Sparsity, Updates, WeightRules
 from sparsefx.methods.rounds import Rounds
-from sparsefx.optim.rules import GradientTerm, Rules
-from sparsefx.regularisers import REGULARISERS
-
-_PARTS = {
-    "timing": frozenset(field.name for field in dataclasses.fields(Timing)),
-    "rounds": frozenset(field.name for field in dataclasses.fields(Rounds)),
-}
-
-
-def _no_options(method: Method) -> Mapping[str, Any]:
-    return {}
-
-
-@dataclass(frozen=True)
-class _Options:
-    """A regulariser's arguments, some of them changed."""
-
-    before: Callable[[Method], Mapping[str, Any]]
-    changed: tuple[tuple[str, Any], ...]
-
-    def __call__(self, method: Method) -> Mapping[str, Any]:
-        return {**self.before(method), **dict(self.changed)}
+from sparsefx.optim.rules import Rules
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a network becomes, or stays, sparse. Every field is independent of the others.
+    """How a network becomes, or stays, sparse.
+
+    :meth:`of` makes one of options alone. The attributes of the parts are the method's options, and can be
+    read from the method itself: ``method.prune_rate`` is ``method.updates.prune_rate``.
 
     Attributes:
         name: what it is called.
         source: the paper and section it follows.
-        density: fraction of the maskable weights that are active in the end, in (0, 1].
-        start: the same at the beginning; None where it is ``density`` throughout.
-        distribution: how the density is divided among layers, at first and where layers are pruned each for
-            itself.
-        constant_fan_in: the first masks give every neuron of a layer the same number of inputs.
-        score: prune once before training to ``density``, by this score in :data:`sparsefx.scores.SCORES`.
-        score_rounds: in how many steps.
+        sparsity: how sparse the network becomes.
+        first_masks: the masks that training begins with.
+        updates: how masks change while training; None if they do not.
+        weights: what is kept of weights, and what new ones begin with.
+        penalty: a penalty that decides the masks in the end; None without one.
+        rounds: what happens between rounds of training; None for one round.
         score_batches: how many batches of training data ``sparsefx train`` gives a score, also between
             rounds; or ``"balanced"`` for one with ten samples of each class. :class:`Training` uses all
             that it is given.
-        prune: what an update removes, a name in :data:`sparsefx.cycle.PRUNE` or a callable; None if masks do
-            not swap weights.
-        redistribute: how many weights each layer regrows, likewise.
-        grow: where they grow, likewise.
-        rounding: whether a layer loses ``"ceil"`` or ``"floor"`` of its rate times its active weights.
-        keeps_regrown: whether a weight removed and regrown at once keeps its value.
-        densities: keep the largest weights at a density that falls from ``start`` to ``density`` so; None for
-            no thinning. It comes before the swap.
-        thin_scope: whether thinning compares the weights of a ``"layer"`` or of all: ``"global"``.
-        thin_until: fraction of the time with updates after which the density stays.
-        update: an update of another kind, made for the method's fields.
-        prune_rate: fraction of a layer's active weights that an update swaps, before decay.
-        decay: what becomes of it, a name in :data:`sparsefx.cycle.DECAY` or a callable.
-        timing: when updates happen.
-        new_weights: value of a weight that becomes active; see :class:`sparsefx.Rules`, as for what follows.
-        inactive_buffers: the optimizer's buffers where a weight is inactive.
-        replaces_step: an update takes the place of the optimizer's step.
-        memory: which weights learn, if inactive ones keep their values.
-        backward: how much denser the learning set is than the active one.
-        least: how far a stored weight may go below 0 in its position's sign.
-        gradient_terms: added to the gradient, made for the method's fields.
-        signs: positions are bound to signs.
-        explores: keep count of what was ever active.
-        regulariser: train all weights under a penalty, a name in :data:`sparsefx.regularisers.REGULARISERS`.
-        options: arguments of the regulariser, made for the method's fields.
-        rounds: what happens between rounds of training; None for one round.
-        masks: whether weights are masked at all; dense training masks none and has density 1.
-        width: narrow all layers to the size of the sparse network instead of masking any.
+        tier: ``"measured"`` against its paper's figures, on the page of results; or only ``"checked"``: held
+            to what its paper says by tests.
+
+    Raises:
+        ArgumentError: parts contradict each other.
     """
 
     name: str
     source: str
-    density: float = 0.1
-    start: float | None = None
-    distribution: str | Distribution = "uniform"
-    constant_fan_in: bool = False
-    score: str | None = None
-    score_rounds: int = 1
-    score_batches: int | Literal["balanced"] = 1
-    prune: str | Prune | ForAllLayers | None = None
-    redistribute: str | Redistribute | OfSurvivors = "none"
-    grow: str | Grow | ForAllLayers = "random"
-    rounding: Literal["ceil", "floor"] = "ceil"
-    keeps_regrown: bool = False
-    densities: str | Densities | None = None
-    thin_scope: Literal["layer", "global"] = "layer"
-    thin_until: float = 1.0
-    update: Callable[[Method], Update] | None = None
-    prune_rate: float = 0.0
-    decay: str | Decay = "constant"
-    timing: Timing | None = None
-    new_weights: Literal["zero", "initial", "sign"] = "zero"
-    inactive_buffers: Literal["keep", "zero_on_grow", "mask"] = "keep"
-    replaces_step: bool = False
-    memory: Literal["all", "active", "backward"] | None = None
-    backward: float = 0.0
-    least: Callable[[Method], float] | None = None
-    gradient_terms: Callable[[Method], tuple[GradientTerm, ...]] | None = None
-    signs: bool = False
-    explores: bool = False
-    regulariser: str | None = None
-    options: Callable[[Method], Mapping[str, Any]] = _no_options
+    sparsity: Sparsity = field(default_factory=Sparsity)
+    first_masks: FirstMasks = field(default_factory=FirstMasks)
+    updates: Updates | None = None
+    weights: WeightRules = field(default_factory=WeightRules)
+    penalty: Penalty | None = None
     rounds: Rounds | None = None
-    masks: bool = True
-    width: bool = False
-
-    def __str__(self) -> str:
-        """A line for each field."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["options"] = dict(self.options(self))
-        width = max(map(len, values))
-        return "\n".join(f"{name:{width}}  {described(value)}" for name, value in values.items())
+    score_batches: int | Literal["balanced"] = 1
+    tier: Literal["measured", "checked"] = "checked"
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_together(self)
+        if not isinstance(self.rounds, Rounds | None):
+            raise ArgumentError(
+                f"rounds={self.rounds!r} is no Rounds; prunings={self.rounds!r} changes how many"
+            )
+        if not (self.score_batches == "balanced" or is_count(self.score_batches)):
+            raise ArgumentError(
+                f"score_batches={self.score_batches!r} is not 'balanced' or a whole number of at least 1"
+            )
+        check_choice("tier", self.tier, "measured", "checked")
+        for problem in (self._density_problem(), self._masks_problem(), self._rounds_problem()):
+            if problem:
+                raise ArgumentError(f"method {self.name!r}: {problem}")
 
-    @property
-    def first_density(self) -> float:
-        """The density at which training begins."""
-        if self.score or self.regulariser or self.rounds or not self.masks:
-            return 1.0
-        return self.density if self.start is None else self.start
+    @classmethod
+    def of(cls, name: str, source: str, /, **options: Any) -> Method:
+        """A method of options, which the parts are made from.
 
-    def rules(self) -> Rules:
-        """What happens at steps and updates.
+        Args:
+            name: what it is called.
+            source: the paper and section it follows.
+            **options: attributes of the parts, of the method and of its timing and rounds, as in
+                :meth:`with_`; ``sparsefx list options`` prints them.
 
         Raises:
-            ArgumentError: a part is neither a known name nor a callable.
-        """
-        return Rules(
-            updates=self._updates(),
-            prune_rate=self.prune_rate,
-            decay=resolve("decay", self.decay, DECAY),
-            new_weights=self.new_weights,
-            inactive_buffers=self.inactive_buffers,
-            replaces_step=self.replaces_step,
-            memory=self.memory,
-            backward=self.backward,
-            least=None if self.least is None else self.least(self),
-            gradient_terms=() if self.gradient_terms is None else self.gradient_terms(self),
-            signs=self.signs,
-            explores=self.explores,
-        )
+            ArgumentError: an option is unknown, or a value cannot be used.
 
-    def _updates(self) -> tuple[Update, ...]:
-        updates: list[Update] = []
-        if self.densities is not None:
-            shape = resolve("densities", self.densities, DENSITIES)
-            start = self.density if self.start is None else self.start
-            updates.append(
-                Thin(start, self.density, shape, self.thin_scope, self.distribution, self.thin_until)
-            )
-        if self.update is not None:
-            updates.append(self.update(self))
-        if self.prune is not None:
-            updates.append(
-                Swap(
-                    resolve("prune", self.prune, PRUNE),
-                    resolve("redistribute", self.redistribute, REDISTRIBUTE),
-                    resolve("grow", self.grow, GROW),
-                    self.rounding,
-                    self.keeps_regrown,
-                )
-            )
-        return tuple(updates)
+        Example:
+            >>> import sparsefx
+            >>> every_ten = sparsefx.Timing(every=10)
+            >>> mine = Method.of("mine", "here", prune="magnitude", prune_rate=0.3, timing=every_ten)
+            >>> mine.updates.regrowth.grow
+            'random'
+        """
+        return cls(name, source).with_(**options)
 
     def with_(self, **changes: Any) -> Method:
-        """The same with other values for some fields, those of its timing, rounds and regulariser included.
+        """The same with other values for some options, those of its timing, rounds and regulariser included.
 
         Raises:
-            ArgumentError: a field is unknown, or a value cannot be used.
+            ArgumentError: an option is unknown, or a value cannot be used.
 
         Example:
             >>> import sparsefx
             >>> sparsefx.method("rigl", density=0.05).with_(grow="random", every=200).timing.every
             200
         """
-        own = {f.name for f in dataclasses.fields(self)}
-        for part, names in _PARTS.items():
-            found = {name: changes.pop(name) for name in list(changes) if name in names and name not in own}
-            if found:
-                present = changes.get(part, getattr(self, part))
-                if not isinstance(present, (Timing, Rounds)):
-                    raise ArgumentError(f"{', '.join(found)}: method {self.name!r} has no {part} to change")
-                changes[part] = dataclasses.replace(present, **found)
-        regulariser = REGULARISERS.get(changes.get("regulariser", self.regulariser) or "")
-        options = {} if regulariser is None else signature(regulariser).parameters
-        chosen = {name: changes.pop(name) for name in list(changes) if name in options and name not in own}
-        if chosen:
-            changes["options"] = _Options(changes.get("options", self.options), tuple(chosen.items()))
-        for name in changes:
-            if name in ("seed", "generator"):
-                raise ArgumentError(f"{name}= is no part of a method; give it to what trains by the method")
-            if name not in own:
-                raise unknown_name("method option", name, own.union(*_PARTS.values(), options))
-        changed = dataclasses.replace(self, **changes)
+        changed: Method = flat.with_changes(self, changes)
         changed.rules()  # so that what cannot be used is told now
         return changed
+
+    def __str__(self) -> str:
+        """A line for each option."""
+        values = flat.options_of(self)
+        values["options"] = {} if self.penalty is None else dict(self.penalty.options(self.sparsity))
+        width = max(map(len, values))
+        return "\n".join(f"{name:{width}}  {described(value)}" for name, value in values.items())
+
+    if not TYPE_CHECKING:  # the library's own code names the part
+
+        def __getattr__(self, name: str) -> Any:
+            """An option, from the part that has it; its default where the method lacks the part."""
+            if name in flat.NAMES:
+                return flat.options_of(self)[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def density(self) -> float:
+        """Fraction of the maskable weights that are active in the end, in (0, 1]."""
+        return self.sparsity.density
+
+    @property
+    def timing(self) -> Timing | None:
+        """When updates happen."""
+        return None if self.updates is None else self.updates.timing
+
+    @property
+    def first_density(self) -> float:
+        """The density at which training begins."""
+        begins_dense = self.first_masks.score or self.penalty or self.rounds or not self.first_masks.masks
+        return 1.0 if begins_dense else self.sparsity.first
+
+    def rules(self) -> Rules:
+        """What happens at steps and updates.
+
+        Raises:
+            ArgumentError: an option is neither a known name nor a callable.
+        """
+        rules = _weight_rules(self.weights, self.sparsity)
+        if self.updates is None:
+            return rules
+        return dataclasses.replace(
+            rules,
+            updates=self.updates.made(self.sparsity),
+            prune_rate=self.updates.prune_rate,
+            decay=resolve("decay", self.updates.decay, DECAY),
+            replaces_step=self.updates.replaces_step,
+        )
+
+    @property
+    def _changes_density(self) -> bool:
+        return self.updates is not None and self.updates.change_density
+
+    def _density_problem(self) -> str:
+        sparsity, first = self.sparsity, self.first_masks
+        if not first.masks and not first.width and sparsity.density != 1:
+            return (
+                f"density={sparsity.density!r}: it masks nothing; leave density out, or choose another method"
+            )
+        if sparsity.first != sparsity.density and not self._changes_density:
+            return (
+                f"start={sparsity.start!r} and density={sparsity.density!r} differ, but nothing changes the "
+                "density: set densities='cubic', or leave start out"
+            )
+        return ""
+
+    def _masks_problem(self) -> str:
+        """Whether two parts would decide the same masks, or one decides where there are none."""
+        if not self.first_masks.masks and (self.updates or self.penalty or self.rounds):
+            return "masks=False leaves nothing to update, score or decide"
+        if self.penalty is not None and (self.updates or self.weights.memory is not None):
+            return "a regulariser decides the masks itself: leave prune, densities, update and memory out"
+        if self.first_masks.score is not None and (self.rounds is not None or self.penalty is not None):
+            return "score prunes before training; rounds and a regulariser need all weights then"
+        return ""
+
+    def _rounds_problem(self) -> str:
+        if self.rounds is None:
+            return ""
+        if self.rounds.prunings and (self.updates or self.penalty):
+            return (
+                f"rounds with prunings={self.rounds.prunings} prune between rounds, so a method of their "
+                "kind has no prune, densities, update or regulariser of its own"
+            )
+        if not self.rounds.prunings and not (self.penalty or self._changes_density):
+            return (
+                "rounds with prunings=0 begin dense, and nothing makes this method sparse: set densities, "
+                "update or a regulariser"
+            )
+        return ""
+
+
+def _weight_rules(weights: WeightRules, sparsity: Sparsity) -> Rules:
+    return Rules(
+        new_weights=weights.new_weights,
+        inactive_buffers=weights.inactive_buffers,
+        memory=weights.memory,
+        backward=weights.backward,
+        least=None if weights.least is None else weights.least(sparsity),
+        gradient_terms=() if weights.gradient_terms is None else weights.gradient_terms(sparsity),
+        signs=weights.signs,
+        explores=weights.explores,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from inspect import signature
 from typing import Any
 
 import torch
@@ -14,21 +13,20 @@ from torch.optim import Optimizer
 
 from sparsefx._common.seeds import all_ranks, cpu_generator
 from sparsefx._common.values import check_count
-from sparsefx.cycle import Clock, Timing
+from sparsefx.cycle import NEVER, Clock
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.selection import Selector
-from sparsefx.methods.beginning import first_model, thin_to_the_end
+from sparsefx.methods.beginning import first_model, first_regulariser, prune_to_density
+from sparsefx.methods.rounds import RoundPlan
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.pruning.prune import prune
-from sparsefx.regularisers import REGULARISERS, Regulariser
-from sparsefx.scores.task import Batch, Loss
+from sparsefx.regularisers import Regulariser
+from sparsefx.scores.scoring_context import Batch, Loss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-_NEVER = Timing(first=1.0)
 
 
 class Training:
@@ -106,7 +104,8 @@ class Training:
         _check(method, make_optimizer)
         self.method = method
         self.round = 0
-        self._make_optimizer, self._first_steps, self._epoch_steps = make_optimizer, steps, epoch_steps
+        self._plan = RoundPlan(method.rounds, steps)
+        self._make_optimizer, self._epoch_steps = make_optimizer, epoch_steps
         self._batches, self._loss, self._samples = batches, loss, samples
         self._generator = cpu_generator(seed, generator, all_ranks())
         self._snapshot: Snapshot | None = None
@@ -115,7 +114,7 @@ class Training:
         self.model = first_model(method, network, dense, self._generator, self._prune_by_first_score)
         self.optimizer = self._begin_round()
         self._update_at_start()
-        if self._rewinds and self._rewound_to == 0:
+        if self._plan.rewinds and self._plan.rewound_to == 0:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
 
     def rounds(self) -> Iterator[int]:
@@ -128,26 +127,22 @@ class Training:
     @property
     def steps(self) -> int:
         """Optimizer steps of this round; a rewound round lacks those before the point it was set back to."""
-        rounds = self.method.rounds
-        if rounds is None or self.round == 0:
-            return self._first_steps
-        return max(1, round(rounds.retraining * self._first_steps) - self._rewound_to)
+        return self._plan.steps(self.round)
 
     @property
     def first_step(self) -> int:
         """The step at which this round begins, where the learning rate's schedule takes up."""
-        return self._rewound_to if self.round else 0
+        return self._plan.first_step(self.round)
 
     @property
     def learning_rate(self) -> float:
         """Factor of the learning rate in this round."""
-        rounds = self.method.rounds
-        return 1.0 if rounds is None or self.round == 0 else rounds.learning_rate
+        return self._plan.learning_rate(self.round)
 
     @property
     def is_last(self) -> bool:
         """Whether no round follows."""
-        return self.method.rounds is None or self.round >= self.method.rounds.count - 1
+        return self.round >= self._plan.count - 1
 
     def penalty(self) -> Tensor | float:
         """What the method adds to the mean loss of a batch; 0 for most."""
@@ -159,10 +154,10 @@ class Training:
         rounds = self.method.rounds
         if rounds is None or self.is_last:
             return False
-        if self._rewinds and self._snapshot is None:
+        if self._plan.rewinds and self._snapshot is None:
             raise ArgumentError(
-                f"rewind={rounds.rewind!r}: this round ended before step {self._rewound_to}, to which later "
-                "ones go back; train it for all its steps"
+                f"rewind={rounds.rewind!r}: this round ended before step {self._plan.rewound_to}, to which "
+                "later ones go back; train it for all its steps"
             )
         if rounds.prunings:
             density = rounds.density(self.round + 1, self.method.density)
@@ -191,10 +186,9 @@ class Training:
             UserWarning: the round was shorter than it should be, so schedules have not ended.
         """
         if not self.is_last:
-            count = 1 if self.method.rounds is None else self.method.rounds.count
             raise ArgumentError(
-                f"round {self.round + 1} of {count}: method {self.method.name!r} is not done; go through "
-                "training.rounds(), or call next_round() after each round"
+                f"round {self.round + 1} of {self._plan.count}: method {self.method.name!r} is not done; go "
+                "through training.rounds(), or call next_round() after each round"
             )
         done = self.optimizer.steps_done
         if done < self.steps:
@@ -204,8 +198,8 @@ class Training:
         if self.regulariser is not None:
             self.regulariser.decide(self.method.density)
             self.regulariser = None
-        elif self.method.densities is not None:
-            thin_to_the_end(self.model, self.method)
+        elif self.method.updates is not None and self.method.updates.falling is not None:
+            prune_to_density(self.model, self.method.sparsity, self.method.updates.falling.thin_scope)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,23 +249,12 @@ class Training:
     @property
     def _identity(self) -> dict[str, Any]:
         """What a state must be of."""
-        rounds = self.method.rounds
-        count = 1 if rounds is None else rounds.count
-        return {"name": self.method.name, "density": self.method.density, "rounds": count}
-
-    @property
-    def _rewinds(self) -> bool:
-        return self.method.rounds is not None and self.method.rounds.rewind is not None
-
-    @property
-    def _rewound_to(self) -> int:
-        """The step that later rounds begin at."""
-        rounds = self.method.rounds
-        return 0 if rounds is None or rounds.rewind is None else round(rounds.rewind * self._first_steps)
+        return {"name": self.method.name, "density": self.method.density, "rounds": self._plan.count}
 
     def _prune_by_first_score(self, model: nn.Module) -> None:
-        assert self.method.score is not None
-        self._prune(model, self.method.density, self.method.score, "global", rounds=self.method.score_rounds)
+        first = self.method.first_masks
+        assert first.score is not None
+        self._prune(model, self.method.density, first.score, "global", rounds=first.score_rounds)
 
     def _prune(self, model: nn.Module, density: float, score: str, scope: str, **options: Any) -> None:
         prune(
@@ -282,7 +265,7 @@ class Training:
             batches=self._batches,
             loss=self._loss,
             generator=self._generator,
-            distribution=self.method.distribution if scope == "layer" else None,
+            distribution=self.method.sparsity.distribution if scope == "layer" else None,
             **options,
         )
 
@@ -295,42 +278,28 @@ class Training:
     def _begin_round(self) -> SparseOptimizer:
         """The optimizer of this round, and the regulariser, if the method has its say in it."""
         rounds = self.method.rounds
-        is_dense = rounds is not None and self.round == 0
+        is_dense = self._plan.is_dense(self.round)
         rules = Rules() if is_dense or (rounds and rounds.prunings) else self.method.rules()
         timing = self.method.timing if rules.updates else None
         optimizer = self._make_optimizer(self.model.parameters())
-        self.regulariser = None if is_dense else self._make_regulariser()
+        self.regulariser = None if is_dense else first_regulariser(self.method, self.model, self._samples)
         for group in [] if self.regulariser is None else self.regulariser.parameter_groups():
             optimizer.add_param_group(group)
-        clock = Clock(_NEVER if timing is None else timing, self.steps, self._epoch_steps)
-        if rules.updates and not clock.is_ever_due:
+        schedule = Clock(NEVER if timing is None else timing, self.steps, self._epoch_steps)
+        if rules.updates and not schedule.is_ever_due:
             warnings.warn(
-                f"method {self.method.name!r} updates its masks at no step of {self.steps}: {clock.timing}; "
-                "train longer, or set every=",
+                f"method {self.method.name!r} updates its masks at no step of {self.steps}: "
+                f"{schedule.timing}; train longer, or set every=",
                 stacklevel=4,
             )
         return SparseOptimizer(
             optimizer,
             self.model,
             rules,
-            clock,
+            schedule,
             generator=self._generator,
             after_step=self._after_step,
         )
-
-    def _make_regulariser(self) -> Regulariser | None:
-        name = self.method.regulariser
-        if name is None:
-            return None
-        kind = REGULARISERS[name]
-        options = dict(self.method.options(self.method))
-        if "samples" in signature(kind).parameters:
-            if self._samples is None:
-                raise ArgumentError(
-                    f"samples: method {self.method.name!r} needs the number of training samples"
-                )
-            options.setdefault("samples", self._samples)
-        return kind(self.model, **options)
 
     def _after_step(self) -> None:
         done = self.optimizer.steps_done
@@ -343,14 +312,14 @@ class Training:
                     stacklevel=4,
                 )
         self._penalised = False
-        if self._rewinds and self._snapshot is None and done >= self._rewound_to:
+        if self._plan.rewinds and self._snapshot is None and done >= self._plan.rewound_to:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
 
 
 def _check(method: object, make_optimizer: object) -> None:
     if not isinstance(method, Method):
         raise ArgumentError(f"method={method!r} is no Method; pass sparsefx.method('rigl', density=0.1)")
-    if method.width:
+    if method.first_masks.width:
         raise ArgumentError(
             f"method {method.name!r} needs a narrower network, not masks: `sparsefx train` makes one; for a "
             "network of your own, build it narrower and train it by 'dense'"

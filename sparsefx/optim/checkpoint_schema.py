@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsefx.cycle import Update
+from sparsefx.cycle.updates.update import notes_by_name
 from sparsefx.errors import CheckpointError
 
 _ENTRIES = frozenset({"cycle", "step", "generator", "averages", "notes", "companions", "layers", "history"})
@@ -46,3 +48,10 @@ def check_own_state(own: Any, key: str, wrapper: str, shapes: Mapping[str, list[
             f"state_dict was saved for other masked layers: {', '.join(differing)} differ in name or "
             "shape. Build the model and the optimizer as they were when it was saved"
         )
+
+
+def saved_notes(own: Mapping[str, Any], updates: Sequence[Update]) -> dict[str, dict[str, Any]]:
+    """The notes of a state, by the name of the update; before states named updates, all shared them."""
+    if "updates" not in own:
+        return notes_by_name(own["notes"], updates)
+    return {name: dict(notes) for name, notes in own["notes"].items()}

@@ -33,7 +33,7 @@ def read_momentum(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | 
         weight: one of its parameters, shape ``S``.
 
     Returns:
-        Shape ``S`` (this process's block, where the weight is divided), signed, in float32 at least,
+        Shape ``S`` (this process's block, where the weight is sharded), signed, in float32 at least,
         with 0 for what is not finite; None if the optimizer keeps no momentum for this weight, or not
         yet. May be the optimizer's own buffer: do not write to it.
     """

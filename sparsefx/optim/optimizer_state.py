@@ -1,4 +1,4 @@
-"""The state of an optimizer for parameters that it has not stepped yet, as their first step begins it."""
+"""What an optimizer keeps of parameters: the state that a first step begins with, and zeros where needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.sharding import local
 
 
 @torch.no_grad()
@@ -37,6 +38,20 @@ def begin_state(optimizer: Optimizer) -> None:
         state = optimizer.state.get(one, {})
         if "step" in state:
             state["step"] = state["step"] * 0
+
+
+@torch.no_grad()
+def zero_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
+    """Zero what an optimizer keeps of some positions of a weight.
+
+    Args:
+        optimizer: holds the weight.
+        weight: the weight.
+        where: bool, of the shape that this process holds of it.
+    """
+    for buffer in optimizer.state.get(weight, {}).values():
+        if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
+            local(buffer).masked_fill_(where, 0)
 
 
 def _step(optimizer: Optimizer) -> None:

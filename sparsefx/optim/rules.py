@@ -9,11 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from sparsefx._common.values import is_number
-from sparsefx.cycle import Decay, LayerState, Moment, Update
+from sparsefx.cycle import Decay, LayerState, Update, UpdateContext
 from sparsefx.cycle.rules.decay import constant
 from sparsefx.errors import ArgumentError
 
-GradientTerm = Callable[[LayerState, Moment], Tensor]
+GradientTerm = Callable[[LayerState, UpdateContext], Tensor]
 """What is added to a layer's gradient before each step, of the weight's shape."""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,46 +12,38 @@ from torch.optim import Optimizer
 
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
-from sparsefx.cycle import CycleRecord, LayerState, Moment, in_turn
+from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
+from sparsefx.cycle.updates.update import names_of
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masking.masks import MaskedWeight, bare, check_values, masked_weights
+from sparsefx.masking.masks import check_values
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
-from sparsefx.masking.sharding import check_not_flattened, gather_back, local
-from sparsefx.optim.auxiliary_tensors import Companions
+from sparsefx.masking.sharding import check_not_flattened, local
+from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
 from sparsefx.optim.averages import GradientAverages
-from sparsefx.optim.checkpoint_schema import check_own_state
-from sparsefx.optim.momentum import finite, kept_weights
+from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
+from sparsefx.optim.layer_states import layer_states
+from sparsefx.optim.momentum import kept_weights
+from sparsefx.optim.optimizer_state import zero_state
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
+from sparsefx.optim.trained_weights import TrainedWeights
 from sparsefx.optim.transfer_state import carry_over
-from sparsefx.optim.weight_handles import Slot
+from sparsefx.optim.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
-
-
-class Clock(Protocol):
-    """When updates happen."""
-
-    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
-        """Whether there is an update after this many steps."""
-        ...
-
-    def progress(self, step: int, cycle: int) -> float:
-        """Fraction of the time with updates that is over after so many steps, at this update."""
-        ...
 
 
 class SparseOptimizer(WrappedOptimizer):
     """Wrap an optimizer so that training keeps a sparse model sparse, by the rules of some method.
 
-    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the clock
-    says so it also updates the masks, which ``cycle()`` does at any time.
+    ``step()`` steps the wrapped optimizer and sets weights outside their mask back to 0; when the
+    schedule says so it also updates the masks, which ``cycle()`` does at any time.
 
     Args:
         optimizer: holds every trainable masked weight of ``model``.
         model: a sparsified model, also one wrapped by ``torch.compile`` or DistributedDataParallel.
         rules: what happens at steps and updates.
-        clock: when updates happen.
+        schedule: when updates happen, such as a :class:`Clock`.
         seed: seed of what is random. By default it is drawn from torch's default generator, so that
             ``torch.manual_seed`` decides; where torch.distributed is initialised, by the first rank for all
             that train the same masks, so make the optimizer on all of them.
@@ -72,22 +64,20 @@ class SparseOptimizer(WrappedOptimizer):
     history: list[CycleRecord]
     _model: nn.Module
     _rules: Rules
-    _clock: Clock
+    _schedule: Schedule
     _generator: torch.Generator
     _cycle: int
     _step: int
     _averages: GradientAverages
-    _notes: dict[str, Any]
-    _companions: Companions
+    _notes: dict[str, dict[str, Any]]
+    _auxiliary: AuxiliaryTensors
     _after_step: Callable[[], None] | None
     _retired: str
     _reads_momentum: bool
-    _slots: list[Slot]
-    _groups: list[tuple[list[Tensor], int]]
-    _names: frozenset[str] = frozenset()
+    _trained: TrainedWeights = TrainedWeights()
 
     key = "sparse_momentum"
-    _not_pickled = frozenset({"_slots", "_groups", "_names", "_group"})
+    _not_pickled = frozenset({"_trained", "_group"})
     _group: Any = None  # of a copy, too
 
     def __init__(
@@ -95,7 +85,7 @@ class SparseOptimizer(WrappedOptimizer):
         optimizer: Optimizer,
         model: nn.Module,
         rules: Rules,
-        clock: Clock,
+        schedule: Schedule,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -111,13 +101,13 @@ class SparseOptimizer(WrappedOptimizer):
             "_optimizer": optimizer,
             "_model": model,
             "_rules": rules,
-            "_clock": clock,
+            "_schedule": schedule,
             "_generator": cpu_generator(seed, generator, training_groups(model, group)),
             "_cycle": 0,
             "_step": 0,
             "_averages": GradientAverages(),
             "_notes": {},
-            "_companions": Companions(rules),
+            "_auxiliary": AuxiliaryTensors(rules),
             "_after_step": after_step,
             "_retired": "",
             "_reads_momentum": rules.reads_momentum(),
@@ -151,14 +141,14 @@ class SparseOptimizer(WrappedOptimizer):
     def explored(self) -> float | None:
         """Fraction of all maskable positions that were ever active, if the rules keep count of it.
 
-        "In-time over-parametrisation" of Liu et al. 2021, section 3. Of a divided model every process must
-        ask.
+        "In-time over-parametrisation" of Liu et al. 2021, section 3. Collective for a
+        sharded model: ask on every rank.
         """
-        return self._companions.explored()
+        return self._auxiliary.explored()
 
     def __repr__(self) -> str:
         done = f"cycle {self._cycle}, step {self._step}"
-        parts = ", ".join(map(described, (self._clock, self._rules)))
+        parts = ", ".join(map(described, (self._schedule, self._rules)))
         return f"{type(self).__name__}({done}, {parts})\n{self._optimizer!r}"
 
     @_disable_dynamo  # as step() is
@@ -180,21 +170,21 @@ class SparseOptimizer(WrappedOptimizer):
         if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
         self._refresh()
-        check_values([slot.masked for slot in self._slots])
-        moment = self._moment()
-        slots = [slot for slot in self._slots if slot.masked.weight.requires_grad]
+        check_values([handle.masked for handle in self._handles])
+        context = self._context()
+        handles = [handle for handle in self._handles if handle.masked.weight.requires_grad]
         self._check_ranks()
-        outcomes = in_turn(self._rules.updates, self._layer_states(slots), moment)
-        for slot, outcome in zip(slots, outcomes, strict=True):
-            self._companions.renew(slot, outcome, self._generator)
-            slot.masked.set_mask(outcome.mask)
+        outcomes = in_turn(self._rules.updates, self._layer_states(handles), context)
+        for handle, outcome in zip(handles, outcomes, strict=True):
+            self._auxiliary.renew(handle, outcome, self._generator)
+            handle.masked.set_mask(outcome.mask)
             if self._rules.inactive_buffers == "zero_on_grow":
-                self._fill_buffers(slot.weight, outcome.grown)
+                zero_state(self._optimizer, handle.weight, outcome.grown)
         self._refresh()
-        self._notes = moment.notes
+        self._notes = {name: notes for name, notes in context.notes.items() if notes}
         self._cycle += 1
         layers = tuple(outcome.record for outcome in outcomes)
-        record = CycleRecord(self._cycle, self._step, moment.rate, layers)
+        record = CycleRecord(self._cycle, self._step, context.rate, layers)
         self.history.append(record)
         del self.history[:-_LONGEST_HISTORY]
         self._after_cycle(record)
@@ -243,18 +233,18 @@ class SparseOptimizer(WrappedOptimizer):
     def _step_once(self, closure: Callable[[], float] | None) -> float | None:
         if self._retired:
             raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
-        if any(slot.was_moved for slot in self._slots):
-            self._refresh()  # an evaluation left weights gathered, or they were divided after all
+        if any(handle.was_moved for handle in self._handles):
+            self._refresh()  # an evaluation left weights gathered, or they were sharded after all
         self._follow_groups()
         if self._step == 0:
-            check_values([slot.masked for slot in self._slots])
-        due = self._clock.is_due(self._step + 1, self._generator)
+            check_values([handle.masked for handle in self._handles])
+        due = self._schedule.is_due(self._step + 1, self._generator)
         if due and self._rules.replaces_step:
             loss = None if closure is None else self._on_masked_weights(closure)()
         else:
             loss = self._learn(closure)
         if self._reads_momentum:
-            self._averages.update(self._slots, self._optimizer)
+            self._averages.update(self._handles, self._optimizer)
         self._zero_inactive()
         if self._rules.inactive_buffers == "mask":
             self._mask_buffers()
@@ -278,33 +268,28 @@ class SparseOptimizer(WrappedOptimizer):
         self._add_gradient_terms()
         if self._rules.memory is None:
             return self._optimizer.step()
-        self._companions.recall(self._slots)
+        self._auxiliary.recall(self._handles)
         try:
             loss = self._optimizer.step()
         except BaseException:
             self._zero_inactive()  # the model must not be left with the stored weights
             raise
-        self._companions.keep(self._slots)
+        self._auxiliary.keep(self._handles)
         return loss
 
     def _refresh(self) -> None:
-        """Walk the model for its masked weights. Between walks only what a slot looks up is followed."""
-        found = self._find_layers()
-        owned = self._owned()
-        for masked in found:
-            masked.divide()
-        self._slots = [Slot.of(masked) for masked in found if id(masked.weight) in owned]
-        self._groups = [(group["params"], len(group["params"])) for group in self.param_groups]
-        self._names = frozenset(masked.name for masked in found)
+        """Walk the model for its masked weights, and start with those that are new."""
+        self._trained = self._trained.again(self._model, self.param_groups)
         self._zero_inactive()
-        self._companions.begin(self._slots, self._generator)
+        self._auxiliary.begin(self._handles, self._generator)
+
+    @property
+    def _handles(self) -> Sequence[WeightHandle]:
+        return self._trained.handles
 
     def _follow_groups(self) -> None:
         """Walk the model again where others have changed the wrapped optimizer's groups."""
-        if len(self._groups) != len(self.param_groups) or any(
-            group["params"] is not params or len(params) != count
-            for group, (params, count) in zip(self.param_groups, self._groups, strict=True)
-        ):
+        if not self._trained.are_of(self.param_groups):
             self._refresh()
 
     def _check_group(self, param_group: dict[str, Any]) -> None:
@@ -313,49 +298,21 @@ class SparseOptimizer(WrappedOptimizer):
         params = param_group["params"]
         # What can be read only once is read here, as torch does.
         held = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        self._find_layers(entry[1] if isinstance(entry, tuple) else entry for entry in held)
-
-    def _find_layers(self, added: Iterable[Tensor] = ()) -> list[MaskedWeight]:
-        """The model's masked weights, of which all that train are in the optimizer, or are to be added."""
-        gather_back(bare(self._model))
-        found = masked_weights(self._model)
-        if not found:
-            raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
-        self._check_still_there(found)
-        owned = self._owned() | {id(weight) for weight in added}
-        missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
-        if missing:
-            raise ArgumentError(
-                f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
-                "sparsified model's parameters(), after fully_shard if that divides them, or freeze these "
-                "layers with requires_grad_(False) until a group with them is added"
-            )
-        return found
-
-    def _owned(self) -> set[int]:
-        return {id(weight) for group in self.param_groups for weight in group["params"]}
-
-    def _check_still_there(self, found: Sequence[MaskedWeight]) -> None:
-        gone = self._names - {masked.name for masked in found}
-        if gone:
-            raise ArgumentError(
-                f"the model has lost the masked layers {', '.join(sorted(gone))} since this optimizer was "
-                "made: they were removed, or replaced by dense ones, as resize_token_embeddings does; change "
-                "the network before sparsify, then make the optimizer"
-            )
+        added = (entry[1] if isinstance(entry, tuple) else entry for entry in held)
+        self._trained.find(self._model, self.param_groups, added)
 
     def _check_ranks(self) -> None:
         group = replicating_group(self._model) if self._group is None else self._group
-        check_equal([slot.masked for slot in self._slots], group, self._generator)
+        check_equal([handle.masked for handle in self._handles], group, self._generator)
 
     @torch.no_grad()
     def _zero_inactive(self) -> None:
         if self._rules.memory is not None:  # then inactive weights are stored, and the optimizer learns them
-            for slot in self._slots:
-                slot.zero_inactive()
+            for handle in self._handles:
+                handle.zero_inactive()
             return
-        for slot in self._slots:
-            slot.zero_inactive(*kept_weights(self._optimizer, slot.weight))
+        for handle in self._handles:
+            handle.zero_inactive(*kept_weights(self._optimizer, handle.weight))
 
     def _on_masked_weights(self, closure: Callable[[], float]) -> Callable[[], float]:
         """A closure for optimizers that evaluate the model at points of their own, such as LBFGS."""
@@ -372,30 +329,23 @@ class SparseOptimizer(WrappedOptimizer):
     def _add_gradient_terms(self) -> None:
         if not self._rules.gradient_terms:
             return
-        moment, layers = self._moment(), self._layer_states(self._slots)
-        for slot, layer in zip(self._slots, layers, strict=True):
-            gradient = slot.weight.grad
+        context, layers = self._context(), self._layer_states(self._handles)
+        for handle, layer in zip(self._handles, layers, strict=True):
+            gradient = handle.weight.grad
             if gradient is not None:
                 for term in self._rules.gradient_terms:
-                    local(gradient).add_(term(layer, moment).to(gradient.dtype))
+                    local(gradient).add_(term(layer, context).to(gradient.dtype))
 
     def _mask_buffers(self) -> None:
-        for slot in self._slots:
-            learning = self._companions.learning(slot)
+        for handle in self._handles:
+            learning = self._auxiliary.learning(handle)
             if learning is not None:
-                self._fill_buffers(slot.weight, ~learning)
+                zero_state(self._optimizer, handle.weight, ~learning)
 
-    @torch.no_grad()
-    def _fill_buffers(self, weight: Tensor, where: Tensor) -> None:
-        """Zero what the wrapped optimizer keeps of some positions of a weight."""
-        for buffer in self._optimizer.state.get(weight, {}).values():
-            if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
-                local(buffer).masked_fill_(where, 0)
-
-    def _moment(self) -> Moment:
+    def _context(self) -> UpdateContext:
         """Now, as the next update sees it; a copy of the notes, so that one that fails changes none."""
         cycle = self._cycle + 1
-        progress = self._clock.progress(self._step, cycle)
+        progress = self._schedule.progress(self._step, cycle)
         rate = self._rules.decay(self._rules.prune_rate, progress)
         if not 0 <= rate <= 1:
             name = getattr(self._rules.decay, "__name__", repr(self._rules.decay))
@@ -403,33 +353,16 @@ class SparseOptimizer(WrappedOptimizer):
                 f"decay {name!r} returned {rate!r} for cycle {cycle}, progress {progress:.4g}; "
                 "it must return a rate in [0, 1]"
             )
-        return Moment(rate, progress, self._generator, dict(self._notes))
+        notes = {name: dict(notes) for name, notes in self._notes.items()}
+        return UpdateContext(rate, progress, self._generator, notes)
 
-    def _layer_states(self, slots: Sequence[Slot]) -> list[LayerState]:
+    def _layer_states(self, handles: Sequence[WeightHandle]) -> list[LayerState]:
         """The layers for an update; momenta only if it may read them."""
-        momenta: list[Tensor | None] = [None] * len(slots)
-        if self._reads_momentum:
-            momenta = [self._averages.momentum(slot, self._optimizer) for slot in slots]
-        gradients = [_gradient(slot.weight) for slot in slots]
-        weights = [slot.values for slot in slots]
-        rows = zip(
-            slots, weights, _zeros_if_some(momenta, weights), _zeros_if_some(gradients, weights), strict=True
-        )
-        return [
-            LayerState(
-                slot.masked.name,
-                weight,
-                slot.mask,
-                momentum,
-                gradient,
-                **self._companions.of(slot),
-                block=slot.block,
-            )
-            for slot, weight, momentum, gradient in rows
-        ]
+        averages = self._averages if self._reads_momentum else None
+        return layer_states(handles, self._auxiliary, averages, self._optimizer)
 
     def _shapes(self) -> dict[str, list[int]]:
-        return {slot.masked.name: list(slot.masked.weight.shape) for slot in self._slots}
+        return {handle.masked.name: list(handle.masked.weight.shape) for handle in self._handles}
 
     def _own_state(self) -> dict[str, Any]:
         self._follow_groups()
@@ -439,7 +372,8 @@ class SparseOptimizer(WrappedOptimizer):
             "generator": self._generator.get_state(),
             "averages": dict(self._averages.tensors),
             "notes": dict(self._notes),
-            "companions": self._companions.state(),
+            "updates": names_of(self._rules.updates),
+            "companions": self._auxiliary.state(),
             "layers": self._shapes(),
             "history": [record.to_plain() for record in self.history],
         }
@@ -450,8 +384,8 @@ class SparseOptimizer(WrappedOptimizer):
         try:  # all that can fail comes before anything changes
             torch.Generator().set_state(own["generator"].cpu())
             history = [CycleRecord.from_plain(plain) for plain in own["history"]]
-            cycle, step, notes = int(own["cycle"]), int(own["step"]), dict(own["notes"])
-            self._companions.check(own["companions"], self._shapes())
+            cycle, step, notes = int(own["cycle"]), int(own["step"]), saved_notes(own, self._rules.updates)
+            self._auxiliary.check(own["companions"], self._shapes())
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"state_dict[{self.key!r}] is damaged: {error!r}; save it again") from error
 
@@ -459,24 +393,10 @@ class SparseOptimizer(WrappedOptimizer):
             self._cycle, self._step, self._notes, self.history = cycle, step, notes, history
             self._generator.set_state(own["generator"].cpu())
             self._refresh()
-            self._companions.load(own["companions"], self._slots)
-            self._averages.load(own["averages"], self._slots)
+            self._auxiliary.load(own["companions"], self._handles)
+            self._averages.load(own["averages"], self._handles)
 
         return take_over
-
-
-def _zeros_if_some(values: list[Tensor | None], like: list[Tensor]) -> list[Tensor | None]:
-    """Zeros for layers without a value when others have one: they never got a gradient."""
-    if all(value is None for value in values):
-        return values
-    return [
-        torch.zeros_like(weight) if value is None else value
-        for value, weight in zip(values, like, strict=True)
-    ]
-
-
-def _gradient(weight: Tensor) -> Tensor | None:
-    return None if weight.grad is None else finite(local(weight.grad))
 
 
 def _check_optimizer(optimizer: object) -> None:

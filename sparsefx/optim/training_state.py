@@ -21,12 +21,12 @@ _DAMAGED = (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueEr
 class TrainingState:
     """Model, masks and optimizer, for ``torch.distributed.checkpoint`` to save and load by name.
 
-    What is divided among ranks is saved by each rank, and may be loaded by another number of ranks, or by
-    a model that is not divided; ``dcp.load`` calls the methods here. A resumed run of as many ranks goes on
+    What is sharded over ranks is saved by each rank, and may be loaded by another number of ranks, or by
+    a model that is not sharded; ``dcp.load`` calls the methods here. A resumed run of as many ranks goes on
     bit for bit.
 
     Args:
-        model: the sparsified model, also divided by ``fully_shard`` or inside DistributedDataParallel.
+        model: the sparsified model, also sharded by ``fully_shard`` or inside DistributedDataParallel.
         optimizer: its :class:`SparseMomentum`, or another :class:`SparseOptimizer`.
 
     Raises:
@@ -65,15 +65,15 @@ class TrainingState:
         begin_state(self._optimizer.wrapped)
         model, wrapped = get_state_dict(self._model, self._optimizer.wrapped)
         own = dict(self._optimizer.state_dict()[self._optimizer.key])
-        companions = own.pop("companions")
+        auxiliary = own.pop("companions")
         averages = {**self._missing_averages(), **own.pop("averages")}
         content = io.BytesIO()
-        torch.save({**own, "spreads": companions["spreads"]}, content)
+        torch.save({**own, "spreads": auxiliary["spreads"]}, content)
         return {
             "model": model,
             "optimizer": wrapped,
             "averages": averages,
-            "companions": companions["tensors"],
+            "companions": auxiliary["tensors"],
             "plain": content.getvalue(),
         }
 
@@ -88,8 +88,8 @@ class TrainingState:
         optimizer = self._optimizer
         try:
             own = torch.load(io.BytesIO(state_dict["plain"]), weights_only=True)
-            companions = {"tensors": state_dict.get("companions", {}), "spreads": own.pop("spreads")}
-            own = {**own, "averages": state_dict.get("averages", {}), "companions": companions}
+            auxiliary = {"tensors": state_dict.get("companions", {}), "spreads": own.pop("spreads")}
+            own = {**own, "averages": state_dict.get("averages", {}), "companions": auxiliary}
             set_state_dict(
                 self._model,
                 optimizer.wrapped,

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sparsefx.cycle.positions.block import Block
 from sparsefx.masking.masks import MaskedWeight, zero_outside
-from sparsefx.masking.sharding import block_of, count_true, is_divided, local
+from sparsefx.masking.sharding import block_of, count_true, is_sharded, local
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class WeightHandle:
     """Where one masked weight and its mask are found at every step.
 
     The modules' own dictionaries are looked up each time, so a tensor that ``Module.to`` or
@@ -56,12 +56,12 @@ class Slot:
 
     @property
     def was_moved(self) -> bool:
-        """Whether the weight is divided among processes and the mask is not, or the other way round."""
-        return is_divided(self.weight) != is_divided(self.buffers[self.mask_name])
+        """Whether the weight is sharded over processes and the mask is not, or the other way round."""
+        return is_sharded(self.weight) != is_sharded(self.buffers[self.mask_name])
 
     @classmethod
-    def of(cls, masked: MaskedWeight) -> Slot:
-        """The slot of a masked weight as it is now."""
+    def of(cls, masked: MaskedWeight) -> WeightHandle:
+        """The handle of a masked weight as it is now."""
         module, parameter, name = masked.holders[0]
         mask = masked.mask
         full = mask if count_true(mask) == mask.numel() else None

@@ -32,7 +32,7 @@ def channels(report: ModelReport | ExportReport) -> Figure:
         report: ``sparsefx.report(model)``, ``compact.report``, or ``sparsefx.report(before, after)``.
 
     Raises:
-        ArgumentError: it is no report, or one without layers.
+        ArgumentError: it is not a report, or a report without layers.
         MissingPackageError: matplotlib is not installed.
     """
     by_layer = _by_layer(report)

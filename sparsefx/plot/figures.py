@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, *, remedy: str = "pip install matplotlib") -> Figure:
-    """An empty figure that pyplot does not know of, so that nobody has to close it.
+    """An empty figure that pyplot does not know, so that it need not be closed.
 
     Args:
         width: in inches.

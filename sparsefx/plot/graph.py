@@ -38,19 +38,20 @@ class _Section:
 
 
 def graph(compact: nn.Module) -> Svg:
-    """Draw what an export made of a model: its layers, what flows between them, and their channels.
+    """Draw an exported model: its layers, the edges between them, and their channels.
 
-    Each Linear and Conv layer is a box with a bar for its input and one for its output channels: kept,
-    gathered from what it reads or scattered into what it adds to, and removed. Other modules with
-    parameters are boxes without bars; activations and reshapes are left out, and where several results
-    meet, the operation is named. A model of which parts stay Python has a drawing for every part that was
-    compiled, followed by the layers that stay; at the end come the layers that are gone.
+    Each Linear and Conv layer is a box with one bar for its input channels and one for its output channels.
+    The bars show channels that were kept, removed, gathered from the stream that the layer reads, or
+    scattered into the stream that it adds to. Other modules with parameters are boxes without bars.
+    Activations and reshapes are left out. Where several results meet, the operation is named. If parts of the
+    model stay Python, there is a drawing for each compiled part, followed by the layers that stay. The layers
+    that were removed come last.
 
     Args:
         compact: what :func:`sparsefx.export` or :func:`sparsefx.load` returned.
 
     Raises:
-        ArgumentError: the model has no report of an export.
+        ArgumentError: ``compact`` has no report of an export.
 
     Example:
         >>> import torch, sparsefx

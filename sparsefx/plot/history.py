@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def densities(history: Sequence[CycleRecord]) -> Figure:
-    """Draw each layer's density after each cycle, in percent of its positions, and that of all together.
+    """Draw the density of each layer and of all layers together after each cycle, in percent.
 
-    Up to ten layers are lines, more are the rows of a heat map; the scale is logarithmic.
+    Up to ten layers are drawn as lines, more as the rows of a heat map. The scale is logarithmic.
 
     Args:
         history: ``optimizer.history``, or a part of it.
 
     Raises:
-        ArgumentError: there is no record, or the records are not all of the same layers.
+        ArgumentError: ``history`` is empty, or its records are not all of the same layers.
         MissingPackageError: matplotlib is not installed.
 
     Example:
@@ -47,14 +47,15 @@ def densities(history: Sequence[CycleRecord]) -> Figure:
 def growth_shares(history: Sequence[CycleRecord]) -> Figure:
     """Draw each layer's share of the regrowth in each cycle, in percent.
 
-    With ``redistribute="momentum"`` that is its share of the mean momentum of the weights that are left.
-    The shares are those before the layers' room was considered, and 0 in a cycle that regrows nothing.
+    With ``redistribute="momentum"`` this is the layer's share of the mean momentum of the remaining weights.
+    The share is computed before layers without enough free positions pass weights on. It is 0 in a cycle that
+    regrows nothing.
 
     Args:
         history: ``optimizer.history``, or a part of it.
 
     Raises:
-        ArgumentError: there is no record, or the records are not all of the same layers.
+        ArgumentError: ``history`` is empty, or its records are not all of the same layers.
         MissingPackageError: matplotlib is not installed.
     """
     shares = by_layer(history, lambda layer: layer.share)
@@ -70,7 +71,7 @@ def turnover(history: Sequence[CycleRecord]) -> Figure:
         history: ``optimizer.history``, or a part of it.
 
     Raises:
-        ArgumentError: there is no record, or the records are not all of the same layers.
+        ArgumentError: ``history`` is empty, or its records are not all of the same layers.
         MissingPackageError: matplotlib is not installed.
     """
     panels = {

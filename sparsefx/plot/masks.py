@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masking.masks import check_undivided, masked_weights
+from sparsefx.masking.masks import check_unsharded, masked_weights
 from sparsefx.plot.figures import new_figure
 from sparsefx.plot.names import plain
 from sparsefx.report.costs import maskable_layers
@@ -24,18 +24,18 @@ _PIXELS = 160  # along each side of a picture at most, about as many as a screen
 
 
 def masks(model: nn.Module, layers: Sequence[str] | None = None) -> Figure:
-    """Draw which weights of each layer are active: a row an output, a column an input of the kernel.
+    """Draw which weights of each layer are active. Each row is an output, each column an input of the kernel.
 
     A mask of shape (out, in, ...) is drawn as (out, in * positions of the kernel). One with more than 160
     rows or columns is averaged over blocks: a point is the density of its block, and the heading says which
     density is black.
 
     Args:
-        model: any model; of a layer without a mask, the weights that are not 0 are drawn.
+        model: any model; for a layer without a mask, the weights that are not 0 are drawn.
         layers: names of the layers to draw; all Linear and Conv layers and masked weights by default.
 
     Raises:
-        ArgumentError: a layer is not known, there is none to draw, or weights are divided among processes.
+        ArgumentError: a layer is not known, there is none to draw, or weights are sharded over processes.
         MissingPackageError: matplotlib is not installed.
     """
     found = _active(model)
@@ -68,7 +68,7 @@ def _active(model: nn.Module) -> dict[str, Tensor]:
     """Where the weights of each layer are active: bool matrices (out, in * positions of the kernel)."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_undivided(model, "plot.masks")
+    check_unsharded(model, "plot.masks")
     masked = {m.name: (m.holders[0][0], m.mask) for m in masked_weights(model)}
     layers = maskable_layers(model)
     plain = {name: (layer, cast(Tensor, layer.weight).detach() != 0) for name, layer in layers.items()}

@@ -21,9 +21,9 @@ from sparsefx._common.values import check_count
 from sparsefx.cycle import LayerState
 from sparsefx.cycle.positions.for_all_layers import best_of_each, largest_of_all
 from sparsefx.errors import ArgumentError, unknown_name
-from sparsefx.masking.masks import MaskedWeight, check_undivided, masked_weights
+from sparsefx.masking.masks import MaskedWeight, check_unsharded, masked_weights
 from sparsefx.pruning.budgets import falling_densities, pools_of
-from sparsefx.scores import SCORES, Batch, Loss, Score, Task, compensated_weights
+from sparsefx.scores import SCORES, Batch, Loss, Score, ScoringContext, compensated_weights
 
 
 def prune(
@@ -43,35 +43,35 @@ def prune(
 ) -> dict[str, int]:
     """Shrink the masks, in place, to the weights of highest score.
 
-    Exactly ``round(density * N)`` of the ``N`` maskable weights stay, all of them active before. Of
-    equal scores the lowest flat index goes first, the model's first layers before its last. Kept
+    Exactly ``round(density * N)`` of the ``N`` maskable weights stay; all of them were active before. Among
+    equal scores the lowest flat index is removed first, and the model's first layers before its last. Kept
     weights keep their values, unless ``compensate`` moves them.
 
     Args:
-        model: a masked model, dense ones from ``sparsify(model, density=1.0)``.
-        density: fraction of all maskable weights that stays, in (0, 1], at most the present one.
+        model: a masked model; for a dense model, take ``sparsify(model, density=1.0)``.
+        density: fraction of all maskable weights that stays, in (0, 1], at most the present density.
         score: a name in :data:`sparsefx.scores.SCORES`, or a callable that takes a
-            :class:`~sparsefx.scores.Task`, such as :func:`functools.partial` of one of them.
+            :class:`~sparsefx.scores.ScoringContext`, such as :func:`functools.partial` of one of them.
         scope: ``"global"``: all weights compete; ``"layer"``: each layer keeps its share.
         distribution: the shares for ``scope="layer"``, as in :func:`sparsify`; uniform by default. A
-            layer that has fewer active weights than its share keeps all, and the others take the rest.
+            layer with fewer active weights than its share keeps all of them, and the others take the rest.
         batches: pairs (inputs, targets) on the model's device, for scores that need data; a list or loader.
         loss: ``(output, target)`` to the mean loss, for scores that need it.
-        rounds: score and prune so many times, at densities that fall exponentially from the present
-            one (Tanaka et al. 2020: 100 for SynFlow).
-        min_active: each layer keeps so many of its best weights, if it has them.
+        rounds: how often to score and prune, at densities that fall exponentially from the present
+            density (Tanaka et al. 2020: 100 for SynFlow).
+        min_active: the number of its best weights that each layer keeps at least, if it has them.
         compensate: move the kept weights so that each layer's output on ``batches`` changes least
             (:func:`sparsefx.scores.compensated_weights`), as layer-wise OBS does.
-        seed: seed of what is random in a score; None draws from ``generator``.
-        generator: source of what is random in a score; torch's default generator by default.
+        seed: seed of the random choices of a score; None draws from ``generator``.
+        generator: source of the random choices of a score; torch's default generator by default.
 
     Returns:
         How many weights each layer keeps, by its name.
 
     Raises:
-        ArgumentError: an argument cannot be used, the density is above the present one, a score
-            needs ``batches`` and got none, or it is not finite. No mask has changed, except by rounds
-            that were complete.
+        ArgumentError: an argument cannot be used, the density is above the present density, a score
+            needs ``batches`` and got none, or a score is not finite. Only completed rounds have changed
+            masks.
 
     Warns:
         UserWarning: a layer has lost all its weights.
@@ -88,14 +88,14 @@ def prune(
     layers = _layers(model)
     _check(scope, distribution, rounds, min_active)
     score = resolve("score", score, SCORES)
-    task = Task(model, batches, loss, given_generator(seed, generator))
+    context = ScoringContext(model, batches, loss, given_generator(seed, generator))
     for target in falling_densities(layers, density, rounds):
         pools = pools_of(layers, target, scope, distribution)
-        scores = _scores(score, task, layers)
+        scores = _scores(score, context, layers)
         masks = {}
         for members, count in pools:
             masks.update(_best(members, scores, count, min_active))
-        _apply(layers, masks, compensated_weights(task, masks) if compensate else {})
+        _apply(layers, masks, compensated_weights(context, masks) if compensate else {})
     return _active_by_name(layers)
 
 
@@ -103,13 +103,13 @@ def prune(
 def prune_below(model: nn.Module, quality: float | Mapping[str, float]) -> dict[str, int]:
     """Remove the weights with ``|w| < quality * std`` of their layer (Han et al. 2015).
 
-    The standard deviation is that of the layer's active weights. Which density results depends on
-    the weights; :func:`prune` meets a given one.
+    The standard deviation is that of the layer's active weights. The resulting density depends on the
+    weights; :func:`prune` reaches a given density.
 
     Args:
         model: a masked model.
-        quality: the factor, at least 0; or one for each layer's name, and layers that are not named
-            are left as they are.
+        quality: the factor, at least 0; or a mapping from layer names to factors, which leaves other layers
+            unchanged.
 
     Returns:
         How many weights each layer keeps, by its name.
@@ -138,7 +138,7 @@ def _layers(model: nn.Module) -> list[MaskedWeight]:
     layers = masked_weights(model)
     if not layers:
         raise ArgumentError("model has no masked weights; make some with sparsify(model, density=1.0)")
-    check_undivided(model, "prune")
+    check_unsharded(model, "prune")
     return layers
 
 
@@ -151,11 +151,11 @@ def _check(scope: str, distribution: str | Distribution | None, rounds: int, min
     check_count("min_active", min_active, 0)
 
 
-def _scores(score: Score, task: Task, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
+def _scores(score: Score, context: ScoringContext, layers: Sequence[MaskedWeight]) -> dict[str, Tensor]:
     """The scores, held to their contract."""
     name = getattr(score, "__name__", repr(score))
     try:
-        scores = score(task)
+        scores = score(context)
     except torch.linalg.LinAlgError as error:
         raise ArgumentError(
             f"score {name!r} met a matrix that is singular or not finite, as where training has diverged: "

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsefx.cycle.positions.select import select_largest
 from sparsefx.errors import ArgumentError
-from sparsefx.masking.masks import MaskedWeight, check_undivided, masked_weights
+from sparsefx.masking.masks import MaskedWeight, check_unsharded, masked_weights
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Regulariser(nn.Module, ABC):
 
     Raises:
         ArgumentError: the model has no masked weights that learn, masks that are not True everywhere, or
-            weights that are divided among processes.
+            weights that are sharded over processes.
     """
 
     progress: float
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        check_undivided(model, "a regulariser")
+        check_unsharded(model, "a regulariser")
         self.progress = 0.0
         self._masked = [masked for masked in masked_weights(model) if masked.weight.requires_grad]
         self._handles: list[RemovableHandle] = []

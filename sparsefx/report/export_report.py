@@ -1,4 +1,4 @@
-"""What an export changed, layer by layer, and why, as a table and as data."""
+"""The changes of an export, layer by layer, and their reasons, as a table and as data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsefx.report.model_report import LayerReport, describe
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One layer before and after an export; ``None`` for a layer that is gone or was not there."""
+    """One layer before and after an export; ``None`` where the layer does not exist."""
 
     name: str
     before: LayerReport | None
@@ -28,7 +28,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class OpaqueModule:
-    """A module whose forward stays Python (``""`` is the model itself), and why."""
+    """A module whose forward stays Python (``""`` is the model itself), and the reason."""
 
     name: str
     reason: str
@@ -36,7 +36,7 @@ class OpaqueModule:
 
 @dataclass(frozen=True)
 class AsInEvaluation:
-    """A compiled module (``""`` is the model itself), and what of its forward in training is left out."""
+    """A compiled module (``""`` is the model itself), and what of its training forward is left out."""
 
     name: str
     what: str
@@ -44,17 +44,17 @@ class AsInEvaluation:
 
 @dataclass(frozen=True)
 class ExportReport(Tabular):
-    """What an export changed; ``print`` and notebooks show the table, :meth:`as_dict` plain data.
+    """The changes of an export. ``print`` and notebooks show a table; :meth:`as_dict` gives plain data.
 
     Attributes:
         layers: each layer before and after.
-        parameters_before: all parameters of the model.
-        parameters_after: all parameters of the exported model.
-        passes: what each pass did, in order, with what kept channels that nothing reads.
-        graphs: the modules that were compiled, by name; ``""`` is the whole model.
+        parameters_before: the number of parameters of the model.
+        parameters_after: the number of parameters of the exported model.
+        passes: what each pass did, in order, and what kept channels that nothing reads.
+        graphs: the names of the modules that were compiled; ``""`` is the whole model.
         opaque: the modules that stay Python, with the reason.
-        as_in_evaluation: the compiled modules that also in training do something that only evaluation did;
-            none unless ``fold_batchnorm=False``.
+        as_in_evaluation: the compiled modules that do in training something that the model did only in
+            evaluation; empty unless ``fold_batchnorm=False``.
         sizes: each dimension of each graph's arguments, whether it varies, and over what range it was tried.
     """
 
@@ -69,7 +69,7 @@ class ExportReport(Tabular):
 
     @property
     def captured(self) -> str:
-        """How the model was captured, ``"whole"``, ``"parts"`` of it, or ``"not"`` at all."""
+        """Whether the model was captured ``"whole"``, in ``"parts"`` or ``"not"``."""
         return "whole" if "" in self.graphs else "parts" if self.graphs else "not"
 
     @property
@@ -86,7 +86,7 @@ class ExportReport(Tabular):
     def regions(self) -> tuple[RegionReport, ...]:
         """The parts that sparse kernels can compute, with times, and the layers that they cannot.
 
-        Empty with ``kernels="dense"``. :meth:`kernels` tells of a layer what computes it.
+        Empty with ``kernels="dense"``. :meth:`kernels` returns what computes one layer.
         """
         return tuple(one for step in self.passes for one in step.regions)
 
@@ -97,7 +97,7 @@ class ExportReport(Tabular):
             layer: the layer's name.
 
         Raises:
-            ArgumentError: there is no such layer.
+            ArgumentError: no layer has this name.
         """
         self._change(layer)
         taken = any(layer in region.layers for region in self.regions if region.taken)
@@ -105,17 +105,17 @@ class ExportReport(Tabular):
 
     @property
     def kept(self) -> tuple[KeptChannels, ...]:
-        """The empty channels that are still there, with the reason; not those of modules that stay Python."""
+        """The empty channels that were kept, with the reason, except those of modules that stay Python."""
         return tuple(one for step in self.passes for one in step.kept)
 
     def why(self, layer: str) -> str:
-        """Why a layer still has channels that are empty, in words.
+        """Say in words why a layer still has empty channels.
 
         Args:
             layer: the layer's name.
 
         Raises:
-            ArgumentError: there is no such layer.
+            ArgumentError: no layer has this name.
 
         Example:
             >>> import torch, sparsefx

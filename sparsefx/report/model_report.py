@@ -1,4 +1,4 @@
-"""What a model's layers look like: shapes, densities, empty channels and costs, as a table and as data."""
+"""The layers of a model: shapes, densities, empty channels and costs, as a table and as data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class LayerReport:
     Attributes:
         name: its name in the model.
         shape: its weight's shape.
-        density: fraction of the weight that is active (of a layer without a mask: not 0), in [0, 1].
+        density: fraction of the weight that is active (not 0, for a layer without a mask), in [0, 1].
         in_channels: input channels (features).
         out_channels: output channels (features).
         empty_inputs: input channels whose weights are all 0.
         empty_outputs: output channels whose weights are all 0.
-        parameters: elements of weight and bias; of a layer in sparse kernels, those that are stored.
+        parameters: elements of weight and bias; for a layer in sparse kernels, the stored elements.
         nonzeros: elements of the weight that are not 0.
         flops_dense: operations for one sample, a multiply-add counted as 2; None without example inputs.
         flops_sparse: the same for the active weights alone.
@@ -49,13 +49,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ModelReport(Tabular):
-    """A model's layers and totals; ``print`` and notebooks show the table, :meth:`as_dict` plain data.
+    """A model's layers and totals. ``print`` and notebooks show a table; :meth:`as_dict` gives plain data.
 
     Attributes:
         layers: one entry a layer.
-        parameters: all parameters of the model, those of other layers included.
-        density: fraction of the masked weights that are active; where nothing is masked, of all Linear
-            and Conv weights.
+        parameters: the number of all parameters of the model, including those of other layers.
+        density: fraction of the masked weights that are active; if nothing is masked, of all Linear and
+            Conv weights.
         density_of_all: fraction of all the parameters that are active.
     """
 
@@ -66,7 +66,7 @@ class ModelReport(Tabular):
 
     @property
     def active_zeros(self) -> int:
-        """How many active weights are 0, as those of the last cycle are where nothing was trained since."""
+        """How many active weights are 0, such as those that a cycle has just grown."""
         return sum(
             max(0, round(layer.density * torch.Size(layer.shape).numel()) - layer.nonzeros)
             for layer in self.layers

@@ -1,4 +1,4 @@
-"""``report``: what a model's layers look like, or what changed between two models."""
+"""``report``: the layers of a model, or the changes between two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masking.masks import check_undivided
+from sparsefx.masking.masks import check_unsharded
 from sparsefx.report.export_report import ExportReport, compare
 from sparsefx.report.model_report import ModelReport, describe
 
@@ -16,18 +16,18 @@ from sparsefx.report.model_report import ModelReport, describe
 def report(
     model: nn.Module, after: nn.Module | None = None, *, example_inputs: Sequence[Any] | None = None
 ) -> ModelReport | ExportReport:
-    """Describe a model's Linear and Conv layers; with ``after``, what changed between two models.
+    """Describe a model's Linear and Conv layers or, with ``after``, the changes between two models.
 
     Args:
         model: any model, masked or not.
         after: its exported form.
-        example_inputs: positional arguments of the models; without them there are no FLOPs.
+        example_inputs: positional arguments of the models; without them FLOPs are not counted.
 
     Returns:
-        A printable table that is plain data too.
+        A report that prints as a table; its ``as_dict`` gives plain data.
 
     Raises:
-        ArgumentError: ``model`` or ``after`` is no module.
+        ArgumentError: ``model`` or ``after`` is not a module.
 
     Example:
         >>> import torch, sparsefx
@@ -40,7 +40,7 @@ def report(
         if not isinstance(value, nn.Module):
             hint = "; inputs go to example_inputs=" if name == "after" else ""
             raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
-        check_undivided(value, "report")
+        check_unsharded(value, "report")
     if after is None:
         return describe(model, example_inputs)
     return compare(model, after, example_inputs)

@@ -54,14 +54,14 @@ def estimate_speedup(
 
     With ``t`` the run time of a dense convolution, ``d`` its weight density and ``e`` its fraction of
     input channels without weights: ``sum t / sum t d`` for sparse and ``sum t / sum t (1 - e)`` for
-    dense convolutions. These are estimates; for what really is faster, time :func:`sparsefx.export`.
+    dense convolutions. These are estimates; to measure a real speed-up, time :func:`sparsefx.export`.
 
     Args:
-        model: a model with convolutions; it is run in evaluation mode.
-        example_inputs: its positional arguments, a batch.
+        model: a model with convolutions; it runs in evaluation mode.
+        example_inputs: its positional arguments, with a batch.
         activations: also scale by the nonzero fraction of a convolution's input (sparse) and by the
             fraction of its input maps that are not all zero (dense), as the paper's published code does.
-        repeats: timings a convolution; the median counts.
+        repeats: how often each convolution is timed; the median is used.
 
     Raises:
         ArgumentError: the model has no convolution.
@@ -96,7 +96,7 @@ def average_speedup(estimates: Sequence[SpeedupEstimate]) -> SpeedupEstimate:
         estimates: of one model at different times, for example after every epoch.
 
     Raises:
-        ArgumentError: there are none.
+        ArgumentError: ``estimates`` is empty.
     """
     if not estimates:
         raise ArgumentError("estimates is empty; pass at least one from estimate_speedup")

@@ -1,7 +1,7 @@
 """Scores ("saliencies"): how much each weight is worth keeping, a file each.
 
-A score takes a :class:`Task` and returns, for each masked weight's name, a tensor of its shape, real
-and finite; higher is more worth keeping. It leaves the model as it found it. Scores know nothing of
+A score takes a :class:`ScoringContext` and returns, for each masked weight's name, a tensor of its shape,
+real and finite; higher is more worth keeping. It leaves the model as it found it. Scores know nothing of
 how many weights stay, nor of layers' shares: that is :func:`sparsefx.prune`.
 """
 
@@ -15,11 +15,11 @@ from sparsefx.scores.layerwise_obs import compensated_weights, layerwise_obs
 from sparsefx.scores.magnitude import magnitude
 from sparsefx.scores.optimal_brain_damage import optimal_brain_damage
 from sparsefx.scores.random import random
+from sparsefx.scores.scoring_context import Batch, Loss, ScoringContext
 from sparsefx.scores.snip import snip
 from sparsefx.scores.synflow import synflow
-from sparsefx.scores.task import Batch, Loss, Task
 
-Score = Callable[[Task], dict[str, Tensor]]
+Score = Callable[[ScoringContext], dict[str, Tensor]]
 
 SCORES: dict[str, Score] = {
     "magnitude": magnitude,
@@ -38,7 +38,7 @@ __all__ = [
     "Curvature",
     "Loss",
     "Score",
-    "Task",
+    "ScoringContext",
     "balanced_batch",
     "compensated_weights",
     "grasp",

@@ -1,6 +1,6 @@
-"""The diagonal of the Hessian of a task's mean loss, exactly or nearly, three ways.
+"""The diagonal of the Hessian of the mean loss, exactly or nearly, three ways.
 
-Each takes a task and the model to differentiate (in evaluation mode, where examples do not meet)
+Each takes a context and the model to differentiate (in evaluation mode, where examples do not meet)
 and returns, for each masked weight's name, a tensor of its shape.
 """
 
@@ -16,12 +16,12 @@ from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.derivatives import hessian_vector_product
 from sparsefx.scores.example_gradients import recorded, squared_gradients
-from sparsefx.scores.task import Task
+from sparsefx.scores.scoring_context import ScoringContext
 
-Curvature = Callable[[Task, nn.Module], dict[str, Tensor]]
+Curvature = Callable[[ScoringContext, nn.Module], dict[str, Tensor]]
 
 
-def gauss_newton(task: Task, model: nn.Module) -> dict[str, Tensor]:
+def gauss_newton(context: ScoringContext, model: nn.Module) -> dict[str, Tensor]:
     """The Gauss-Newton diagonal, exactly: what is left of the Hessian when f'' of the layers is dropped.
 
     ``h = mean over examples of diag(J^T H J)``, ``J`` the output's derivative by the weights and ``H``
@@ -30,7 +30,7 @@ def gauss_newton(task: Task, model: nn.Module) -> dict[str, Tensor]:
     their recursion's second one, that a layer's units have no mixed derivatives. Never negative.
 
     Args:
-        task: a loss that averages over examples; a few thousand examples are usually enough.
+        context: a loss that averages over examples; a few thousand examples are usually enough.
         model: a function of each example alone, with one tensor (n, ...) as output.
 
     Raises:
@@ -38,10 +38,10 @@ def gauss_newton(task: Task, model: nn.Module) -> dict[str, Tensor]:
     """
     total = _zeros(model)
     examples, called = 0, set[str]()
-    for inputs, targets in task.data():
+    for inputs, targets in context.data():
         with recorded(model) as calls:
             output = model(inputs)
-        for column in _factors(task, output.detach(), targets).unbind(dim=2):
+        for column in _factors(context, output.detach(), targets).unbind(dim=2):
             _add(total, squared_gradients((output.flatten(1) * column).sum(), calls, len(inputs)))
         examples += len(inputs)
         called |= {call.layer.name for call in calls}
@@ -49,13 +49,13 @@ def gauss_newton(task: Task, model: nn.Module) -> dict[str, Tensor]:
     return {name: value / examples for name, value in total.items()}
 
 
-def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
+def fisher(context: ScoringContext, model: nn.Module) -> dict[str, Tensor]:
     """The empirical Fisher diagonal: the mean over examples of the squared gradient.
 
     It costs one backward pass, but vanishes where a network fits its data.
 
     Args:
-        task: a loss that averages over examples.
+        context: a loss that averages over examples.
         model: a function of each example alone.
 
     Returns:
@@ -66,9 +66,9 @@ def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
     """
     total = _zeros(model)
     examples, called = 0, set[str]()
-    for inputs, targets in task.data():
+    for inputs, targets in context.data():
         with recorded(model) as calls:
-            loss = task.loss(model(inputs), targets) * len(inputs)
+            loss = context.loss(model(inputs), targets) * len(inputs)
         _add(total, squared_gradients(loss, calls, len(inputs)))
         examples += len(inputs)
         called |= {call.layer.name for call in calls}
@@ -76,23 +76,23 @@ def fisher(task: Task, model: nn.Module) -> dict[str, Tensor]:
     return {name: value / examples for name, value in total.items()}
 
 
-def hutchinson(task: Task, model: nn.Module, *, probes: int = 64) -> dict[str, Tensor]:
+def hutchinson(context: ScoringContext, model: nn.Module, *, probes: int = 64) -> dict[str, Tensor]:
     """An unbiased estimate of the true Hessian's diagonal: the mean of ``z * H z`` for random signs ``z``.
 
     Hutchinson 1990. Its variance is the sum of squares of the Hessian's other entries in the row, over
     ``probes``; entries may be negative.
 
     Args:
-        task: any mean loss.
+        context: any mean loss.
         model: what it computes must have second derivatives.
-        probes: Hessian-vector products to average; the signs come from ``task.generator``.
+        probes: Hessian-vector products to average; the signs come from ``context.generator``.
     """
     layers = masked_weights(model)
     weights = [layer.weight for layer in layers]
     total = [torch.zeros_like(weight) for weight in weights]
     for _ in range(probes):
-        signs = [_signs(weight, task.generator) for weight in weights]
-        products = hessian_vector_product(task, model, weights, signs)
+        signs = [_signs(weight, context.generator) for weight in weights]
+        products = hessian_vector_product(context, model, weights, signs)
         torch._foreach_addcmul_(total, signs, products)
     return {layer.name: value / probes for layer, value in zip(layers, total, strict=True)}
 
@@ -120,10 +120,10 @@ def _add(total: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
         total[name] += part
 
 
-def _factors(task: Task, output: Tensor, targets: Any) -> Tensor:
+def _factors(context: ScoringContext, output: Tensor, targets: Any) -> Tensor:
     """For each example a matrix S (outputs, outputs) with ``S S^T`` the loss' Hessian by the output."""
     output = output.requires_grad_()
-    loss = task.loss(output, targets) * len(output)
+    loss = context.loss(output, targets) * len(output)
     (slope,) = torch.autograd.grad(loss, output, create_graph=True)
     columns = [
         torch.autograd.grad(entry.sum(), output, retain_graph=True)[0].flatten(1)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import apply_masks, masked_weights
 from sparsefx.scores.derivatives import gradient, hessian_vector_product
-from sparsefx.scores.task import Batch, Task
+from sparsefx.scores.scoring_context import Batch, ScoringContext
 
 
 def grasp(
-    task: Task,
+    context: ScoringContext,
     *,
     temperature: float = 200.0,
     parts: int = 2,
@@ -29,7 +29,7 @@ def grasp(
     the largest of ``-w * (H g)``; with the sign turned, higher is more worth keeping, as elsewhere.
 
     Args:
-        task: one balanced batch is what the authors use (:func:`balanced_batch`); the loss takes the
+        context: one balanced batch is what the authors use (:func:`balanced_batch`); the loss takes the
             model's output, which must be a tensor.
         temperature: the output is divided by it before the loss; large ones make the softmax of an
             untrained network flat.
@@ -37,7 +37,7 @@ def grasp(
             training mode each piece has its own batch statistics.
         training: run the model in training mode, as the authors do.
         reinitialise_linear: score with linear weights drawn anew by Xavier's normal rule from
-            ``task.generator``, as the authors' code does; those of the model stay.
+            ``context.generator``, as the authors' code does; those of the model stay.
 
     Returns:
         For each masked weight's name a tensor of its shape, of either sign.
@@ -47,15 +47,15 @@ def grasp(
     """
     pieces = [
         piece
-        for inputs, targets in task.data()
+        for inputs, targets in context.data()
         for piece in zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
     ]
     cooled = replace(
-        task, batches=pieces, loss=lambda output, target: task.loss(output / temperature, target)
+        context, batches=pieces, loss=lambda output, target: context.loss(output / temperature, target)
     )
-    with task.scratch(training=training) as model:
+    with context.scratch(training=training) as model:
         if reinitialise_linear:
-            _reinitialise_linear(model, task.generator)
+            _reinitialise_linear(model, context.generator)
         layers = masked_weights(model)
         weights = [layer.weight for layer in layers]
         flow = hessian_vector_product(cooled, model, weights, gradient(cooled, model, weights))

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sparsefx.masking.masks import masked_weights
 from sparsefx.scores.layer_calls import weight_rows
+from sparsefx.scores.scoring_context import ScoringContext
 from sparsefx.scores.second_moments import second_moments
-from sparsefx.scores.task import Task
 
 
-def layerwise_obs(task: Task, *, damping: float = 1e-5) -> dict[str, Tensor]:
+def layerwise_obs(context: ScoringContext, *, damping: float = 1e-5) -> dict[str, Tensor]:
     """``w_q^2 / (2 [H^-1]_qq)`` with H the second moment of the layer's inputs (Dong et al. 2017).
 
     That is the least squared error ``mean |change of the layer's output|^2 / 2`` that removing the
@@ -21,7 +21,7 @@ def layerwise_obs(task: Task, *, damping: float = 1e-5) -> dict[str, Tensor]:
     a layer are taken on its inputs and weights as they are; a neuron's inactive weights stay out of H.
 
     Args:
-        task: training inputs; neither targets nor loss count. Evaluation mode.
+        context: training inputs; neither targets nor loss count. Evaluation mode.
         damping: this fraction of H's mean diagonal is added to its diagonal.
 
     Returns:
@@ -30,8 +30,8 @@ def layerwise_obs(task: Task, *, damping: float = 1e-5) -> dict[str, Tensor]:
     Raises:
         ArgumentError: there are no batches, or a masked layer is neither Linear nor Conv, or not called.
     """
-    with task.scratch(training=False) as model:
-        moments = second_moments(task, model, damping)
+    with context.scratch(training=False) as model:
+        moments = second_moments(context, model, damping)
         scores = {}
         for layer in masked_weights(model):
             weight = weight_rows(layer, layer.weight.detach().double())
@@ -41,7 +41,7 @@ def layerwise_obs(task: Task, *, damping: float = 1e-5) -> dict[str, Tensor]:
 
 
 def compensated_weights(
-    task: Task, keep: Mapping[str, Tensor], *, damping: float = 1e-5
+    context: ScoringContext, keep: Mapping[str, Tensor], *, damping: float = 1e-5
 ) -> dict[str, Tensor]:
     """Weights that reproduce the layers' present outputs best when only some are kept.
 
@@ -50,7 +50,7 @@ def compensated_weights(
     al. 2017) for all of Q at once. Biases stay.
 
     Args:
-        task: training inputs; neither targets nor loss count. Evaluation mode.
+        context: training inputs; neither targets nor loss count. Evaluation mode.
         keep: for each masked weight's name a bool tensor of its shape, part of its mask.
         damping: this fraction of H's mean diagonal is added to its diagonal.
 
@@ -60,8 +60,8 @@ def compensated_weights(
     Raises:
         ArgumentError: as :func:`layerwise_obs`.
     """
-    with task.scratch(training=False) as model:
-        moments = second_moments(task, model, damping)
+    with context.scratch(training=False) as model:
+        moments = second_moments(context, model, damping)
         weights = {}
         for layer in masked_weights(model):
             old = weight_rows(layer, layer.weight.detach().double())

@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparsefx.masking.masks import masked_weights
-from sparsefx.scores.task import Task
+from sparsefx.scores.scoring_context import ScoringContext
 
 
-def magnitude(task: Task) -> dict[str, Tensor]:
+def magnitude(context: ScoringContext) -> dict[str, Tensor]:
     """``|w|``, without data (Han et al. 2015; Frankle & Carbin 2019).
 
     Args:
-        task: only its model is looked at.
+        context: only its model is looked at.
 
     Returns:
         For each masked weight's name a tensor of its shape; higher is more worth keeping.
     """
-    return {masked.name: masked.weight.detach().abs() for masked in masked_weights(task.model)}
+    return {masked.name: masked.weight.detach().abs() for masked in masked_weights(context.model)}

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from sparsefx.masking.masks import MaskedWeight, masked_weights
-from sparsefx.scores.task import Task
+from sparsefx.scores.scoring_context import ScoringContext
 
 
-def random(task: Task) -> dict[str, Tensor]:
-    """Uniform random numbers, without data, from ``task.generator``.
+def random(context: ScoringContext) -> dict[str, Tensor]:
+    """Uniform random numbers, without data, from ``context.generator``.
 
     They are drawn on the generator's device (the CPU without one), so a seed gives the same
     scores wherever the model lives.
 
     Args:
-        task: its model's shapes and its generator are used.
+        context: its model's shapes and its generator are used.
 
     Returns:
         For each masked weight's name a float64 tensor of its shape, in [0, 1).
     """
-    return {masked.name: _draw(masked, task.generator) for masked in masked_weights(task.model)}
+    return {masked.name: _draw(masked, context.generator) for masked in masked_weights(context.model)}
 
 
 def _draw(masked: MaskedWeight, generator: torch.Generator | None) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, masked_weights
 from sparsefx.scores.layer_calls import watched
-from sparsefx.scores.task import Task
+from sparsefx.scores.scoring_context import ScoringContext
 
 
-def second_moments(task: Task, model: nn.Module, damping: float) -> dict[str, Tensor]:
+def second_moments(context: ScoringContext, model: nn.Module, damping: float) -> dict[str, Tensor]:
     """The mean of ``x x^T`` over each masked layer's inputs x: the Hessian of its output's squared error.
 
     Args:
-        task: the batches; not the loss.
+        context: the batches; not the loss.
         model: the model to run.
         damping: this fraction of the mean diagonal is added to the diagonal.
 
@@ -36,7 +36,7 @@ def second_moments(task: Task, model: nn.Module, damping: float) -> dict[str, Te
         counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
 
     with watched(model, add), torch.no_grad():
-        for inputs, _ in task.data():
+        for inputs, _ in context.data():
             model(inputs)
     for layer in masked_weights(model):
         if layer.name not in sums:

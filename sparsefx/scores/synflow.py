@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import masked_weights
-from sparsefx.scores.task import Task
+from sparsefx.scores.scoring_context import ScoringContext
 
 
-def synflow(task: Task) -> dict[str, Tensor]:
+def synflow(context: ScoringContext) -> dict[str, Tensor]:
     """``|dR/dw * w|`` with R the summed output for an input of ones (Tanaka et al. 2020).
 
     All parameters are taken by their absolute value, in float64 (a deep network's flow overflows
@@ -19,7 +19,7 @@ def synflow(task: Task) -> dict[str, Tensor]:
     before the others.
 
     Args:
-        task: of the batches only the shape of the first one's inputs counts.
+        context: of the batches only the shape of the first one's inputs counts.
 
     Returns:
         For each masked weight's name a float64 tensor of its shape, nonnegative.
@@ -27,10 +27,10 @@ def synflow(task: Task) -> dict[str, Tensor]:
     Raises:
         ArgumentError: there are no batches.
     """
-    first = next(iter(task.batches), None)
+    first = next(iter(context.batches), None)
     if first is None:
         raise ArgumentError("batches is empty; synflow needs an input's shape: batches=[(inputs, None)]")
-    with task.scratch(training=False) as model:
+    with context.scratch(training=False) as model:
         model.double()
         with torch.no_grad():
             for parameter in model.parameters():

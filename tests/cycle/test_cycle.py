@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
 
-from sparsefx.cycle import GROW, PRUNE, REDISTRIBUTE, CycleRecord, LayerState, Moment, Swap
+from sparsefx.cycle import GROW, PRUNE, REDISTRIBUTE, CycleRecord, LayerState, PruneAndRegrow, UpdateContext
 from sparsefx.errors import CycleError
 
 
 def cycle(layers, rate=0.5, prune="magnitude", redistribute="momentum", grow="momentum", seed=0):
-    swap = Swap(PRUNE.get(prune, prune), REDISTRIBUTE.get(redistribute, redistribute), GROW.get(grow, grow))
-    return swap(layers, Moment(rate, 0.0, torch.Generator().manual_seed(seed)))
+    update = PruneAndRegrow(
+        PRUNE.get(prune, prune), REDISTRIBUTE.get(redistribute, redistribute), GROW.get(grow, grow)
+    )
+    return update(layers, UpdateContext(rate, 0.0, torch.Generator().manual_seed(seed)))
 
 
 def random_layers(seed):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from processes import METHOD
 
-divides_on_cpus = pytest.mark.skipif(
+shards_on_cpus = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU"
 )
 

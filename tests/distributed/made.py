@@ -1,4 +1,4 @@
-"""A small problem that can be trained whole or in parts of its batch, in float64."""
+"""A small problem that can be trained on its full batch or in parts of it, in float64."""
 
 import torch
 from torch import nn
@@ -65,15 +65,15 @@ def train(net, optimizer, steps, rank=0, world=1, first=0, every=2):
 
 
 def masks(net):
-    """Copies of all masks, whole, by layer."""
-    return {layer.name: whole(layer.mask).clone() for layer in sparsefx.masked_weights(net)}
+    """Full copies of all masks, by layer."""
+    return {layer.name: full(layer.mask).clone() for layer in sparsefx.masked_weights(net)}
 
 
 def weights(net):
-    return {layer.name: whole(layer.weight.detach()).clone() for layer in sparsefx.masked_weights(net)}
+    return {layer.name: full(layer.weight.detach()).clone() for layer in sparsefx.masked_weights(net)}
 
 
-def whole(tensor):
+def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import run_script
 
-from distributed.launch import divides_on_cpus
+from distributed.launch import shards_on_cpus
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distributed.py"
 RESULT = r"accuracy ([\d.]+)%; exported: (\S+) parameters before, (\S+) after"
@@ -38,12 +38,12 @@ def as_by_torchrun(*options):
     return ranks[0].result().stdout
 
 
-@divides_on_cpus
+@shards_on_cpus
 @pytest.mark.parametrize("run", [as_by_torchrun, pytest.param(by_torchrun, marks=pytest.mark.slow)])
-def test_trains_divided_and_resumes(run, tmp_path):
+def test_trains_sharded_and_resumes(run, tmp_path):
     first = run("--shard", "--epochs", 2, "--checkpoints", tmp_path)
     assert re.findall(r"epoch (\d+): (\d+) of 7942", first)[-1] == ("2", "0")
-    again = run("--epochs", 3, "--checkpoints", tmp_path)  # replicas go on from what was divided
+    again = run("--epochs", 3, "--checkpoints", tmp_path)  # replicas go on from what was sharded
     assert re.findall(r"epoch (\d+)", again) == ["3"]
     accuracy, before, after = re.search(RESULT, again).groups()
     assert float(accuracy) > 20

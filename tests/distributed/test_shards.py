@@ -11,7 +11,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import sparsefx
 from distributed import made
-from distributed.launch import divides_on_cpus, launch
+from distributed.launch import launch, shards_on_cpus
 from sparsefx.cycle import Clock, LayerState
 from sparsefx.cycle.positions.draw import draw
 from sparsefx.cycle.positions.for_all_layers import largest_of_all
@@ -43,7 +43,7 @@ def by_columns(net, mesh):
     return fully_shard(net, mesh=mesh, shard_placement_fn=place)
 
 
-@divides_on_cpus
+@shards_on_cpus
 @pytest.mark.parametrize("world", [2, 4])
 def test_shards_train_as_one(world):
     launch(world, _train_as_one, world)
@@ -61,11 +61,11 @@ def _train_as_one(rank, world):
         _compare(rank, world, at_the_root, mesh, {}, made.sgd, {}, "replicated shards")
 
 
-def _compare(rank, world, divide, mesh, options, make_optimizer, parts, name):
+def _compare(rank, world, shard, mesh, options, make_optimizer, parts, name):
     alone = made.model(**options)
     plain = sparsefx.SparseMomentum(make_optimizer(alone), alone, cycles=4, **parts)
     expected = made.train(alone, plain, 8)
-    net = divide(made.model(**options), mesh)
+    net = shard(made.model(**options), mesh)
     optimizer = sparsefx.SparseMomentum(make_optimizer(net), net, cycles=4, **parts)
     held = net.get_submodule("stem").mask
     assert isinstance(held, DTensor)
@@ -78,7 +78,7 @@ def _compare(rank, world, divide, mesh, options, make_optimizer, parts, name):
         assert [layer.numel for layer in record.layers] == [layer.numel for layer in one.layers]
 
 
-@divides_on_cpus
+@shards_on_cpus
 def test_columns_and_tensor_parallel_weights():
     launch(4, _in_both_dimensions)
 
@@ -118,7 +118,7 @@ def test_choices_across_processes():
 
 
 def _choose(rank):
-    """Random layers, ties included, divided evenly or not, by any dimension: the choice of one process."""
+    """Random layers, ties included, sharded evenly or not, by any dimension: the choice of one process."""
     mesh = init_device_mesh("cpu", (3,))
     generator = torch.Generator().manual_seed(0)
     for case in range(60):
@@ -128,16 +128,16 @@ def _choose(rank):
         states, parts = [], []
         for index, (values, mask) in enumerate(zip(scores, allowed, strict=True)):
             dimension = case % values.dim() if index == 0 else 0
-            divided = distribute_tensor(values, mesh, [Shard(dimension)])
-            block = block_of(divided)
-            states.append(LayerState("layer", local(divided), block.part_of(mask), block=block))
-            parts.append(divided)
+            sharded = distribute_tensor(values, mesh, [Shard(dimension)])
+            block = block_of(sharded)
+            states.append(LayerState("layer", local(sharded), block.part_of(mask), block=block))
+            parts.append(sharded)
             positions = torch.arange(values.numel()).view(values.shape)
             assert torch.equal(block.positions(values.device), block.part_of(positions).flatten())
         total = sum(int(mask.sum()) for mask in allowed)
         for count in {0, total // 2, total}:
-            whole = [LayerState("layer", v, m) for v, m in zip(scores, allowed, strict=True)]
-            expected = largest_of_all(whole, scores, allowed, count)
+            full = [LayerState("layer", v, m) for v, m in zip(scores, allowed, strict=True)]
+            expected = largest_of_all(full, scores, allowed, count)
             found = largest_of_all(states, [local(p) for p in parts], [s.mask for s in states], count)
             assert all(
                 torch.equal(part, state.block.part_of(one))
@@ -162,25 +162,25 @@ def _some_scores(case, shape, generator):
     return values.round() * -0.0 if case % 5 == 0 else values.round() if case % 5 == 1 else values
 
 
-@divides_on_cpus
-def test_what_cannot_be_divided_says_so():
+@shards_on_cpus
+def test_what_cannot_be_sharded_says_so():
     launch(2, _refuse)
 
 
 def _refuse(rank):
     mesh = init_device_mesh("cpu", (2,))
     net = at_the_root(made.model(), mesh)
-    with pytest.raises(ArgumentError, match=r"export needs whole weights, but stem\.weight and 5 more"):
+    with pytest.raises(ArgumentError, match=r"export needs full weights, but stem\.weight and 5 more"):
         sparsefx.export(net, (made.batch(0)[0],))
-    with pytest.raises(ArgumentError, match="prune needs whole weights"):
+    with pytest.raises(ArgumentError, match="prune needs full weights"):
         sparsefx.prune(net, 0.1)
-    with pytest.raises(ArgumentError, match="report needs whole weights"):
+    with pytest.raises(ArgumentError, match="report needs full weights"):
         sparsefx.report(net)
-    with pytest.raises(ArgumentError, match="sparsify needs whole weights"):
+    with pytest.raises(ArgumentError, match="sparsify needs full weights"):
         sparsefx.sparsify(fully_shard(nn.Linear(4, 4), mesh=mesh))
-    with pytest.raises(ArgumentError, match="a regulariser needs whole weights"):
+    with pytest.raises(ArgumentError, match="a regulariser needs full weights"):
         HardConcrete(at_the_root(made.model(density=1.0), mesh), samples=8)
-    with pytest.raises(ArgumentError, match=r"plot\.masks needs whole weights"):
+    with pytest.raises(ArgumentError, match=r"plot\.masks needs full weights"):
         sparsefx.plot.masks(net)
     optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2, grow="momentum_neuron")
     before = made.masks(net)
@@ -191,7 +191,7 @@ def _refuse(rank):
     sgd = made.sgd(net)
     with torch.no_grad():
         net(made.batch(0)[0])
-    with pytest.raises(ArgumentError, match="report needs whole weights"):
+    with pytest.raises(ArgumentError, match="report needs full weights"):
         sparsefx.report(net)  # evaluation left weights gathered
     with torch.no_grad():
         net(made.batch(0)[0])
@@ -204,7 +204,7 @@ def _refuse(rank):
     )
 
 
-@divides_on_cpus
+@shards_on_cpus
 def test_replicas_of_shards_that_differ_are_found_out_by_all():
     launch(4, _differ)
 
@@ -231,14 +231,14 @@ def _differ(rank):
     sparsefx.SparseMomentum(made.sgd(other), other, cycles=4, group=groups[1 - rank % 2])  # not in it
 
 
-@divides_on_cpus
+@shards_on_cpus
 def test_uses_out_of_the_usual_order():
     launch(2, _use_oddly)
 
 
 def _use_oddly(rank):
     _evaluate_before_the_step(rank)
-    _divide_otherwise(rank)
+    _shard_otherwise(rank)
 
 
 def _evaluate_before_the_step(rank):
@@ -261,11 +261,11 @@ def _evaluate_before_the_step(rank):
         torch.testing.assert_close(weight, made.weights(alone)[name], rtol=1e-9, atol=1e-12)
     everywhere = {name: ~mask for name, mask in made.masks(net).items()}
     for layer in sparsefx.masked_weights(net):
-        layer.set_mask(everywhere[layer.name])  # whole, where each rank holds a block
+        layer.set_mask(everywhere[layer.name])  # full, where each rank holds a block
     made.assert_same_masks([made.masks(net)], [everywhere])
 
 
-def _divide_otherwise(rank):
+def _shard_otherwise(rank):
     mesh = init_device_mesh("cpu", (2,))
     net = made.model()
     optimizer = sparsefx.SparseMomentum(made.sgd(net), net, cycles=2)

@@ -13,14 +13,14 @@ from torch.distributed.fsdp import fully_shard
 
 import sparsefx
 from distributed import made
-from distributed.launch import divides_on_cpus, launch
+from distributed.launch import launch, shards_on_cpus
 from sparsefx.errors import ArgumentError, CheckpointError
 
 OPTIMIZERS = {"sgd": made.sgd, "adam": made.adam, "averages": made.plain_sgd}
 
 
 def begin(name, world=1, **options):
-    """The model, divided where there are several ranks, its optimizer, and both as DCP takes them."""
+    """The model, sharded where there are several ranks, its optimizer, and both as DCP takes them."""
     net = made.model()
     if world > 1:
         net = fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
@@ -28,7 +28,7 @@ def begin(name, world=1, **options):
     return net, optimizer, {"training": sparsefx.TrainingState(net, optimizer)}
 
 
-@divides_on_cpus
+@shards_on_cpus
 def test_resumes_on_another_number_of_ranks(tmp_path):
     launch(2, _save, 2, tmp_path)
     launch(4, _resume, 4, tmp_path)
@@ -57,7 +57,7 @@ def _resume(rank, world, folder):
             torch.testing.assert_close(weight, made.weights(alone)[layer], rtol=1e-9, atol=1e-12)
 
 
-@divides_on_cpus
+@shards_on_cpus
 def test_a_killed_rank_and_a_restart_end_bit_for_bit(tmp_path):
     launch(2, _train_and_save, tmp_path / "whole", 8)
     with pytest.raises(Exception, match="terminated with signal SIGKILL"):

@@ -235,7 +235,7 @@ def _scaled_by_width(x: Tensor) -> Tensor:
     return x / x.shape[1] ** 0.5
 
 
-def _cumulative(x: Tensor) -> Tensor:
+def _fourier(x: Tensor) -> Tensor:
     return torch.fft.fft(x, dim=1).real
 
 
@@ -265,6 +265,14 @@ def _pixel_shuffle(x: Tensor) -> Tensor:
     return F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1)
 
 
+def _windows(x: Tensor) -> Tensor:
+    return x.unfold(2, 3, 1).mean(-1)
+
+
+def _windows_of_channels(x: Tensor) -> Tensor:
+    return x.unfold(1, 2, 1).amax(-1).repeat(1, 2, 1, 1)[:, :8]
+
+
 def _mean_over_channels(x: Tensor) -> Tensor:
     return x - x.mean(1, keepdim=True)
 
@@ -281,8 +289,9 @@ def _attended(x: Tensor) -> Tensor:
 
 
 OPERATIONS = [
-    _chunked, _hard_coded, _shuffled, _scaled_by_width, _cumulative, _sorted, _in_place_on_a_view, _softmax,
+    _chunked, _hard_coded, _shuffled, _scaled_by_width, _fourier, _sorted, _in_place_on_a_view, _softmax,
     _layer_norm, _group_norm, _pixel_shuffle, _mean_over_channels, _padded_channels, _attended,
+    _windows, _windows_of_channels,
 ]  # fmt: skip
 
 
@@ -311,9 +320,31 @@ def test_a_hard_coded_view_is_rewritten() -> None:
     assert compact.get_submodule("first").out_channels == 5
 
 
+def test_patches_are_cut() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x).unfold(2, 2, 2).unfold(3, 2, 2)  # (N, 8, rows, columns, 2, 2)
+            return self.last(x.permute(0, 2, 3, 1, 4, 5).flatten(3))
+
+    torch.manual_seed(0)
+    model = Patches().double().eval()
+    model.last.weight.data.view(5, 8, 4)[:, [1, 4, 6]] = 0
+    compact = sparsefx.export(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),))
+    assert compact.get_submodule("conv").out_channels == 5
+    assert compact.get_submodule("last").in_features == 20
+    for size in (4, 7, 10):
+        x = torch.randn(1, 3, size, size, dtype=torch.float64)
+        with torch.no_grad():
+            assert relative_difference(compact(x), model(x)) <= 1e-11
+
+
 def test_the_report_names_what_kept_channels() -> None:
     torch.manual_seed(0)
-    model = _Blocked(_cumulative).double().eval()
+    model = _Blocked(_fourier).double().eval()
     model.last.weight.data[:, 1:4] = 0
     report = sparsefx.export(model, (torch.randn(2, 3, 6, 6, dtype=torch.float64),)).report
     assert "view_as_real at getattr_1 keeps 6 dead channels" in str(report)
@@ -334,7 +365,7 @@ def test_report_and_plain_result() -> None:
     assert compact.report.channels_after == compact.get_submodule("0").out_features + 2
     assert [step.name for step in compact.report.passes] == [
         "functionalize", "remove_identities", "constant_folding", "functional_to_modules",
-        "decompose_attention", "split_fused", "fold_batchnorm", "fold_constant_channels",
+        "decompose_attention", "split_fused", "merge_permutes", "fold_batchnorm", "fold_constant_channels",
         "shrink_layer_norm", "align_head_dims", "shrink", "gather", "explain",
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from helpers import masked_mlp
 import sparsefx
 from sparsefx.errors import ArgumentError
 from sparsefx.integrations import sparse_optimizer
-from sparsefx.integrations.plan import Plan, TrainerClock
+from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.methods import METHODS
 
 RUNNABLE = [
@@ -24,8 +24,8 @@ RUNNABLE = [
 ]
 
 
-def due(clock, steps):
-    return [step for step in range(1, steps + 1) if clock.is_due(step)]
+def due(schedule, steps):
+    return [step for step in range(1, steps + 1) if schedule.is_due(step)]
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def due(clock, steps):
     ],
 )
 def test_when(changes, steps, epoch_steps, expected):
-    assert due(Plan.of("sparse-momentum", changes).clock(steps, epoch_steps), steps) == expected
+    assert due(Plan.of("sparse-momentum", changes).schedule(steps, epoch_steps), steps) == expected
 
 
 def test_a_row_of_ones_own_is_taken_at_its_word():
     row = sparsefx.method("sparse-momentum")
-    assert due(Plan.of(row, {}).clock(300, 100), 300) == [100, 200]
+    assert due(Plan.of(row, {}).schedule(300, 100), 300) == [100, 200]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,10 +92,10 @@ def test_a_dense_model_is_refused():
         sparse_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, steps=20, epoch_steps=1)
 
 
-def test_a_clock_that_was_not_told_of_the_beginning():
-    clock = TrainerClock(Plan.of("sparse-momentum", {}))
+def test_a_schedule_that_was_not_told_of_the_beginning():
+    schedule = told_by_trainer()
     with pytest.raises(ArgumentError, match=r"leave it among the trainer's callbacks.*TrainingState"):
-        clock.is_due(1)
-    clock.begin(20, 2)
-    assert due(clock, 20) == [*range(2, 20, 2)]
-    assert clock.progress(10) == 0.5
+        schedule.is_due(1)
+    schedule.begin(Plan.of("sparse-momentum", {}).schedule(20, 2))
+    assert due(schedule, 20) == [*range(2, 20, 2)]
+    assert schedule.progress(10) == 0.5

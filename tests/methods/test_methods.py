@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,16 +19,19 @@ from sparsefx.cycle import (
     Clock,
     ConstantFanIn,
     ExplorationPenalty,
+    GradualPruning,
+    Hysteresis,
     LayerState,
-    Moment,
+    PruneAndRegrow,
     RandomWalk,
-    Swap,
-    Thin,
     Timing,
+    UpdateContext,
 )
 from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError, CheckpointError
-from sparsefx.methods import Rounds
+from sparsefx.methods import Method, Rounds
+from sparsefx.methods.options import options_of
+from sparsefx.methods.parts import FirstMasks, Regrowth, Sparsity, Updates, WeightRules
 
 
 def net():
@@ -89,8 +94,8 @@ def test_rigl_replaces_the_step_and_grows_the_largest_gradients():
 
 def test_growing_zeros_leaves_the_loss_alone():
     training = begin("sparse-momentum", prune=lambda layer, count, generator: torch.zeros_like(layer.mask))
-    swap = training.method.rules().updates[0]
-    assert isinstance(swap, Swap)
+    update = training.method.rules().updates[0]
+    assert isinstance(update, PruneAndRegrow)
     learn(training, 3)
     x = torch.randn(8, 12)
     expected = training.model(x)
@@ -115,7 +120,7 @@ def test_set_gives_new_weights_the_spread_of_the_first_ones():
 
 def test_deep_r_never_lets_a_weight_cross_zero():
     training = begin("deep-r", make=plain_sgd)
-    signs = {n: s.clone() for n, s in training.optimizer._companions.tensors["sign"].items()}
+    signs = {n: s.clone() for n, s in training.optimizer._auxiliary.tensors["sign"].items()}
     moved = False
     before = weights(training.model)
     for _ in range(20):
@@ -125,7 +130,7 @@ def test_deep_r_never_lets_a_weight_cross_zero():
             assert bool((weight[mask] != 0).all())
             moved |= not torch.equal(mask, before[name][1])
     assert moved
-    for name, sign in training.optimizer._companions.tensors["sign"].items():
+    for name, sign in training.optimizer._auxiliary.tensors["sign"].items():
         assert torch.equal(sign, signs[name])
 
 
@@ -133,10 +138,10 @@ def test_the_random_walk_pulls_to_zero_and_stirs_only_what_is_active():
     mask, sign = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([1, -1, 1, -1], dtype=torch.int8)
     gradient = torch.tensor([9.0, 9.0, 5.0, -5.0])
     layer = LayerState("layer", torch.ones(4) * mask, mask, gradient=gradient, sign=sign)
-    assert RandomWalk(l1=0.5, noise=0.0)(layer, Moment()).tolist() == [0.5, -0.5, 0, 0]
-    soft = RandomWalk(l1=0.5, noise=0.0, dormant=True)(layer, Moment())
+    assert RandomWalk(l1=0.5, noise=0.0)(layer, UpdateContext()).tolist() == [0.5, -0.5, 0, 0]
+    soft = RandomWalk(l1=0.5, noise=0.0, dormant=True)(layer, UpdateContext())
     assert (gradient + soft).tolist() == [9.5, 8.5, 0, 0]
-    noisy = RandomWalk(l1=0.0, noise=1.0)(layer, Moment(generator=torch.Generator()))
+    noisy = RandomWalk(l1=0.0, noise=1.0)(layer, UpdateContext(generator=torch.Generator()))
     assert bool((noisy[:2] != 0).all())
     assert not noisy[2:].any()
 
@@ -144,12 +149,12 @@ def test_the_random_walk_pulls_to_zero_and_stirs_only_what_is_active():
 def test_soft_deep_r_keeps_dormant_weights_within_bounds():
     training = begin("soft-deep-r", make=plain_sgd, steps=30)
     learn(training, 30)
-    companions, least = training.optimizer._companions, training.method.rules().least
+    auxiliary, least = training.optimizer._auxiliary, training.method.rules().least
     for name, (weight, mask, _) in weights(training.model).items():
-        stored = companions.tensors["stored"][name] * companions.tensors["sign"][name]
+        stored = auxiliary.tensors["stored"][name] * auxiliary.tensors["sign"][name]
         assert float(stored.min()) >= least * (1 + 1e-6)
         assert torch.equal(mask, stored > 0)
-        assert torch.equal(weight, torch.where(mask, companions.tensors["stored"][name], 0.0))
+        assert torch.equal(weight, torch.where(mask, auxiliary.tensors["stored"][name], 0.0))
 
 
 def test_surgery_lets_masked_weights_move_and_return():
@@ -157,7 +162,7 @@ def test_surgery_lets_masked_weights_move_and_return():
     learn(training, 40)
     assert training.next_round()
     learn(training, 2)
-    before = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    before = {n: t.clone() for n, t in training.optimizer._auxiliary.tensors["stored"].items()}
     masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
     returned = False
     for _ in range(30):
@@ -165,7 +170,7 @@ def test_surgery_lets_masked_weights_move_and_return():
         now = {n: mask for n, (_, mask, _) in weights(training.model).items()}
         returned |= any(bool((now[n] & ~masks[n]).any()) for n in now)
         masks = now
-    after = training.optimizer._companions.tensors["stored"]
+    after = training.optimizer._auxiliary.tensors["stored"]
     assert all(bool((after[n] != before[n])[~masks[n]].any()) for n in masks)
     assert returned
 
@@ -173,11 +178,11 @@ def test_surgery_lets_masked_weights_move_and_return():
 def test_gradual_keeps_the_stored_values_of_masked_weights():
     training = begin("gradual", every=2, steps=20)
     learn(training, 8)
-    stored = {n: t.clone() for n, t in training.optimizer._companions.tensors["stored"].items()}
+    stored = {n: t.clone() for n, t in training.optimizer._auxiliary.tensors["stored"].items()}
     masks = {n: mask for n, (_, mask, _) in weights(training.model).items()}
     assert all(bool(stored[n][~masks[n]].any()) for n in masks)
     learn(training, 1)
-    for name, tensor in training.optimizer._companions.tensors["stored"].items():
+    for name, tensor in training.optimizer._auxiliary.tensors["stored"].items():
         assert torch.equal(tensor[~masks[name]], stored[name][~masks[name]])
         assert not torch.equal(tensor[masks[name]], stored[name][masks[name]])
 
@@ -185,18 +190,18 @@ def test_gradual_keeps_the_stored_values_of_masked_weights():
 def test_top_kast_trains_the_backward_set_alone():
     training = begin("top-kast", every=1, backward=0.25)
     learn(training, 1)
-    companions = training.optimizer._companions.tensors
+    auxiliary = training.optimizer._auxiliary.tensors
     for name, (_, mask, _) in weights(training.model).items():
-        backward, sizes = companions["backward"][name], companions["stored"][name].abs()
+        backward, sizes = auxiliary["backward"][name], auxiliary["stored"][name].abs()
         assert int(backward.sum()) == int(mask.sum()) + round(0.25 * mask.numel())
         assert not (mask & ~backward).any()
         assert sizes[mask].min() >= sizes[~mask].max()
         assert sizes[backward].min() >= sizes[~backward].max()
-    before = {n: (t.clone(), companions["backward"][n].clone()) for n, t in companions["stored"].items()}
+    before = {n: (t.clone(), auxiliary["backward"][n].clone()) for n, t in auxiliary["stored"].items()}
     learn(training, 1)
     for name, (stored, backward) in before.items():
-        assert torch.equal(companions["stored"][name][~backward], stored[~backward])
-        assert not torch.equal(companions["stored"][name][backward], stored[backward])
+        assert torch.equal(auxiliary["stored"][name][~backward], stored[~backward])
+        assert not torch.equal(auxiliary["stored"][name][backward], stored[backward])
 
 
 def test_the_exploration_penalty_by_hand():
@@ -207,7 +212,7 @@ def test_the_exploration_penalty_by_hand():
         stored=torch.tensor([2.0, -1.0, 0.5]),
         backward=torch.tensor([1, 1, 0]).bool(),
     )
-    assert ExplorationPenalty(0.1, 0.5)(layer, Moment()).tolist() == pytest.approx([0.1, -0.2, 0.0])
+    assert ExplorationPenalty(0.1, 0.5)(layer, UpdateContext()).tolist() == pytest.approx([0.1, -0.2, 0.0])
 
 
 def test_granet_thins_and_swaps():
@@ -217,7 +222,7 @@ def test_granet_thins_and_swaps():
         learn(training, 2)
         totals.append(sum(int(mask.sum()) for _, mask, _ in weights(training.model).values()))
     assert totals == sorted(totals, reverse=True)
-    assert totals[-1] == totals[14] == 64  # from 110 of 160 on, it only swaps
+    assert totals[-1] == totals[14] == 64  # from 110 of 160 on, the density stays
     assert any(layer.grown for record in training.optimizer.history[15:] for layer in record.layers)
 
 
@@ -307,7 +312,7 @@ def test_a_method_prints_changes_and_refuses():
     assert METHODS["rigl"].timing.every == 100
     assert dataclasses.replace(changed, name="mine").name == "mine"
     lines = [line.split(maxsplit=1) for line in str(changed).splitlines()]
-    assert [name for name, _ in lines] == [field.name for field in dataclasses.fields(changed)]
+    assert [name for name, _ in lines] == list(options_of(changed))
     assert {("grow", "'random'"), ("timing", "Timing(every=7, last=0.75)")} <= set(map(tuple, lines))
 
 
@@ -336,12 +341,20 @@ def test_a_method_prints_changes_and_refuses():
         ("lottery-ticket", {"rounds": 2}, r"rounds=2 is no Rounds; prunings=2 changes how many"),
         ("rigl", {"timing": 3}, r"timing=3 is no sparsefx.Timing; every=3 changes it"),
         ("snip", {"rounds": Rounds()}, r"rounds with prunings=1|score prunes before training"),
-        ("variational-dropout", {"prune": "magnitude"}, r"would never act|a regulariser decides"),
+        ("variational-dropout", {"prune": "magnitude"}, r"has no effect without timing; set timing="),
         ("set", {"memory": "all"}, r"new_weights='initial': with a memory"),
         ("rigl", {"new_weights": "sign"}, r"need signs=True"),
         ("rigl", {"least": lambda row: -1.0}, r"least and backward belong to a memory"),
-        ("static", {"grow": "momentum"}, r"do nothing without prune"),
-        ("static", {"prune": "magnitude"}, r"would never act; set timing"),
+        (
+            "static",
+            {"grow": "momentum"},
+            r"grow='momentum' has no effect without prune; set prune='magnitude'",
+        ),
+        (
+            "static",
+            {"prune": "magnitude"},
+            r"prune=.magnitude. has no effect without timing; set",
+        ),
         ("rigl", {"prune_rate": 0}, r"prune='magnitude' at prune_rate=0 removes nothing"),
         ("dense", {"density": 0.2}, r"density=0.2: it masks nothing"),
         ("rigl", {"masks": False}, r"it masks nothing|masks=False leaves nothing"),
@@ -357,6 +370,43 @@ def test_a_method_prints_changes_and_refuses():
 def test_methods_that_cannot_be(name, changes, message):
     with pytest.raises(ArgumentError, match=message):
         method(name, **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_its_options(name):
+    row = METHODS[name]
+    options = {key: value for key, value in options_of(row).items() if key not in ("name", "source")}
+    assert Method.of(name, row.source, **options) == row
+    assert {key: getattr(row, key) for key in options} == options
+
+
+def test_a_part_comes_with_its_key_and_goes_with_it():
+    rigl = method("rigl")
+    assert rigl.with_(densities="cubic", start=1.0).updates.falling.thin_until == 1.0
+    assert method("granet", densities=None, start=None).updates.falling is None
+    assert method("rigl", timing=None).updates is None
+    kept = method("static").with_(memory="all").weights
+    assert kept == WeightRules(memory="all")
+    with pytest.raises(AttributeError, match="has no attribute 'momentum'"):
+        rigl.momentum  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sparsity(0.5, start=0.1), "start=0.1 is below density=0.5"),
+        (lambda: FirstMasks(masks=False, score="snip"), "masks=False leaves nothing to score"),
+        (lambda: FirstMasks(constant_fan_in=True, score="snip"), "both choose the first masks"),
+        (lambda: Updates(Timing()), "there is nothing to be timed"),
+        (lambda: Updates(Timing(), regrowth=Regrowth("magnitude")), "removes nothing; set prune_rate=0.5"),
+        (lambda: Regrowth("magnitude", grow="sideways"), "grow='sideways' is not known"),
+        (lambda: WeightRules(memory="all", new_weights="initial"), "with a memory new weights have"),
+        (lambda: WeightRules(new_weights="sign"), "need signs=True"),
+    ],
+)
+def test_parts_that_cannot_be(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
 
 
 def test_a_training_that_cannot_be():
@@ -383,7 +433,7 @@ def test_a_training_that_cannot_be():
 
 def test_rules_of_ones_own():
     model = sparsify(net(), 0.5)
-    rules = Rules((Thin(0.5, 0.25, lambda start, final, progress: final),))
+    rules = Rules((GradualPruning(0.5, 0.25, lambda start, final, progress: final),))
     optimizer = SparseOptimizer(sgd(model.parameters()), model, rules, Clock(Timing(every=1), 10, 5))
     model(torch.randn(4, 12)).sum().backward()
     optimizer.step()
@@ -406,6 +456,14 @@ def test_every_method_is_documented():
     page = Path(__file__).parents[2] / "docs" / "methods.md"
     text = page.read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("tier", ["measured", "checked"])
+def test_the_page_says_how_far_each_method_is_tested(tier):
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    item = page.read_text(encoding="utf-8").partition(f"- **{tier}**")[2]
+    names = re.findall(r"`([^`]+)`", re.split(r"\n- |\n\n", item)[0])
+    assert set(names) == {name for name, row in METHODS.items() if row.tier == tier}
 
 
 def test_a_cycle_without_updates_changes_nothing():
@@ -455,7 +513,7 @@ def test_rewinding_reaches_stored_values():
     start = {name: weight for name, (weight, _, _) in weights(training.model).items()}
     learn(training, 20)
     training.next_round()
-    for name, stored in training.optimizer._companions.tensors["stored"].items():
+    for name, stored in training.optimizer._auxiliary.tensors["stored"].items():
         assert torch.equal(stored, start[name])
 
 
@@ -463,15 +521,15 @@ def test_top_kast_explores():
     training = begin("top-kast", every=5, backward=0.25, steps=40)
     for name, (_, mask, _) in weights(training.model).items():
         assert int(mask.sum()) == round(0.25 * mask.numel())
-        assert bool(training.optimizer._companions.tensors["stored"][name].all())
-    ever = {n: b.clone() for n, b in training.optimizer._companions.tensors["backward"].items()}
+        assert bool(training.optimizer._auxiliary.tensors["stored"][name].all())
+    ever = {n: b.clone() for n, b in training.optimizer._auxiliary.tensors["backward"].items()}
     first = {n: int(b.sum()) for n, b in ever.items()}
     learn(training, 38)
-    for name, backward in training.optimizer._companions.tensors["backward"].items():
+    for name, backward in training.optimizer._auxiliary.tensors["backward"].items():
         ever[name] |= backward
     assert sum(int(b.sum()) for b in ever.values()) > sum(first.values())
     for masked in masked_weights(training.model):
-        outside = ~training.optimizer._companions.tensors["backward"][masked.name]
+        outside = ~training.optimizer._auxiliary.tensors["backward"][masked.name]
         assert not training.optimizer.state[masked.weight]["momentum_buffer"][outside].any()
 
 
@@ -509,6 +567,44 @@ def test_a_layer_may_join_later(name):
     training.optimizer.add_param_group({"params": list(last.parameters())})
     learn(training, 4)
     assert len(training.optimizer.history[-1].layers) == 2
+
+
+def old_state(training):
+    """A state as it was saved when all updates shared their notes."""
+    state = copy.deepcopy(training.optimizer.state_dict())
+    own = dict(state["sparse_momentum"])
+    names = own.pop("updates")
+    own["notes"] = {key: value for name in names for key, value in own["notes"].get(name, {}).items()}
+    assert own["notes"]
+    return {**state, "sparse_momentum": own}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("dsr", {}),
+        ("srigl", {"density": 0.5}),
+        ("dynamic-network-surgery", {"rounds": Rounds(prunings=0), "chance": None}),
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_states_with_shared_notes_still_load(changes):
+    name, options = changes
+    if name == "dynamic-network-surgery":
+        options = {**options, "update": lambda sparsity: Hysteresis(sparsity.density, deviations=1.0)}
+    first, second = (begin(name, every=2, **options) for _ in range(2))
+    if first.method.rounds is not None:
+        for training in (first, second):
+            learn(training, 20)
+            training.next_round()
+    learn(first, 5)
+    second.model.load_state_dict(state_of(first))
+    second.optimizer.load_state_dict(old_state(first))
+    assert second.optimizer._notes == first.optimizer._notes
+    for training in (first, second):
+        learn(training, 4)
+    assert_same(state_of(first), state_of(second))
+    assert_same(first.optimizer.state_dict(), second.optimizer.state_dict())
 
 
 def test_a_state_of_a_method_that_keeps_other_things_is_refused():
@@ -563,7 +659,7 @@ def test_a_failed_step_leaves_masked_weights():
             raise RuntimeError("no")
 
     training = begin("gradual", make=lambda parameters: Failing(parameters, lr=0.1), every=2)
-    training.optimizer._companions.tensors["stored"]["0"].fill_(1.0)
+    training.optimizer._auxiliary.tensors["stored"]["0"].fill_(1.0)
     masked = masked_weights(training.model)[0]
     masked.set_mask(torch.zeros_like(masked.mask))
     with pytest.raises(RuntimeError, match="no"):
@@ -612,7 +708,7 @@ def test_models_may_change_their_type():
     training.optimizer.zero_grad()
     training.model(torch.randn(4, 12, dtype=torch.float64)).sum().backward()
     training.optimizer.step()
-    assert training.optimizer._companions.tensors["stored"]["0"].dtype == torch.float64
+    assert training.optimizer._auxiliary.tensors["stored"]["0"].dtype == torch.float64
 
 
 def test_srigl_uses_its_whole_budget_after_ablation():
@@ -624,7 +720,7 @@ def test_srigl_uses_its_whole_budget_after_ablation():
     gradient[:16] = 1.0
     layer = LayerState("layer", weight * mask, mask, gradient=gradient)
     update = ConstantFanIn(0.9, density=133 / 2000)
-    after = update([layer, layer], Moment(rate=0.3))[0].mask
+    after = update([layer, layer], UpdateContext(rate=0.3))[0].mask
     neurons = int(after.any(1).sum())
     assert int(after.sum()) == neurons * (133 // neurons) > 133 - neurons
 

@@ -17,7 +17,7 @@ from sparsefx._common.distributions import active_counts
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import check_invariant, masked_weights
 from sparsefx.pruning.prune import prune, prune_below
-from sparsefx.scores import SCORES, Task
+from sparsefx.scores import SCORES, ScoringContext
 
 
 def net(*rows: list[list[float]]) -> nn.Sequential:
@@ -32,7 +32,7 @@ def fixed(model: nn.Module, *rows: list[list[float]]):
     names = [masked.name for masked in masked_weights(model)]
     table = dict(zip(names, (torch.tensor(row) for row in rows), strict=True))
 
-    def mine(task: Task) -> dict[str, Tensor]:
+    def mine(context: ScoringContext) -> dict[str, Tensor]:
         return table
 
     return mine
@@ -171,9 +171,9 @@ def test_rounds_fall_exponentially_and_score_what_is_left():
     model = net([[float(i) for i in range(1, 101)]])
     seen = []
 
-    def mine(task: Task) -> dict[str, Tensor]:
-        seen.append(total_active(task.model))
-        return SCORES["magnitude"](task)
+    def mine(context: ScoringContext) -> dict[str, Tensor]:
+        seen.append(total_active(context.model))
+        return SCORES["magnitude"](context)
 
     prune(model, 0.64)
     prune(model, 0.01, score=mine, rounds=3)
@@ -184,8 +184,8 @@ def test_rounds_fall_exponentially_and_score_what_is_left():
 def test_a_score_may_change_its_mind_between_rounds():
     model = net([[1.0, 2.0, 3.0, 4.0]])
 
-    def mine(task: Task) -> dict[str, Tensor]:
-        weight = task.model[0].weight.detach()
+    def mine(context: ScoringContext) -> dict[str, Tensor]:
+        weight = context.model[0].weight.detach()
         return {"0": weight if bool(weight.all()) else -weight}
 
     prune(model, 0.25, score=mine, rounds=2)  # first the smaller half goes, then the largest
@@ -195,7 +195,7 @@ def test_a_score_may_change_its_mind_between_rounds():
 def test_scores_of_different_dtypes_compete():
     model = net([[1.0, 1.0]], [[1.0], [1.0]])
     low, high = fixed(model, [[1.0, 5.0]], [[2.0], [3.0]])(None).values()
-    prune(model, 0.5, score=lambda task: {"0": low.half(), "1": high.double()})
+    prune(model, 0.5, score=lambda context: {"0": low.half(), "1": high.double()})
     assert masks(model) == [[[0, 1]], [[0], [1]]]
 
 
@@ -268,13 +268,13 @@ def test_han_at_zero_keeps_all():
             {"scope": "layer", "distribution": lambda s, d: [1.0]},
             "distribution=<.* keeps 35 weights",
         ),
-        ({"score": lambda task: {}}, "score '<lambda>' returned nothing for layer '0'"),
+        ({"score": lambda context: {}}, "score '<lambda>' returned nothing for layer '0'"),
         (
-            {"score": lambda task: {"0": torch.ones(3)}},
+            {"score": lambda context: {"0": torch.ones(3)}},
             r"'<lambda>' returned shape \(3,\) for layer '0'",
         ),
         (
-            {"score": lambda task: {"0": torch.full((5, 7), math.nan)}},
+            {"score": lambda context: {"0": torch.full((5, 7), math.nan)}},
             "'<lambda>' is not finite for",
         ),
     ],

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import masked_weights
 from sparsefx.masking.sparsify import sparsify
-from sparsefx.scores import Task, curvature, optimal_brain_damage
+from sparsefx.scores import ScoringContext, curvature, optimal_brain_damage
 from sparsefx.scores.curvature import CURVATURES, fisher, gauss_newton, hutchinson
 
 
@@ -104,7 +104,7 @@ def explicit(model: nn.Module, x: Tensor, y: Tensor, loss, kind: str) -> dict[st
 def test_diagonals_are_those_of_explicit_jacobians(make, kind, loss):
     model, x, labels = setting(make)
     y = targets_of(loss, labels)
-    found = CURVATURES[kind](Task(model, [(x[:2], y[:2]), (x[2:], y[2:])], loss), model)
+    found = CURVATURES[kind](ScoringContext(model, [(x[:2], y[:2]), (x[2:], y[2:])], loss), model)
     expected = explicit(model, x, y, loss, kind)
     assert found.keys() == expected.keys()
     for name, diagonal in expected.items():
@@ -120,16 +120,16 @@ def test_gauss_newton_is_the_hessian_where_the_model_is_linear():
         return F.cross_entropy(F.linear(x, weight, model.bias), y)
 
     exact = hessian(loss, model.weight.detach()).view(12, 12).diagonal().view(3, 4)
-    torch.testing.assert_close(gauss_newton(Task(model, [(x, y)]), model)["weight"], exact)
+    torch.testing.assert_close(gauss_newton(ScoringContext(model, [(x, y)]), model)["weight"], exact)
 
 
 def test_the_linear_case_by_hand():
     model = mask_layers(nn.Linear(2, 2, bias=False), density=1)
     model.weight.data = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
     batch = (torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.zeros(2, 2))
-    task = Task(model, [batch], half_squared)
-    assert gauss_newton(task, model)["weight"].tolist() == [[5, 2], [5, 2]]  # mean of x_j^2
-    assert optimal_brain_damage(task)["weight"].tolist() == [[2.5, 4], [0, 16]]
+    context = ScoringContext(model, [batch], half_squared)
+    assert gauss_newton(context, model)["weight"].tolist() == [[5, 2], [5, 2]]  # mean of x_j^2
+    assert optimal_brain_damage(context)["weight"].tolist() == [[2.5, 4], [0, 16]]
 
 
 @pytest.mark.parametrize("curvature", ["gauss-newton", "hutchinson"])
@@ -138,7 +138,9 @@ def test_on_a_diagonal_quadratic_the_saliency_is_the_loss_that_removal_costs(cur
     model = mask_layers(nn.Linear(4, 3, bias=False), density=1).double()
     x = torch.diag(torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64))
     y = model(x).detach()  # converged: the loss is 0
-    scores = optimal_brain_damage(Task(model, [(x, y)], half_squared), curvature=curvature)["weight"]
+    scores = optimal_brain_damage(ScoringContext(model, [(x, y)], half_squared), curvature=curvature)[
+        "weight"
+    ]
     for position, score in enumerate(scores.flatten()):
         old = model.weight.data.clone()
         model.weight.data.view(-1)[position] = 0
@@ -150,11 +152,11 @@ def test_hutchinson_averages_to_the_diagonal_over_all_signs(monkeypatch):
     torch.manual_seed(0)
     model = mask_layers(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)), density=1).double()
     x, y = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 1, 0])
-    task = Task(model, [(x[:1], y[:1]), (x[1:], y[1:])])
+    context = ScoringContext(model, [(x[:1], y[:1]), (x[1:], y[1:])])
     draws = (draw for both in itertools.product([1.0, -1.0], repeat=8) for draw in (both[:4], both[4:]))
     signs = (torch.tensor(draw, dtype=torch.float64).view(2, 2) for draw in draws)
     monkeypatch.setattr(curvature, "_signs", lambda like, generator: next(signs))
-    found = hutchinson(task, model, probes=2**8)
+    found = hutchinson(context, model, probes=2**8)
 
     def loss(weights: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -181,19 +183,19 @@ def test_negative_curvature_counts_as_none():
     model = mask_layers(nn.Linear(2, 1), density=1)
     model.weight.data = torch.tensor([[2.0, 3.0]])
 
-    def mine(task, scratch):
+    def mine(context, scratch):
         return {"weight": torch.tensor([[-1.0, 4.0]])}
 
-    assert optimal_brain_damage(Task(model), curvature=mine)["weight"].tolist() == [[0, 18]]
+    assert optimal_brain_damage(ScoringContext(model), curvature=mine)["weight"].tolist() == [[0, 18]]
 
 
 def test_hutchinson_takes_what_the_exact_ways_cannot_read():
     model = mask_layers(nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.Tanh(), nn.Flatten()), density=1)
-    task = Task(model, [(torch.randn(4, 2, 3), torch.arange(4))])
+    context = ScoringContext(model, [(torch.randn(4, 2, 3), torch.arange(4))])
     for kind in ("gauss-newton", "fisher"):
         with pytest.raises(ArgumentError, match=r"layer '0' is a MaskedConvTranspose1d; .*'hutchinson'"):
-            optimal_brain_damage(task, curvature=kind)
-    assert optimal_brain_damage(task, curvature=partial(hutchinson, probes=2))["0"].any()
+            optimal_brain_damage(context, curvature=kind)
+    assert optimal_brain_damage(context, curvature=partial(hutchinson, probes=2))["0"].any()
 
 
 def test_examples_that_are_not_in_the_first_dimension_are_noticed():
@@ -207,20 +209,20 @@ def test_examples_that_are_not_in_the_first_dimension_are_noticed():
 
     model = mask_layers(Sequence(), density=1)
     with pytest.raises(ArgumentError, match="a layer reads 2 rows for 3 examples"):
-        fisher(Task(model, [(torch.randn(3, 4, 2), torch.arange(3))]), model)
+        fisher(ScoringContext(model, [(torch.randn(3, 4, 2), torch.arange(3))]), model)
 
 
 def test_an_unknown_curvature_gets_the_nearest():
-    task = Task(mask_layers(mlp()), [(torch.randn(2, 4), torch.arange(2))])
+    context = ScoringContext(mask_layers(mlp()), [(torch.randn(2, 4), torch.arange(2))])
     with pytest.raises(ArgumentError, match="curvature='gauss_newton' is not known; did you mean"):
-        optimal_brain_damage(task, curvature="gauss_newton")
+        optimal_brain_damage(context, curvature="gauss_newton")
 
 
 def test_half_precision_has_a_curvature():
     torch.manual_seed(0)
     net = sparsify(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), 1.0)
     batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
-    whole = optimal_brain_damage(Task(net, batches))
-    half = optimal_brain_damage(Task(net.bfloat16(), [(x.bfloat16(), y) for x, y in batches]))
+    whole = optimal_brain_damage(ScoringContext(net, batches))
+    half = optimal_brain_damage(ScoringContext(net.bfloat16(), [(x.bfloat16(), y) for x, y in batches]))
     for name, scores in whole.items():
         torch.testing.assert_close(half[name].float(), scores, rtol=0.2, atol=1e-3)

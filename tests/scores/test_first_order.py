@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sparsefx.masking.masks import masked_weights
 from sparsefx.pruning.prune import prune
-from sparsefx.scores import Task, snip, synflow
+from sparsefx.scores import ScoringContext, snip, synflow
 
 
 def net(*, bias: bool = True) -> nn.Sequential:
@@ -36,15 +36,15 @@ def test_snip_is_the_gradient_by_a_gate_on_each_weight():
     gates = {name: torch.ones_like(weight, requires_grad=True) for name, weight in weights.items()}
     gated = {name: gates[name] * weight for name, weight in weights.items()}
     F.cross_entropy(functional_call(model, gated, (x,)), y).backward()
-    scores = snip(Task(model, [(x, y)]))
+    scores = snip(ScoringContext(model, [(x, y)]))
     for name, gate in gates.items():
         torch.testing.assert_close(scores[name.removesuffix(".weight")], gate.grad.abs())
 
 
 def test_snip_averages_over_batches_of_any_size():
     model, (x, y) = net(), data()
-    whole = snip(Task(model, [(x, y)]))
-    parts = snip(Task(model, [(x[:1], y[:1]), (x[1:], y[1:])]))
+    whole = snip(ScoringContext(model, [(x, y)]))
+    parts = snip(ScoringContext(model, [(x[:1], y[:1]), (x[1:], y[1:])]))
     for name, score in whole.items():
         torch.testing.assert_close(parts[name], score)
 
@@ -54,8 +54,10 @@ def test_snip_averages_over_batches_of_any_size():
 def test_scaling_the_loss_scales_snip_and_changes_no_ranking(scale, seed):
     torch.manual_seed(seed)
     model, (x, y) = net(), data()
-    plain = snip(Task(model, [(x, y)]))
-    scaled = snip(Task(model, [(x, y)], loss=lambda out, target: scale * F.cross_entropy(out, target)))
+    plain = snip(ScoringContext(model, [(x, y)]))
+    scaled = snip(
+        ScoringContext(model, [(x, y)], loss=lambda out, target: scale * F.cross_entropy(out, target))
+    )
     for name, score in plain.items():
         torch.testing.assert_close(scaled[name], scale * score)
 
@@ -64,8 +66,10 @@ def test_snip_reads_batch_norm_as_asked():
     torch.manual_seed(0)
     model = mask_layers(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), density=1).double()
     x, y = data()
-    running, batch = (snip(Task(model, [(x, y)]), training=mode)["0"] for mode in (False, True))
-    plain = snip(Task(model[:1], [(x, y)], loss=lambda o, t: F.cross_entropy(o / (1 + 1e-5) ** 0.5, t)))["0"]
+    running, batch = (snip(ScoringContext(model, [(x, y)]), training=mode)["0"] for mode in (False, True))
+    plain = snip(
+        ScoringContext(model[:1], [(x, y)], loss=lambda o, t: F.cross_entropy(o / (1 + 1e-5) ** 0.5, t))
+    )["0"]
     torch.testing.assert_close(running, plain)
     assert not torch.allclose(batch, running)
 
@@ -74,7 +78,7 @@ def test_synflow_by_hand():
     model = mask_layers(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)), density=1)
     model[0].weight.data = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     model[1].weight.data = torch.tensor([[-5.0, 6.0]])
-    scores = synflow(Task(model, [(torch.zeros(7, 2), None)]))
+    scores = synflow(ScoringContext(model, [(torch.zeros(7, 2), None)]))
     assert scores["0"].tolist() == [[5, 10], [18, 24]]  # |w| times the |weight| that reads it
     assert scores["1"].tolist() == [[15, 42]]  # |w| times the sum of |weights| into it
 
@@ -85,7 +89,7 @@ def test_synflow_conserves_the_flow_through_every_hidden_unit(widths, density, s
     torch.manual_seed(seed)
     layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o, bias=False), nn.ReLU())]
     model = mask_layers(nn.Sequential(*layers), density, seed)
-    scores = list(synflow(Task(model, [(torch.ones(1, widths[0]), None)])).values())
+    scores = list(synflow(ScoringContext(model, [(torch.ones(1, widths[0]), None)])).values())
     for before, after in pairwise(scores):
         torch.testing.assert_close(before.sum(dim=1), after.sum(dim=0))
 
@@ -102,7 +106,7 @@ def test_synflow_conserves_the_flow_through_channels():
         ),
         density=0.8,
     )
-    first, second = synflow(Task(model, [(torch.ones(1, 2, 6, 6), None)])).values()
+    first, second = synflow(ScoringContext(model, [(torch.ones(1, 2, 6, 6), None)])).values()
     torch.testing.assert_close(first.sum(dim=(1, 2, 3)), second.view(3, 5, 4).sum(dim=(0, 2)))
 
 
@@ -128,6 +132,6 @@ def test_synflow_stays_finite_where_float32_would_not():
     for layer in masked_weights(model):
         layer.weight.data.mul_(100)
     model.double()
-    scores = synflow(Task(model, [(torch.ones(1, 20), None)]))
+    scores = synflow(ScoringContext(model, [(torch.ones(1, 20), None)]))
     assert all(score.isfinite().all() for score in scores.values())
     assert max(float(score.max()) for score in scores.values()) > torch.finfo(torch.float32).max

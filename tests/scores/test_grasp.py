@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
-from sparsefx.scores import Task, balanced_batch, grasp
+from sparsefx.scores import ScoringContext, balanced_batch, grasp
 
 
 def setting() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -39,7 +39,9 @@ def explicit(model: nn.Module, x: torch.Tensor, y: torch.Tensor, temperature: fl
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_grasp_is_the_weight_times_hessian_times_gradient(temperature, parts):
     model, x, y = setting()
-    scores = grasp(Task(model, [(x[:2], y[:2]), (x[2:], y[2:])]), temperature=temperature, parts=parts)
+    scores = grasp(
+        ScoringContext(model, [(x[:2], y[:2]), (x[2:], y[2:])]), temperature=temperature, parts=parts
+    )
     found = torch.cat([scores["0"].flatten(), scores["2"].flatten()])
     expected = explicit(model, x, y, temperature)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
@@ -49,7 +51,7 @@ def test_grasp_is_the_weight_times_hessian_times_gradient(temperature, parts):
 
 def test_removing_what_scores_high_slows_the_loss():
     model, x, y = setting()
-    score = grasp(Task(model, [(x, y)]), temperature=1.0)["0"]
+    score = grasp(ScoringContext(model, [(x, y)]), temperature=1.0)["0"]
 
     def squared_slope() -> float:
         model.zero_grad()
@@ -71,7 +73,7 @@ def test_batch_statistics_are_used_in_training_mode():
     torch.manual_seed(0)
     model = mask_layers(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), density=1)
     batch = [(torch.randn(8, 3), torch.arange(8) % 3)]
-    by_mode = [grasp(Task(model, batch), training=training)["0"] for training in (True, False)]
+    by_mode = [grasp(ScoringContext(model, batch), training=training)["0"] for training in (True, False)]
     assert not torch.allclose(*by_mode)
 
 
@@ -80,8 +82,8 @@ def test_linear_layers_drawn_anew_by_the_generator_keep_their_masks():
     before = model[0].weight.clone()
 
     def scores(seed: int) -> torch.Tensor:
-        task = Task(model, [(x, y)], generator=torch.Generator().manual_seed(seed))
-        return grasp(task, reinitialise_linear=True)["0"]
+        context = ScoringContext(model, [(x, y)], generator=torch.Generator().manual_seed(seed))
+        return grasp(context, reinitialise_linear=True)["0"]
 
     assert torch.equal(scores(0), scores(0))
     assert not torch.equal(scores(0), scores(1))

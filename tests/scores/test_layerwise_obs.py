@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, attach_mask, masked_weights
-from sparsefx.scores import Task, compensated_weights, layerwise_obs
+from sparsefx.scores import ScoringContext, compensated_weights, layerwise_obs
 from sparsefx.scores.layer_calls import input_rows, output_rows, weight_rows
 
 LAYERS = [
@@ -73,12 +73,12 @@ def _arguments(layer: nn.Module) -> dict[str, object]:
 def test_the_saliency_is_the_error_that_one_removal_costs(seed):
     layer, x = conv_and_inputs(seed)
     weight = masked(layer, 0.7, seed)
-    task = Task(layer, [(x[:4], None), (x[4:], None)])
-    scores = layerwise_obs(task, damping=0)["weight"]
+    context = ScoringContext(layer, [(x[:4], None), (x[4:], None)])
+    scores = layerwise_obs(context, damping=0)["weight"]
     for position in weight.mask.nonzero()[::5]:
         keep = weight.mask.clone()
         keep[tuple(position)] = False
-        new = compensated_weights(task, {"weight": keep}, damping=0)["weight"]
+        new = compensated_weights(context, {"weight": keep}, damping=0)["weight"]
         assert output_error(layer, new, x) == pytest.approx(float(scores[tuple(position)]), rel=1e-8)
     assert not scores[~weight.mask].any()
 
@@ -94,7 +94,7 @@ def test_compensated_weights_are_the_constrained_least_squares(make, seed, densi
     keep = weight.mask & (torch.rand(weight.mask.shape) < density)
     rows, old = input_rows(layer, x), weight_rows(weight, layer.weight.detach())
     new = weight_rows(
-        weight, compensated_weights(Task(layer, [(x, None)]), {"weight": keep}, damping=0)["weight"]
+        weight, compensated_weights(ScoringContext(layer, [(x, None)]), {"weight": keep}, damping=0)["weight"]
     )
     kept = weight_rows(weight, keep)
     for group, neuron in torch.cartesian_prod(torch.arange(rows.shape[0]), torch.arange(old.shape[1])):
@@ -110,7 +110,7 @@ def test_nothing_lost_changes_nothing():
     weight = masked(layer, 0.6)
     keep = weight.mask.clone()
     keep[0] = False
-    new = compensated_weights(Task(layer, [(x, None)]), {"weight": keep})["weight"]
+    new = compensated_weights(ScoringContext(layer, [(x, None)]), {"weight": keep})["weight"]
     assert not new[0].any()
     assert torch.equal(new[1:], layer.weight[1:])
 
@@ -119,7 +119,7 @@ def test_uncorrelated_inputs_rank_as_magnitude_does():
     layer = nn.Linear(4, 3).double()
     weight = masked(layer)
     x = 3 * torch.eye(4, dtype=torch.float64)  # H = 9/4 I
-    scores = layerwise_obs(Task(layer, [(x, None)]), damping=0)["weight"]
+    scores = layerwise_obs(ScoringContext(layer, [(x, None)]), damping=0)["weight"]
     torch.testing.assert_close(scores, 9 / 8 * weight.weight.detach().square())
 
 
@@ -127,11 +127,11 @@ def test_inputs_that_never_vary_are_damped():
     layer = nn.Linear(4, 3)
     masked(layer)
     x = torch.tensor([[1.0, 2.0, 0.0, 2.0]])  # of rank 1, with a dead input
-    scores = layerwise_obs(Task(layer, [(x, None)]))["weight"]
+    scores = layerwise_obs(ScoringContext(layer, [(x, None)]))["weight"]
     assert scores.isfinite().all()
     dead = 0.5 * 1e-5 * 9 / 4 * layer.weight[:, 2].detach().double().square()
     torch.testing.assert_close(scores[:, 2], dead)
-    silent = layerwise_obs(Task(layer, [(torch.zeros(2, 4), None)]))["weight"]
+    silent = layerwise_obs(ScoringContext(layer, [(torch.zeros(2, 4), None)]))["weight"]
     assert silent.isfinite().all()
 
 
@@ -148,14 +148,14 @@ def test_a_layer_called_twice_counts_both_calls():
     x = torch.randn(5, 2, dtype=torch.float64)
     alone = mask_layers(nn.Linear(2, 2, bias=False), density=1).double()
     alone.weight.data = model.layer.weight.data
-    both = layerwise_obs(Task(alone, [(torch.cat([x, F.relu(x)]), None)]))["weight"]
-    torch.testing.assert_close(layerwise_obs(Task(model, [(x, None)]))["layer"], both)
+    both = layerwise_obs(ScoringContext(alone, [(torch.cat([x, F.relu(x)]), None)]))["weight"]
+    torch.testing.assert_close(layerwise_obs(ScoringContext(model, [(x, None)]))["layer"], both)
 
 
 def test_what_it_cannot_read_is_named():
     transposed = mask_layers(nn.Sequential(nn.ConvTranspose1d(2, 3, 2)), density=1)
     with pytest.raises(ArgumentError, match="layer '0' is a MaskedConvTranspose1d; this score knows"):
-        layerwise_obs(Task(transposed, [(torch.ones(1, 2, 3), None)]))
+        layerwise_obs(ScoringContext(transposed, [(torch.ones(1, 2, 3), None)]))
 
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -165,7 +165,7 @@ def test_what_it_cannot_read_is_named():
     bare = Bare()
     attach_mask(bare, "matrix", torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ArgumentError, match="layer 'matrix' is a Bare; this score knows Linear and Conv"):
-        layerwise_obs(Task(bare, [(torch.ones(1, 2), None)]))
+        layerwise_obs(ScoringContext(bare, [(torch.ones(1, 2), None)]))
 
 
 def test_a_layer_that_is_not_called_is_named():
@@ -179,4 +179,4 @@ def test_a_layer_that_is_not_called_is_named():
 
     model = mask_layers(Idle())
     with pytest.raises(ArgumentError, match="layer 'idle' is not called by the model; keep it dense"):
-        layerwise_obs(Task(model, [(torch.ones(1, 2), None)]))
+        layerwise_obs(ScoringContext(model, [(torch.ones(1, 2), None)]))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import masked_weights
 from sparsefx.masking.sparsify import sparsify
-from sparsefx.scores import SCORES, Task, magnitude, random
+from sparsefx.scores import SCORES, ScoringContext, magnitude, random
 
 NAMES = sorted(SCORES)
 NEED_DATA = sorted(SCORES.keys() - {"magnitude", "random"})
@@ -49,11 +49,11 @@ def conv_net() -> nn.Module:
 SHAPES = {mlp: (6,), conv_net: (2, 6, 6), Tied: (6,)}
 
 
-def task_of(make, **options) -> Task:
+def context_of(make, **options) -> ScoringContext:
     torch.manual_seed(0)
     model = sparsify(make(), density=0.8)
     batches = [(torch.randn(6, *SHAPES[make]), torch.arange(6) % 3) for _ in range(2)]
-    return Task(model, batches, generator=torch.Generator().manual_seed(1), **options)
+    return ScoringContext(model, batches, generator=torch.Generator().manual_seed(1), **options)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -64,16 +64,16 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("make", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_score_is_finite_and_real_and_leaves_the_model_alone(name, make):
-    task = task_of(make)
-    model = task.model
-    task.loss(model(task.batches[0][0]), task.batches[0][1]).backward()
+    context = context_of(make)
+    model = context.model
+    context.loss(model(context.batches[0][0]), context.batches[0][1]).backward()
     model.get_submodule("1" if make is not Tied else "first").eval()
     frozen = masked_weights(model)[0].weight.requires_grad_(False)
     before, modes = snapshot(model), [module.training for module in model.modules()]
     gradients, random_state = [p.grad for p in model.parameters()], torch.get_rng_state()
 
     with torch.no_grad():
-        scores = SCORES[name](task)
+        scores = SCORES[name](context)
 
     layers = masked_weights(model)
     assert scores.keys() == {layer.name for layer in layers}
@@ -94,8 +94,10 @@ def test_a_score_is_finite_and_real_and_leaves_the_model_alone(name, make):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_score_repeats_itself_and_sees_through_a_wrapper(name):
-    one, other = task_of(conv_net), task_of(conv_net)
-    compiled = Task(torch.compile(other.model, backend="eager"), other.batches, generator=other.generator)
+    one, other = context_of(conv_net), context_of(conv_net)
+    compiled = ScoringContext(
+        torch.compile(other.model, backend="eager"), other.batches, generator=other.generator
+    )
     scores, again = SCORES[name](one), SCORES[name](compiled)
     assert scores.keys() == again.keys()
     assert all(torch.equal(scores[key], again[key]) for key in scores)
@@ -103,31 +105,33 @@ def test_a_score_repeats_itself_and_sees_through_a_wrapper(name):
 
 @pytest.mark.parametrize("name", sorted(SCORES.keys() - {"random", "magnitude", "layerwise_obs"}))
 def test_an_inactive_weight_is_worth_nothing(name):
-    task = task_of(mlp)
-    scores = SCORES[name](task)
-    assert all(not scores[layer.name][~layer.mask].any() for layer in masked_weights(task.model))
+    context = context_of(mlp)
+    scores = SCORES[name](context)
+    assert all(not scores[layer.name][~layer.mask].any() for layer in masked_weights(context.model))
 
 
 @pytest.mark.parametrize("name", NEED_DATA)
 def test_a_score_says_that_it_needs_data(name):
     with pytest.raises(ArgumentError, match=r"batches is empty"):
-        SCORES[name](Task(mask_layers(mlp())))
+        SCORES[name](ScoringContext(mask_layers(mlp())))
 
 
 def test_an_iterator_is_refused():
     with pytest.raises(ArgumentError, match="batches is a generator, which can be gone through only once"):
-        Task(mlp(), (pair for pair in [(torch.ones(1), torch.ones(1))]))
+        ScoringContext(mlp(), (pair for pair in [(torch.ones(1), torch.ones(1))]))
 
 
 def test_magnitude_by_hand():
     model = mask_layers(nn.Linear(3, 1), density=1)
     model.load_state_dict({"weight": torch.tensor([[1.0, -2.0, 0.0]]), "bias": torch.zeros(1)}, strict=False)
-    assert magnitude(Task(model))["weight"].tolist() == [[1.0, 2.0, 0.0]]
+    assert magnitude(ScoringContext(model))["weight"].tolist() == [[1.0, 2.0, 0.0]]
 
 
 def test_random_is_uniform_and_follows_its_generator():
     model = mask_layers(nn.Linear(100, 100))
-    draw = [random(Task(model, generator=torch.Generator().manual_seed(s)))["weight"] for s in (0, 0, 1)]
+    draw = [
+        random(ScoringContext(model, generator=torch.Generator().manual_seed(s)))["weight"] for s in (0, 0, 1)
+    ]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
     assert draw[0].mean().item() == pytest.approx(0.5, abs=0.012)  # 4 standard deviations
@@ -135,11 +139,11 @@ def test_random_is_uniform_and_follows_its_generator():
 
 
 def test_a_scratch_copy_is_in_the_mode_asked_for_and_can_be_ruined():
-    task = task_of(conv_net)
-    expected = copy.deepcopy(task.model.state_dict())
+    context = context_of(conv_net)
+    expected = copy.deepcopy(context.model.state_dict())
     for mode in (True, False):
-        with task.scratch(training=mode) as model:
+        with context.scratch(training=mode) as model:
             assert all(module.training is mode for module in model.modules())
             for parameter in model.parameters():
                 parameter.data.zero_()
-    assert all(torch.equal(value, expected[key]) for key, value in task.model.state_dict().items())
+    assert all(torch.equal(value, expected[key]) for key, value in context.model.state_dict().items())

@@ -1,5 +1,6 @@
-"""The two domains of the analysis, as data: what is known of a value, and which of its indices stay.
+"""The two domains of the analysis, as data: the facts of a value, and the indices of it that stay.
 
-``facts`` says which elements vary with the input and what the others are; ``keep_sets`` which indices of
-which dimensions are kept. Imports ``graph``; the operations' rules (``ops``) and the solvers stand above.
+``facts`` holds which elements vary with the input, and the constants of the others. ``keep_sets`` holds
+which indices of each dimension are kept. Imports ``graph``; the rules of operations (``ops``) and the
+solvers stand above.
 """

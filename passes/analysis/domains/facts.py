@@ -1,7 +1,7 @@
-"""What is known of a program's values: which elements vary with the input, and what the others are.
+"""Facts about a program's values: which elements vary with the input, and the constants of the others.
 
-A fact is kept in two tensors that broadcast to the value's shape: a dimension of size 1 says that
-all its indices are alike. Convolutions, poolings and norms leave facts that are uniform over batch
+A fact is kept in two tensors that broadcast to the value's shape: a dimension of size 1 means that
+all its indices are equal. Convolutions, poolings and norms leave facts that are uniform over batch
 and space, so a fact holds for any batch and image size, and is cheap.
 """
 
@@ -23,8 +23,8 @@ class Fact:
     Attributes:
         varies: bool, broadcastable to the value's shape and of its rank: True where the element may
             depend on the model's input (or is not known).
-        value: the element where it does not vary; 0 elsewhere. Broadcastable likewise.
-        fixed: bool, broadcastable likewise: True where the value comes from parameters alone: a
+        value: the element where it does not vary; 0 elsewhere. Broadcastable to the value's shape.
+        fixed: bool, broadcastable to the value's shape: True where the value comes from parameters alone: a
             parameter, the bias of an empty row, and what is made of them. Such a value stays what it is
             whatever else is removed from the graph; a sum that only comes out constant may not.
         averages: each row along the last dimension is known to sum to 1, as the weights of an attention do.
@@ -61,8 +61,8 @@ def fact(varies: Tensor, value: Tensor, fixed: Tensor | None = None) -> Fact:
 
     Args:
         varies: bool, broadcastable to the shape of the value that the fact is about.
-        value: likewise, of the value's data type.
-        fixed: bool, likewise; nothing is fixed by default.
+        value: broadcastable to the value's shape, of its data type.
+        fixed: bool, broadcastable to the value's shape; nothing is fixed by default.
     """
     if not _is_finite(value):
         varies = varies | ~torch.isfinite(value)

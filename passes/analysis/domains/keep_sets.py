@@ -1,9 +1,9 @@
 """Dead slices: which indices of which dimensions of which values can be removed together.
 
-Every dimension of every value has a bool vector, True where the index is kept. It starts as what
-is live; each operation then couples its operands and results (an elementwise operation keeps equal
-indices, a contraction equal ones on both operands, a view whole rectangles), which can only keep
-more. The smallest kept set that satisfies every coupling is what must stay: the greatest removal.
+Every dimension of every value has a bool vector, True where the index is kept. It starts from what
+is live. Then each operation couples its operands and results: an elementwise operation keeps equal
+indices, a contraction equal ones on both operands, a view whole rectangles. Couplings can only keep
+more. The smallest keep set that satisfies all of them is the greatest removal.
 ``coupling.py`` has a worked example of four channels.
 """
 

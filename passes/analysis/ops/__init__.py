@@ -1,8 +1,8 @@
-"""The operation table: what the passes know of each ATen operation, one entry each.
+"""The operation table: one entry for each ATen operation that the passes know.
 
-An operation that is not here, and is not elementwise by torch's own tag, keeps every channel it
-touches. To describe one, give it the family whose rules it follows (see CONTRIBUTING). One that is
-not ATen's goes by its qualified name, ``mylib::op``.
+An operation without an entry keeps every channel that it touches, unless torch's own tag says that it is
+elementwise. To describe one, give it the family whose rules it follows (see CONTRIBUTING). An operation
+that is not ATen's has its qualified name as key, ``mylib::op``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], Movement(lambda call: [1], whole=True)),
     "roll": Movement(rolled_dims, whole=True),
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes"], Movement(dim_argument)),
-    "unbind": Movement(dim_argument, whole=True),
+    **dict.fromkeys(["unbind", "unfold"], Movement(dim_argument, whole=True)),
     "constant_pad_nd": Movement(padded_dims, whole=True),
     **{
         f"{kind}_pad{n}d": Movement(padded_dims, whole=True)

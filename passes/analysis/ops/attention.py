@@ -60,7 +60,7 @@ class Attention:
                 kept.keep_all(value, [dim]) if whole else kept.couple((q, dim), (value, dim))
         for value in masks:
             kept.keep_all(value)
-        for saved in call.outputs[1:]:  # the sums of the softmax, and random states; nobody reads them
+        for saved in call.outputs[1:]:  # the sums of the softmax, and random states; no node reads them
             for dim in range(len(saved.shape)):
                 coupled = dim < len(out.shape) - 2 and saved.shape[dim] == out.shape[dim]
                 kept.couple((saved, dim), (out, dim)) if coupled else kept.keep_all(saved, [dim])

@@ -1,4 +1,4 @@
-"""What the analyses ask of an operation, and the answer for one that nobody has described."""
+"""What the analyses ask of an operation, and the answer for one that is not described."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def _operands(call: Call) -> tuple[Value | None, Value, Value]:
 
 
 def _is_scaled(call: Call) -> bool:
-    """``beta`` or ``alpha`` given: nobody writes that in a model, so it is not described."""
+    """Whether ``beta`` or ``alpha`` is given: models do not write that, so it is not described."""
     return bool(call.kwargs)
 
 

@@ -209,10 +209,10 @@ def alike_along(known: Fact, dims: list[int]) -> Fact:
 
 
 def dim_argument(call: Call) -> list[int]:
-    """The dimension that a slice, selection or split works along."""
+    """The dimension that a slice, selection, split or unfolding works along."""
     named = {argument.name: position for position, argument in enumerate(call.op._schema.arguments)}
-    position = named["dim"]
-    dim = call.args[position] if position < len(call.args) else call.kwargs.get("dim", 0)
+    name = "dim" if "dim" in named else "dimension"  # as unfold calls it
+    dim = call.args[named[name]] if named[name] < len(call.args) else call.kwargs.get(name, 0)
     return [int(dim) % len(call.inputs[0].shape)]
 
 

@@ -1,4 +1,4 @@
-"""The block of a layer's tensors that this process holds, where a layer is divided among processes."""
+"""The block of a layer's tensors that this process holds, where a layer is sharded over processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Block:
     """A rectangular part of a layer; the processes of ``groups`` together hold every position once.
 
     Attributes:
-        shape: the whole layer's.
+        shape: the full layer's.
         size: the block's shape.
         offset: index of the block's first position in each dimension.
-        groups: process groups over which the layer is divided, one a dimension of the device mesh.
+        groups: process groups over which the layer is sharded, one a dimension of the device mesh.
         device: where tensors must be for these groups to add them up.
     """
 
@@ -29,8 +29,8 @@ class Block:
     device: torch.device
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> Block:
-        """All of a layer that is not divided."""
+    def full(cls, tensor: Tensor) -> Block:
+        """All of a layer that is not sharded."""
         return cls(tensor.shape, tensor.shape, (0,) * tensor.dim(), (), tensor.device)
 
     def sum(self, part: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ class Block:
         Returns:
             A tensor like it.
         """
-        whole = part.to(self.device, copy=True)
+        full = part.to(self.device, copy=True)
         for group in self.groups:
-            dist.all_reduce(whole, group=group)
-        return whole.to(part.device)
+            dist.all_reduce(full, group=group)
+        return full.to(part.device)
 
-    def part_of(self, whole: Tensor) -> Tensor:
+    def part_of(self, full: Tensor) -> Tensor:
         """This block of a tensor of the layer's shape."""
-        return whole[tuple(slice(o, o + n) for o, n in zip(self.offset, self.size, strict=True))]
+        return full[tuple(slice(o, o + n) for o, n in zip(self.offset, self.size, strict=True))]
 
     def positions(self, device: torch.device) -> Tensor:
         """The flat index in the layer of each of the block's elements, int64 of shape ``(numel,)``."""

@@ -1,4 +1,4 @@
-"""Random choice without replacement, the same wherever a layer is and however it is divided."""
+"""Random choice without replacement, the same wherever a layer is and however it is sharded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw(layer: LayerState, candidates: Tensor, count: int, generator: torch.Gen
 
     Args:
         layer: the layer, mask of shape ``S``.
-        candidates: bool, shape ``S``; at least ``count`` in the whole layer.
+        candidates: bool, shape ``S``; at least ``count`` in the full layer.
         count: how many positions to choose.
         generator: a CPU generator in the same state in every process; torch's global one if None.
 
@@ -22,7 +22,7 @@ def draw(layer: LayerState, candidates: Tensor, count: int, generator: torch.Gen
         Bool tensor of shape ``S``.
     """
     available = layer.count(candidates)
-    block = layer.block or Block.whole(layer.mask)
+    block = layer.block or Block.full(layer.mask)
     if 4 * count <= available and 4 * available >= layer.numel:
         return _draw_few(block, candidates, count, generator)
     seed = int(torch.randint(2**62, (), generator=generator))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.positions.block import Block
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
 from sparsefx.cycle.positions.select import select_largest
 from sparsefx.cycle.positions.select_across import select_largest_across
+from sparsefx.cycle.positions.update_context import UpdateContext
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,22 @@ class ForAllLayers:
     """A prune or grow function of all layers together.
 
     Attributes:
-        choose: ``(layers, counts, moment)`` returns for each layer a bool tensor of the weight's shape.
+        choose: ``(layers, counts, context)`` returns for each layer a bool tensor of the weight's shape.
             ``counts`` says how many each would lose or gain at the rate, layer by layer: one that prunes may
             choose any number instead, one that grows must choose as many in all.
     """
 
-    choose: Callable[[Sequence[LayerState], Sequence[int], Moment], list[Tensor]]
+    choose: Callable[[Sequence[LayerState], Sequence[int], UpdateContext], list[Tensor]]
 
     @property
     def __name__(self) -> str:
         return getattr(self.choose, "__name__", repr(self.choose))
 
-    def __call__(self, layers: Sequence[LayerState], counts: Sequence[int], moment: Moment) -> list[Tensor]:
+    def __call__(
+        self, layers: Sequence[LayerState], counts: Sequence[int], context: UpdateContext
+    ) -> list[Tensor]:
         """Ask for all layers' positions."""
-        return self.choose(layers, counts, moment)
+        return self.choose(layers, counts, context)
 
 
 def largest_of_all(
@@ -53,7 +55,7 @@ def largest_of_all(
     if not layers:
         return []
     if any(layer.block is not None for layer in layers):
-        blocks = [layer.block or Block.whole(layer.mask) for layer in layers]
+        blocks = [layer.block or Block.full(layer.mask) for layer in layers]
         return select_largest_across(scores, candidates, count, blocks)
     device = scores[0].device
     flat = torch.cat([score.flatten().to(device, torch.float64) for score in scores])

@@ -19,9 +19,9 @@ from sparsefx.errors import CycleError
 class LayerState:
     """One layer as the prune, redistribute and grow functions see it.
 
-    Of a layer that is divided among processes each sees a block, and ``S`` is the block's shape. What only
-    compares positions needs not care; what counts, adds up or chooses asks the methods here, which answer
-    for the whole layer.
+    Of a layer that is sharded over processes each process sees a block, and ``S`` is the block's shape. What
+    only compares positions needs not care; what counts, adds up or chooses asks the methods here, which
+    answer for the full layer.
 
     Attributes:
         name: the layer's name, for messages and records.
@@ -36,7 +36,7 @@ class LayerState:
             without.
         explored: bool, shape ``S``, True where the weight was ever active; None if nobody keeps count.
         removed: bool, shape ``S``, what this very update has pruned; None before it has.
-        block: which part of the layer this is; None if it is the whole.
+        block: which part of the layer this is; None if it is all of it.
     """
 
     name: str
@@ -53,17 +53,17 @@ class LayerState:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the whole layer."""
+        """Shape of the full layer."""
         return self.mask.shape if self.block is None else self.block.shape
 
     @property
     def numel(self) -> int:
-        """Number of positions in the whole layer, active or not."""
+        """Number of positions in the full layer, active or not."""
         return self.shape.numel()
 
     @cached_property
     def active(self) -> int:
-        """Number of active positions in the whole layer."""
+        """Number of active positions in the full layer."""
         return self.count(self.mask)
 
     @property
@@ -72,22 +72,22 @@ class LayerState:
         return self.numel - self.active
 
     def count(self, positions: Tensor) -> int:
-        """Number of True positions in the whole layer, of a bool tensor of shape ``S``."""
+        """Number of True positions in the full layer, of a bool tensor of shape ``S``."""
         return int(self._sum(positions.count_nonzero()))  # a third of the time of sum()
 
     def mean(self, values: Tensor, where: Tensor) -> float:
-        """Mean of values of shape ``S`` where a bool tensor is True, in the whole layer; 0 of none."""
+        """Mean of values of shape ``S`` where a bool tensor is True, in the full layer; 0 of none."""
         # The sum is taken in float64: in float32 a large layer's mean would depend on the thread count.
         number = self.count(where)
         total = self._sum(values.masked_select(where).sum(dtype=torch.float64))
         return float(total) / number if number else 0.0
 
     def select_largest(self, scores: Tensor, candidates: Tensor, count: int) -> Tensor:
-        """Choose exactly ``count`` candidates of the whole layer with the largest scores.
+        """Choose exactly ``count`` candidates of the full layer with the largest scores.
 
         Args:
             scores: real, no NaN, shape ``S``.
-            candidates: bool, shape ``S``; at least ``count`` in the whole layer.
+            candidates: bool, shape ``S``; at least ``count`` in the full layer.
             count: how many positions to choose, the same in all processes.
 
         Returns:
@@ -97,15 +97,15 @@ class LayerState:
             return select_largest(scores, candidates, count)
         return select_largest_across([scores], [candidates], count, [self.block])[0]
 
-    def must_be_whole(self, what: str) -> None:
-        """Refuse a layer that is divided, on behalf of ``what`` cannot do without all of it.
+    def must_be_full(self, what: str) -> None:
+        """Refuse a sharded layer, on behalf of ``what``, which needs all of it.
 
         Raises:
-            CycleError: it is divided.
+            CycleError: it is sharded.
         """
         if self.block is not None:
             raise CycleError(
-                f"{what} needs all of layer {self.name!r}, which is divided among processes; choose another, "
+                f"{what} needs all of layer {self.name!r}, which is sharded over processes; choose another, "
                 "or train with DistributedDataParallel"
             )
 
@@ -122,5 +122,5 @@ class LayerState:
 
 
 def counts_of(layers: Sequence[LayerState], positions: Sequence[Tensor]) -> list[int]:
-    """How many positions are True in each whole layer, of bool tensors of the layers' shapes."""
+    """How many positions are True in each full layer, of bool tensors of the layers' shapes."""
     return [layer.count(some) for layer, some in zip(layers, positions, strict=True)]

@@ -97,7 +97,7 @@ def _digit(shift: int, width: int, lowest: int) -> Callable[[Tensor], Tensor]:
 
 
 def _sum_across(parts: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
-    """The sum over layers and processes, on the CPU; layers divided alike are added up at once."""
+    """The sum over layers and processes, on the CPU; layers sharded alike are added up at once."""
     alike: dict[tuple[int, ...], tuple[Block, Tensor]] = {}
     for part, block in zip(parts, blocks, strict=True):
         key = tuple(map(id, block.groups))

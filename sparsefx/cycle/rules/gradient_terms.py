@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.rules.prune import sign_of
 from sparsefx.errors import CycleError
 
@@ -30,25 +30,25 @@ class RandomWalk:
     noise: float = 1e-5
     dormant: bool = False
 
-    def __call__(self, layer: LayerState, moment: Moment) -> Tensor:
+    def __call__(self, layer: LayerState, context: UpdateContext) -> Tensor:
         """What is added to the layer's gradient, of its weight's shape.
 
         Raises:
             CycleError: the layer has no signs, or inactive weights walk and it has no gradient.
         """
-        layer.must_be_whole("a random walk")
+        layer.must_be_full("a random walk")
         if not self.dormant:
             term = torch.zeros_like(layer.weight)
             pull = sign_of(layer)[layer.mask] * self.l1  # as many random numbers as there are active weights
-            term[layer.mask] = (pull + self._noise(pull.shape, layer, moment)).to(term.dtype)
+            term[layer.mask] = (pull + self._noise(pull.shape, layer, context)).to(term.dtype)
             return term
         if layer.gradient is None:
             raise CycleError(f"no gradient for {layer.name!r}; call step() after backward()")
         term = torch.where(layer.mask, sign_of(layer) * self.l1, -layer.gradient)
-        return term + self._noise(layer.weight.shape, layer, moment)
+        return term + self._noise(layer.weight.shape, layer, context)
 
-    def _noise(self, shape: torch.Size, layer: LayerState, moment: Moment) -> Tensor:
-        return torch.randn(shape, generator=moment.generator).to(layer.weight.device) * self.noise
+    def _noise(self, shape: torch.Size, layer: LayerState, context: UpdateContext) -> Tensor:
+        return torch.randn(shape, generator=context.generator).to(layer.weight.device) * self.noise
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ExplorationPenalty:
     strength: float
     density: float
 
-    def __call__(self, layer: LayerState, moment: Moment) -> Tensor:
+    def __call__(self, layer: LayerState, context: UpdateContext) -> Tensor:
         """What is added to the layer's gradient, of its weight's shape.
 
         Raises:

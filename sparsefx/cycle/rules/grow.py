@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.positions.allocate import allocate
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.draw import draw
 from sparsefx.cycle.positions.for_all_layers import ForAllLayers, largest_of_all
 from sparsefx.cycle.positions.layer_state import LayerState
 from sparsefx.cycle.positions.select import magnitudes
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.errors import CycleError
 
 Grow = Callable[[LayerState, int, "torch.Generator | None"], Tensor]
@@ -126,7 +126,7 @@ def momentum_neuron(layer: LayerState, count: int, generator: torch.Generator | 
     Raises:
         CycleError: the layer has no momentum.
     """
-    layer.must_be_whole("grow='momentum_neuron'")
+    layer.must_be_full("grow='momentum_neuron'")
     scores = magnitudes(_momentum_of(layer)).flatten(1)
     inactive = ~layer.mask.flatten(1)
     quotas = _neuron_quotas(scores, inactive, count).unsqueeze(1)
@@ -153,7 +153,7 @@ def _momentum_of(layer: LayerState) -> Tensor:
 
 
 def global_momentum(
-    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+    layers: Sequence[LayerState], counts: Sequence[int], context: UpdateContext | None = None
 ) -> list[Tensor]:
     """Grow where the momentum is largest of all layers, whatever each was due.
 
@@ -162,7 +162,7 @@ def global_momentum(
     Args:
         layers: the layers, masks and momenta of shapes ``S``.
         counts: how many each would gain layer by layer.
-        moment: not used.
+        context: not used.
 
     Returns:
         A bool tensor of shape ``S`` for each layer.

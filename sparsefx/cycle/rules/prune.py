@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.positions.allocate import allocate
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.for_all_layers import ForAllLayers, best_of_each, largest_of_all
 from sparsefx.cycle.positions.layer_state import LayerState, counts_of
 from sparsefx.cycle.positions.select import magnitudes
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.errors import CycleError
 
 Prune = Callable[[LayerState, int, "torch.Generator | None"], Tensor]
@@ -76,15 +76,35 @@ class MagnitudeAndGradient:
         return layer.select_largest(-scores, layer.mask, count)
 
 
+def magnitude_times_momentum(
+    layer: LayerState, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Remove the weights of smallest ``|w * momentum|``; of equals, the lowest flat index.
+
+    To first order, that is how much the loss changes without a weight (Molchanov et al. 2019, section 3.1),
+    with the smoothed gradient in the gradient's place. Arguments and result as of :func:`magnitude`.
+
+    Raises:
+        CycleError: the layer has no momentum.
+    """
+    if layer.momentum is None:
+        raise CycleError(
+            f"prune='magnitude_times_momentum' found no momentum for {layer.name!r}; call cycle() after at "
+            "least one step(), or choose another prune"
+        )
+    products = magnitudes(layer.weight) * magnitudes(layer.momentum)
+    return layer.select_largest(-magnitudes(products), layer.mask, count)  # infinity times 0 is no number
+
+
 def global_magnitude(
-    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+    layers: Sequence[LayerState], counts: Sequence[int], context: UpdateContext | None = None
 ) -> list[Tensor]:
     """Remove the smallest of all layers' weights, as many in all as ``counts`` adds up to; one a layer stays.
 
     Args:
         layers: the layers, weights and masks of shapes ``S``.
         counts: how many each would lose layer by layer.
-        moment: not used.
+        context: not used.
 
     Returns:
         A bool tensor of shape ``S`` for each layer.
@@ -115,9 +135,11 @@ class AdaptiveThreshold:
     wanted: float
     start: float = 1e-3
 
-    def __call__(self, layers: Sequence[LayerState], counts: Sequence[int], moment: Moment) -> list[Tensor]:
-        """Arguments and result as of :func:`global_magnitude`; ``moment.notes`` keeps the threshold."""
-        threshold = float(moment.notes.setdefault("threshold", self.start))
+    def __call__(
+        self, layers: Sequence[LayerState], counts: Sequence[int], context: UpdateContext
+    ) -> list[Tensor]:
+        """Arguments and result as of :func:`global_magnitude`; ``context.notes`` keeps the threshold."""
+        threshold = float(context.notes.setdefault("threshold", self.start))
         sizes = [magnitudes(layer.weight) for layer in layers]
         chosen = [
             layer.mask & (size < threshold) & ~one
@@ -126,14 +148,14 @@ class AdaptiveThreshold:
         removed = sum(counts_of(layers, chosen))
         wanted = self.wanted if self.wanted >= 1 else self.wanted * sum(layer.active for layer in layers)
         if removed > 1.1 * wanted:
-            moment.notes["threshold"] = threshold / 2
+            context.notes["threshold"] = threshold / 2
         elif removed < 0.9 * wanted:
-            moment.notes["threshold"] = threshold * 2
+            context.notes["threshold"] = threshold * 2
         return chosen
 
 
 def sign_flip(
-    layers: Sequence[LayerState], counts: Sequence[int], moment: Moment | None = None
+    layers: Sequence[LayerState], counts: Sequence[int], context: UpdateContext | None = None
 ) -> list[Tensor]:
     """Remove the weights that crossed 0, away from the sign of their position (DEEP-R: Bellec et al. 2018).
 
@@ -160,6 +182,7 @@ PRUNE: dict[str, Any] = {
     "magnitude": magnitude,
     "magnitude_by_sign": magnitude_by_sign,
     "magnitude_and_gradient": MagnitudeAndGradient(),
+    "magnitude_times_momentum": magnitude_times_momentum,
     "global_magnitude": ForAllLayers(global_magnitude),
     "sign_flip": ForAllLayers(sign_flip),
 }

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsefx._common.distributions import Distribution, active_counts
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
 from sparsefx.cycle.positions.select import magnitudes, select_largest
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.updates.update import LayerOutcome
 from sparsefx.errors import ArgumentError, CycleError
 
@@ -39,23 +39,23 @@ class ConstantFanIn:
 
     reads_momentum = False
 
-    def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
-        """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps the budgets.
+    def __call__(self, layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
+        """One outcome a layer; see :data:`Update`. ``context.notes`` keeps the budgets.
 
         Raises:
-            CycleError: a layer has no gradient, or is divided among processes.
+            CycleError: a layer has no gradient, or is sharded over processes.
         """
         for layer in layers:
-            layer.must_be_whole("constant fan-in")
-        budgets = {**self._budgets(layers), **moment.notes.get("budgets", {})}
-        moment.notes["budgets"] = budgets
+            layer.must_be_full("constant fan-in")
+        budgets = {**self._budgets(layers), **context.notes.get("budgets", {})}
+        context.notes["budgets"] = budgets
         last = len(layers) - 1
         outcomes = []
         for index, layer in enumerate(layers):
             mask = layer.mask
-            if layer.active and moment.rate > 0:
+            if layer.active and context.rate > 0:
                 salient = self.salient if index < last else None
-                mask = _update(layer, int(budgets[layer.name]), moment.rate, salient)
+                mask = _update(layer, int(budgets[layer.name]), context.rate, salient)
             outcomes.append(LayerOutcome.of(layer, mask))
         return outcomes
 

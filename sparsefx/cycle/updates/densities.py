@@ -13,7 +13,7 @@ def cubic(start: float, final: float, progress: float) -> float:
     Args:
         start: the density at progress 0.
         final: the density at progress 1.
-        progress: fraction of the thinning done; taken as 0 below 0 and as 1 above 1.
+        progress: fraction of the pruning done; taken as 0 below 0 and as 1 above 1.
 
     Example:
         >>> round(1 - cubic(1.0, 0.1, 0.25), 4), round(1 - cubic(1.0, 0.1, 0.5), 4), cubic(1.0, 0.1, 1.0)

@@ -9,16 +9,16 @@ from typing import Literal
 from torch import Tensor
 
 from sparsefx._common.distributions import Distribution, active_counts
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.for_all_layers import best_of_each, largest_of_all
 from sparsefx.cycle.positions.layer_state import LayerState, counts_of
 from sparsefx.cycle.positions.select import magnitudes
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.updates.densities import Densities
 from sparsefx.cycle.updates.update import LayerOutcome
 
 
 @dataclass(frozen=True)
-class Thin:
+class GradualPruning:
     """Keep the weights of largest magnitude, at the density that the progress asks for.
 
     Gradual magnitude pruning (Zhu & Gupta 2018), the first half of GraNet (Liu et al. 2021), and,
@@ -46,9 +46,9 @@ class Thin:
 
     reads_momentum = False
 
-    def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+    def __call__(self, layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
         """One outcome a layer; see :data:`Update`."""
-        density = self.densities(self.start, self.final, moment.progress / self.until)
+        density = self.densities(self.start, self.final, context.progress / self.until)
         return keep_largest(layers, density, self.scope, self.distribution)
 
 
@@ -58,7 +58,7 @@ def keep_largest(
     scope: Literal["layer", "global"] = "layer",
     distribution: str | Distribution = "uniform",
 ) -> list[LayerOutcome]:
-    """Keep the largest weights at one density; see :class:`Thin`."""
+    """Keep the largest weights at one density; see :class:`GradualPruning`."""
     scores = [magnitudes(layer.weight if layer.stored is None else layer.stored) for layer in layers]
     candidates = [layer.mask if layer.stored is None else layer.mask | True for layer in layers]
     if scope == "layer":

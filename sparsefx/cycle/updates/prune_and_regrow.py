@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsefx.cycle.positions.allocate import allocate
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.for_all_layers import ForAllLayers
 from sparsefx.cycle.positions.layer_state import LayerState, counts_of
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.rules.grow import GROW, Grow
 from sparsefx.cycle.rules.prune import PRUNE, Prune
 from sparsefx.cycle.rules.redistribute import REDISTRIBUTE, OfSurvivors, Redistribute
@@ -25,14 +25,14 @@ from sparsefx.errors import CycleError
 _SLACK = 1e-9
 
 _WITHOUT_MOMENTUM = (
-    *PRUNE.values(),
+    *(PRUNE[name] for name in PRUNE if name != "magnitude_times_momentum"),
     *(REDISTRIBUTE[name] for name in ("magnitude", "nonzeros", "survivors", "none")),
     *(GROW[name] for name in ("random", "random_fresh", "random_unexplored", "gradient")),
 )
 
 
 @dataclass(frozen=True)
-class Swap:
+class PruneAndRegrow:
     """One cycle of Dettmers & Zettlemoyer 2019, section 3.2, with exact counts.
 
     Nothing is written: the layers are left as they are. The number of active weights, summed over
@@ -55,12 +55,12 @@ class Swap:
     keeps_regrown: bool = False
     dense_threshold: float = 0.2
 
-    def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+    def __call__(self, layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
         """Decide one cycle.
 
         Args:
             layers: every layer that takes part.
-            moment: its rate and generator count.
+            context: its rate and generator count.
 
         Returns:
             One outcome a layer, in the same order.
@@ -70,15 +70,15 @@ class Swap:
                 ``grow`` returned something else than it should.
         """
         late = isinstance(self.redistribute, OfSurvivors)
-        idle = moment.rate == 0 and not isinstance(self.prune, ForAllLayers)
+        idle = context.rate == 0 and not isinstance(self.prune, ForAllLayers)
         shares = None if late or idle else self._shares(layers)
-        pruned = _choose("prune", self.prune, layers, self._losses(layers, moment.rate, shares), moment)
+        pruned = _choose("prune", self.prune, layers, self._losses(layers, context.rate, shares), context)
         losses = counts_of(layers, pruned)
         rest = [layer.without(chosen) for layer, chosen in zip(layers, pruned, strict=True)]
         if late and any(losses):
             shares = self._shares(rest)
         gains = losses if shares is None else allocate(sum(losses), shares, [layer.free for layer in rest])
-        grown = _choose("grow", self.grow, rest, gains, moment)
+        grown = _choose("grow", self.grow, rest, gains, context)
         return [
             self._outcome(*parts)
             for parts in zip(layers, rest, grown, shares or _fractions(losses), strict=True)
@@ -143,16 +143,16 @@ def _choose(
     choose: Prune | Grow | ForAllLayers,
     layers: Sequence[LayerState],
     counts: Sequence[int],
-    moment: Moment,
+    context: UpdateContext,
 ) -> list[Tensor]:
     """Ask a prune or grow function for positions, and hold it to what it may choose."""
     candidates = [layer.mask if role == "prune" else ~layer.mask for layer in layers]
     if isinstance(choose, ForAllLayers):
-        chosen = choose(layers, counts, moment)
+        chosen = choose(layers, counts, context)
         wanted: Sequence[int | None] = [None] * len(layers)
     else:
         chosen = [
-            _choose_of_layer(choose, layer, count, moment.generator)
+            _choose_of_layer(choose, layer, count, context.generator)
             for layer, count in zip(layers, counts, strict=True)
         ]
         wanted = counts

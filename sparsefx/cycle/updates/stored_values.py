@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sparsefx._common.distributions import Distribution
 from sparsefx._common.values import is_number
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
 from sparsefx.cycle.positions.select import magnitudes
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.rules.prune import sign_of
 from sparsefx.cycle.updates.gradual_pruning import keep_largest
 from sparsefx.cycle.updates.update import LayerOutcome
@@ -52,10 +52,10 @@ class Hysteresis:
         if not all(map(is_number, numbers)):
             raise ArgumentError(f"deviations={self.deviations!r} is neither a number nor a tuple of numbers")
 
-    def __call__(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
-        """One outcome a layer; see :data:`Update`. ``moment.notes`` keeps levels that stay."""
+    def __call__(self, layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
+        """One outcome a layer; see :data:`Update`. ``context.notes`` keeps levels that stay."""
         if self.deviations is not None:
-            return self._by_levels(layers, moment)
+            return self._by_levels(layers, context)
         # A weight is above its threshold for a level where it exceeds that level times its own factor.
         favoured = [
             replace(layer, stored=stored_of(layer) / torch.where(layer.mask, self.below, self.above))
@@ -63,13 +63,13 @@ class Hysteresis:
         ]
         return keep_largest(favoured, self.density, distribution=self.distribution)
 
-    def _by_levels(self, layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
-        levels: dict[str, float] = dict(moment.notes.get("levels", {}))
+    def _by_levels(self, layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
+        levels: dict[str, float] = dict(context.notes.get("levels", {}))
         for index, layer in enumerate(layers):
-            layer.must_be_whole("a threshold between two levels")
+            layer.must_be_full("a threshold between two levels")
             if layer.name not in levels:
                 levels[layer.name] = self._level(layer, self._deviations(index))
-        moment.notes["levels"] = levels
+        context.notes["levels"] = levels
         return [self._decide(layer, levels[layer.name]) for layer in layers]
 
     def _level(self, layer: LayerState, deviations: float) -> float:
@@ -92,7 +92,7 @@ class Hysteresis:
         return LayerOutcome.of(layer, stays | (sizes >= self.above * level))
 
 
-def positive(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+def positive(layers: Sequence[LayerState], context: UpdateContext) -> list[LayerOutcome]:
     """A weight is active while it has the sign of its position (soft DEEP-R: Bellec et al. 2018, alg. 2)."""
     return [LayerOutcome.of(layer, stored_of(layer) * sign_of(layer) > 0) for layer in layers]
 

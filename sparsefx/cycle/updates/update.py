@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsefx.cycle.positions.context import Moment
 from sparsefx.cycle.positions.layer_state import LayerState
+from sparsefx.cycle.positions.update_context import UpdateContext
 from sparsefx.cycle.updates.record import LayerRecord
 from sparsefx.errors import CycleError
 
@@ -40,17 +41,19 @@ class LayerOutcome:
         return cls(mask, grown, LayerRecord(layer.name, loss, gain, 0.0, density, active, layer.numel))
 
 
-Update = Callable[[Sequence[LayerState], Moment], list[LayerOutcome]]
-"""Decides new masks for all layers; writes nothing but the moment's notes."""
+Update = Callable[[Sequence[LayerState], UpdateContext], list[LayerOutcome]]
+"""Decides new masks for all layers; writes nothing but its context's notes."""
 
 
-def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
+def in_turn(
+    updates: Sequence[Update], layers: Sequence[LayerState], context: UpdateContext
+) -> list[LayerOutcome]:
     """Run updates one after the other, each on the masks that the one before left.
 
     Args:
         updates: any number; without one the masks stay.
         layers: every layer that takes part.
-        moment: handed to each.
+        context: handed to each, with the notes under its own name; see :func:`names_of`.
 
     Returns:
         One outcome a layer, of all updates together.
@@ -58,17 +61,34 @@ def in_turn(updates: Sequence[Update], layers: Sequence[LayerState], moment: Mom
     Raises:
         CycleError: an update returned something else than one mask of its shape a layer.
     """
-    first, *rest = updates or (_unchanged,)
-    outcomes = _checked(first, layers, first(layers, moment))
-    for update in rest:
+    outcomes: list[LayerOutcome] = []
+    between = layers
+    for name, update in zip(names_of(updates), updates, strict=True):
+        own = replace(context, notes=context.notes.setdefault(name, {}))
+        after = _checked(name, between, update(between, own))
+        outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)] if outcomes else after
         between = [layer.with_mask(o.mask) for layer, o in zip(layers, outcomes, strict=True)]
-        after = _checked(update, between, update(between, moment))
-        outcomes = [_join(*both) for both in zip(outcomes, after, strict=True)]
-    return outcomes
+    return outcomes or [LayerOutcome.of(layer, layer.mask) for layer in layers]
 
 
-def _unchanged(layers: Sequence[LayerState], moment: Moment) -> list[LayerOutcome]:
-    return [LayerOutcome.of(layer, layer.mask) for layer in layers]
+def names_of(updates: Sequence[Update]) -> list[str]:
+    """The name of each update, under which its notes are kept.
+
+    It is that of its class or function, with a number from the second of a name on.
+
+    Example:
+        >>> from sparsefx.cycle import Hysteresis, positive
+        >>> names_of([positive, Hysteresis(0.1), Hysteresis(0.2)])
+        ['positive', 'Hysteresis', 'Hysteresis 2']
+    """
+    plain = [getattr(update, "__name__", type(update).__name__) for update in updates]
+    numbers = [plain[: index + 1].count(name) for index, name in enumerate(plain)]
+    return [name if number == 1 else f"{name} {number}" for name, number in zip(plain, numbers, strict=True)]
+
+
+def notes_by_name(shared: Mapping[str, Any], updates: Sequence[Update]) -> dict[str, Any]:
+    """Notes as they were saved when all updates shared them: each gets a copy of its own."""
+    return {name: copy.deepcopy(dict(shared)) for name in names_of(updates)} if shared else {}
 
 
 def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
@@ -77,14 +97,13 @@ def _join(one: LayerOutcome, other: LayerOutcome) -> LayerOutcome:
         last,
         pruned=first.pruned + last.pruned,
         grown=first.grown + last.grown,
-        share=first.share + last.share,  # only a swap has one
+        share=first.share + last.share,  # only prune and regrow has one
     )
     return LayerOutcome(other.mask, (one.grown & other.mask) | other.grown, record)
 
 
-def _checked(update: Update, layers: Sequence[LayerState], outcomes: Any) -> list[LayerOutcome]:
+def _checked(name: str, layers: Sequence[LayerState], outcomes: Any) -> list[LayerOutcome]:
     """The outcomes, if they are what an update must return."""
-    name = getattr(update, "__name__", type(update).__name__)
     if not isinstance(outcomes, list) or len(outcomes) != len(layers):
         raise CycleError(f"update {name!r} must return a list of one LayerOutcome for each of the layers")
     for layer, outcome in zip(layers, outcomes, strict=True):

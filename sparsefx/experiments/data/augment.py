@@ -16,7 +16,7 @@ class CropsAndFlips:
 
     Attributes:
         top: first row of the crop in the padded image, int64 (N,), in [0, 2 * PADDING].
-        left: first column likewise.
+        left: first column of the crop, int64 (N,), in [0, 2 * PADDING].
         flipped: bool (N,).
     """
 

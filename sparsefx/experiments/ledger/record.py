@@ -32,7 +32,7 @@ class Final:
         train_loss: mean loss over the last epoch; None if it is not finite.
         density: fraction of the masked weights that are active, in [0, 1].
         density_of_all: fraction of all parameters that are active, in [0, 1].
-        explored: fraction of the masked weights that were ever active; None if nobody counted.
+        explored: fraction of the masked weights that were ever active; None if they were not counted.
     """
 
     test_error: float

@@ -38,7 +38,7 @@ def start_training(settings: Settings, data: Data, epoch_steps: int) -> Training
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return Training(
-        METHODS["dense"] if settings.method.width else settings.method,
+        METHODS["dense"] if settings.method.first_masks.width else settings.method,
         model,
         lambda parameters: make_optimizer(settings.recipe, parameters),
         steps=settings.recipe.epochs * epoch_steps,
@@ -70,7 +70,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
 def _width(settings: Settings, classes: int) -> float:
     """The network's width factor: 1, or for thin dense networks that of the sparse one's size."""
     network = settings.network
-    if not settings.method.width:
+    if not settings.method.first_masks.width:
         return 1.0
     with torch.device("meta"):
         full = network.build(classes=classes)

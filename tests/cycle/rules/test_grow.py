@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
 
-from sparsefx.cycle import GROW, LayerState, Moment
+from sparsefx.cycle import GROW, LayerState, UpdateContext
 from sparsefx.cycle.rules.grow import gradient, momentum, momentum_neuron, random
 from sparsefx.errors import CycleError
 
@@ -124,7 +124,7 @@ def test_unexplored_places_come_first():
 def test_global_momentum_follows_the_largest_wherever_they_are():
     one = LayerState("a", torch.zeros(3), torch.tensor([1, 0, 0]).bool(), torch.tensor([9.0, 1.0, 2.0]))
     other = LayerState("b", torch.zeros(2), torch.zeros(2).bool(), torch.tensor([-3.0, 2.5]))
-    grown = GROW["global_momentum"]([one, other], [2, 0], Moment())
+    grown = GROW["global_momentum"]([one, other], [2, 0], UpdateContext())
     assert [part.int().tolist() for part in grown] == [[0, 0, 0], [1, 1]]
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import layer_state
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
 
-from sparsefx.cycle import PRUNE, AdaptiveThreshold, LayerState, MagnitudeAndGradient, Moment
-from sparsefx.cycle.rules.prune import magnitude, magnitude_by_sign
+from sparsefx.cycle import (
+    GROW,
+    PRUNE,
+    REDISTRIBUTE,
+    AdaptiveThreshold,
+    ForAllLayers,
+    LayerState,
+    MagnitudeAndGradient,
+    PruneAndRegrow,
+    UpdateContext,
+)
+from sparsefx.cycle.rules.prune import magnitude, magnitude_by_sign, magnitude_times_momentum
 from sparsefx.errors import CycleError
 
 
@@ -83,24 +96,70 @@ def test_magnitude_and_gradient_by_hand():
         MagnitudeAndGradient()(LayerState("bare", torch.ones(2), torch.ones(2).bool()), 1)
 
 
+@pytest.mark.parametrize(
+    ("weight", "momentum", "mask", "count", "expected"),
+    [
+        ([3.0, -1.0, 2.0, 5.0], [0.5, 1.0, -2.0, 0.1], [1, 1, 1, 1], 2, [0, 1, 0, 1]),  # 1.5, 1, 4, 0.5
+        ([1.0, -2.0, 4.0, 8.0], [4.0, 2.0, -1.0, 0.5], [1, 1, 1, 1], 3, [1, 1, 1, 0]),  # all 4: lowest index
+        ([5.0, 2.0, -1.0, 1.0], [1.0, 1.0, 2.0, 1.0], [1, 1, 1, 1], 2, [0, 1, 0, 1]),  # a tie at 2
+        ([0.0, 9.0, 0.0, 1.0], [9.0, 0.0, 0.0, 1.0], [0, 1, 0, 1], 1, [0, 1, 0, 0]),  # 0: nothing pulls at it
+        ([float("nan"), float("inf"), 1.0], [0.0, 0.0, 1.0], [1, 1, 1], 1, [0, 0, 1]),  # not finite: largest
+    ],
+)
+def test_magnitude_times_momentum_by_hand(weight, momentum, mask, count, expected):
+    layer = replace(state(weight, mask), momentum=torch.tensor(momentum))
+    assert magnitude_times_momentum(layer, count).int().tolist() == expected
+
+
+def test_magnitude_times_momentum_needs_a_momentum():
+    with pytest.raises(CycleError, match="no momentum for 'layer'"):
+        magnitude_times_momentum(state([1.0], [1]), 1)
+
+
+@pytest.mark.parametrize("name", sorted(PRUNE))
+def test_every_rule_removes_as_many_active_weights_as_it_is_told(name):
+    layers = [
+        replace(layer_state((4, 5), 12, seed), sign=torch.ones(4, 5, dtype=torch.int8)) for seed in (1, 2)
+    ]
+    counts = [3, 5]
+    if isinstance(PRUNE[name], ForAllLayers):
+        chosen = PRUNE[name](layers, counts, UpdateContext())
+    else:
+        chosen = [PRUNE[name](layer, count, None) for layer, count in zip(layers, counts, strict=True)]
+        assert [int(one.sum()) for one in chosen] == counts
+    for layer, one in zip(layers, chosen, strict=True):
+        assert one.dtype == torch.bool
+        assert one.shape == layer.mask.shape
+        assert not (one & ~layer.mask).any()
+
+
+@pytest.mark.parametrize("name", sorted(PRUNE))
+def test_a_rule_that_works_without_momentum_says_so(name):
+    """What ``reads_momentum`` denies is not kept for optimizers that have none."""
+    update = PruneAndRegrow(PRUNE[name], REDISTRIBUTE["none"], GROW["random"])
+    if not update.reads_momentum:
+        layer = replace(layer_state((4, 5), 12, 1), momentum=None, sign=torch.ones(4, 5, dtype=torch.int8))
+        update([layer], UpdateContext(0.5, 0.0, torch.Generator().manual_seed(0)))
+
+
 def test_global_magnitude_leaves_every_layer_one():
     small, large = state([0.1, 0.2, 0.3], [1, 1, 1]), state([5.0, 0.25, 7.0], [1, 1, 1])
-    chosen = PRUNE["global_magnitude"]([small, large], [2, 1], Moment())
+    chosen = PRUNE["global_magnitude"]([small, large], [2, 1], UpdateContext())
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0], [0, 1, 0]]
-    chosen = PRUNE["global_magnitude"]([small, large], [3, 3], Moment())
+    chosen = PRUNE["global_magnitude"]([small, large], [3, 3], UpdateContext())
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0], [1, 1, 0]]
 
 
 def test_the_threshold_follows_what_it_removed():
     layers = [state([0.5, 0.7, 3.0, 4.0], [1, 1, 1, 1]), state([0.2, 0.3], [1, 1])]
-    prune, moment = AdaptiveThreshold(wanted=3, start=1.0), Moment()
-    chosen = prune(layers, [0, 0], moment)
+    prune, context = AdaptiveThreshold(wanted=3, start=1.0), UpdateContext()
+    chosen = prune(layers, [0, 0], context)
     assert [one.int().tolist() for one in chosen] == [[1, 1, 0, 0], [1, 0]]  # 0.3 is the last of its layer
-    assert moment.notes["threshold"] == 1.0
-    AdaptiveThreshold(wanted=2, start=1.0)(layers, [0, 0], moment)
-    assert moment.notes["threshold"] == 0.5  # 3 > 1.1 * 2
-    AdaptiveThreshold(wanted=0.9)(layers, [0, 0], moment)
-    assert moment.notes["threshold"] == 1.0  # 1 < 0.9 * 0.9 * 6
+    assert context.notes["threshold"] == 1.0
+    AdaptiveThreshold(wanted=2, start=1.0)(layers, [0, 0], context)
+    assert context.notes["threshold"] == 0.5  # 3 > 1.1 * 2
+    AdaptiveThreshold(wanted=0.9)(layers, [0, 0], context)
+    assert context.notes["threshold"] == 1.0  # 1 < 0.9 * 0.9 * 6
 
 
 def test_sign_flips():
@@ -110,6 +169,6 @@ def test_sign_flips():
         torch.tensor([1, 1, 1, 1, 0]).bool(),
         sign=torch.tensor([1, 1, 1, -1, 1], dtype=torch.int8),
     )
-    assert PRUNE["sign_flip"]([layer], [0], Moment())[0].int().tolist() == [0, 1, 0, 0, 0]
+    assert PRUNE["sign_flip"]([layer], [0], UpdateContext())[0].int().tolist() == [0, 1, 0, 0, 0]
     with pytest.raises(CycleError, match="'layer' has no signs"):
-        PRUNE["sign_flip"]([state([1.0], [1])], [0], Moment())
+        PRUNE["sign_flip"]([state([1.0], [1])], [0], UpdateContext())

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import sparsefx
-from sparsefx.cli import documented, main
+from sparsefx.cli import documented, documented_options, main
 from sparsefx.cycle import AdaptiveThreshold, ForAllLayers, Timing
 from sparsefx.errors import ArgumentError, CheckpointError, MissingPackageError
 from sparsefx.experiments.ledger.identity import run_name
@@ -32,7 +32,8 @@ from sparsefx.experiments.run.logs.screen import Lines, describe
 from sparsefx.experiments.run.recipes.recipe import Recipe
 from sparsefx.experiments.run.settings import settings
 from sparsefx.experiments.run.train import Experiment
-from sparsefx.methods import Method, Rounds
+from sparsefx.methods import METHODS, Method, Rounds
+from sparsefx.methods.options import PARTS, options_of
 
 SHORT = {"epochs": 2, "batch_size": 20, "validation": 40}
 
@@ -269,7 +270,7 @@ def test_the_command_line_trains_and_reports(root, tmp_path, capsys):
         (["--method", "granet", "--option", "chance=0.5"], r"chance=0.5 is neither None nor a function"),
         (["--method", "granet", "--option", "every=(1,2)"], r"holds no pairs"),
         (["--method", "granet", "--option", "update=x"], r"update='x' is not a function of the method"),
-        (["--method", "granet", "--option", "options=3"], r"options=3 is not a function of the method"),
+        (["--method", "granet", "--option", "options=3"], r"options=3 has no effect without regulariser"),
     ],
 )
 def test_commands_that_cannot_be(root, tmp_path, capsys, change, message):
@@ -436,8 +437,9 @@ def test_the_trained_network_is_kept_and_exported(root, tmp_path):
 
 
 def test_every_option_is_documented():
-    for kind in (Method, Timing, Rounds, Recipe):
+    for kind in (Method, *PARTS.values(), Timing, Rounds, Recipe):
         assert [f.name for f in dataclasses.fields(kind) if f.name not in documented(kind)] == []
+    assert documented_options().keys() >= options_of(METHODS["rigl"]).keys() | {"every", "first", "prunings"}
 
 
 def test_the_time_left_is_that_of_the_round(monkeypatch, capsys):

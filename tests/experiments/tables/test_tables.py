@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from made_runs import made_run
 
+import sparsefx
 from sparsefx.errors import LedgerError, MissingPackageError
 from sparsefx.experiments.ledger.ledger import Ledger
 from sparsefx.experiments.ledger.metrics import METRICS
@@ -386,3 +387,17 @@ def test_runs_are_labelled_against_the_published_recipe_not_the_majority() -> No
     runs = [made_run(1.5, recipe=published), *(made_run(1.6, seed=seed, recipe=half) for seed in range(3))]
     found = measure(Cell(Query("lenet-300-100", "mnist", "sparse-momentum", 0.05)), runs, usual_recipes(runs))
     assert {one.label: one.mean.n for one in found} == {"": 1, "precision=bfloat16": 3}
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_methods_measured_against_their_paper_are_named_so() -> None:
+    runs = [run for run in Ledger(ROOT / "results").runs() if not run.shortened]
+    measured = {
+        cell.query.method
+        for table in tables()
+        for _, _, cell in table.cells()
+        if cell.published and any(map(cell.query, runs))
+    } - {"granet"}  # stands beside the figures of sparse momentum
+    assert measured == {name for name, row in sparsefx.METHODS.items() if row.tier == "measured"}

@@ -20,6 +20,7 @@ from sparsefx.passes.rewrites.decompose_attention import DecomposeAttention
 from sparsefx.passes.rewrites.flatten import NameFlatten
 from sparsefx.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from sparsefx.passes.rewrites.fold_constant_channels import FoldConstantChannels
+from sparsefx.passes.rewrites.merge_permutes import MergePermutes
 from sparsefx.passes.rewrites.shrink import Shrink
 from sparsefx.passes.rewrites.split_fused import SplitFused
 
@@ -387,6 +388,66 @@ def test_split_fused_by_index_and_without_bias() -> None:
 def test_split_fused_leaves_other_reshapes(form: str) -> None:
     torch.manual_seed(0)
     check_pass(SplitFused(), Fused(form), image(2, 3, 4), removes=0)
+
+
+class Permuted(nn.Module):
+    """Permutations that undo each other, that make one, and one that is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).transpose(1, -1).permute(0, 2, 1)
+        h = torch.permute(h.transpose(0, 1), (2, 0, 1)).transpose(1, 2)
+        turned = h.relu().transpose(0, 1)
+        return self.last(turned.permute(0, 2, 1)) + turned.sum()
+
+
+def test_merge_permutes() -> None:
+    torch.manual_seed(0)
+    graph_module = check_pass(MergePermutes(), Permuted(), image(2, 3, 4), image(3, 3, 4), removes=4)
+    assert text(graph_module) == [
+        "x = x()",
+        "first = Linear[4, 4]+b(x)",
+        "transpose_2 = permute(first, 2, 0, 1)",
+        "relu = relu(transpose_2)",
+        "transpose_3 = transpose(relu, 0, 1)",
+        "permute_2 = permute(transpose_3, 0, 2, 1)",
+        "last = Linear[4, 4]+b(permute_2)",
+        "sum_1 = sum(transpose_3)",
+        "add = add(last, sum_1)",
+        "output = output(add)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "permute",
+    [
+        lambda x: x.permute(0, 2, 1).relu().permute(0, 2, 1),
+        lambda x: x.permute(dims=(0, 2, 1)).permute(0, 2, 1),
+        lambda x: x.permute(0, 2, 1),
+    ],
+)
+def test_other_permutes_stay(permute) -> None:  # type: ignore[no-untyped-def]
+    check_pass(MergePermutes(), Reshaped(permute), image(2, 3, 4), image(4, 3, 4), removes=0)
+
+
+def test_a_norm_behind_permutes_is_folded() -> None:
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).transpose(1, 2)
+            return self.norm(tokens.transpose(1, 2))
+
+    torch.manual_seed(0)
+    x, model = image(2, 3, 5), Between().double().eval()
+    compact = sparsefx.export(model, (x,))
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in compact.modules())
+    torch.testing.assert_close(compact(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 class TwoHeads(nn.Module):

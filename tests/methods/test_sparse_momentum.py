@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -15,7 +16,8 @@ from torch.optim import lr_scheduler
 
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masking.masks import check_invariant, masked_weights, zero_outside
-from sparsefx.optim.sparse_momentum import SparseMomentum
+from sparsefx.methods import method
+from sparsefx.methods.sparse_momentum import SparseMomentum
 
 torch.set_num_threads(1)
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
@@ -453,8 +455,8 @@ def test_zero_grad_and_repr():
     optimizer.zero_grad()
     assert model[0].weight.grad is None
     assert repr(optimizer).startswith(
-        "SparseMomentum(cycle 0, step 1, CountedCycles(cycles=4), Rules(updates=[Swap(prune=magnitude, "
-        "redistribute=momentum, grow=momentum)], prune_rate=0.5, decay=cosine))"
+        "SparseMomentum(cycle 0, step 1, CountedCycles(cycles=4), Rules(updates=[PruneAndRegrow("
+        "prune=magnitude, redistribute=momentum, grow=momentum)], prune_rate=0.5, decay=cosine))"
     )
     assert "lr: 0.1" in repr(optimizer)
 
@@ -819,3 +821,19 @@ def test_other_optimizers_have_nothing_to_switch():
     optimizer.eval()
     optimizer.train()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_it_is_the_row_sparse_momentum():
+    row = method("sparse-momentum")
+    assert wrap(mlp()).rules == row.rules()
+    defaults = {name: p.default for name, p in inspect.signature(SparseMomentum).parameters.items()}
+    names = ("prune_rate", "decay", "prune", "redistribute", "grow")
+    assert {name: defaults[name] for name in names} == {name: getattr(row, name) for name in names}
+
+
+def test_a_prune_rate_of_zero_holds_the_masks():
+    optimizer = wrap(model := mlp(), prune_rate=0)
+    before = masks(model)
+    train(model, optimizer, 1)
+    optimizer.cycle()
+    assert all(map(torch.equal, masks(model), before))

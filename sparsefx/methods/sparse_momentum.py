@@ -1,52 +1,19 @@
-"""Sparse momentum training as a wrapper around any optimizer."""
+"""The paper's method as a wrapper around any optimizer: the row ``sparse-momentum``, by counted cycles."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparsefx._common.registry import resolve
 from sparsefx._common.values import check_count
-from sparsefx.cycle import (
-    DECAY,
-    GROW,
-    PRUNE,
-    REDISTRIBUTE,
-    CycleRecord,
-    Decay,
-    Grow,
-    Prune,
-    Redistribute,
-    Swap,
-)
-from sparsefx.optim.rules import Rules
+from sparsefx.cycle import CountedCycles, CycleRecord, Decay, Grow, Prune, Redistribute
+from sparsefx.methods.presets import method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
-
-
-@dataclass(frozen=True)
-class CountedCycles:
-    """Updates that are counted rather than timed.
-
-    Attributes:
-        cycles: how many there will be.
-        every: steps between two; None leaves them to calls of ``cycle()``.
-    """
-
-    cycles: int
-    every: int | None = None
-
-    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
-        """Whether there is an update after this many steps."""
-        return self.every is not None and step % self.every == 0
-
-    def progress(self, step: int, cycle: int) -> float:
-        """The fraction of the updates that are done with this one, in [0, 1]."""
-        return min(1.0, cycle / self.cycles)
 
 
 class SparseMomentum(SparseOptimizer):
@@ -126,14 +93,11 @@ class SparseMomentum(SparseOptimizer):
         check_count("cycles", cycles)
         if every is not None:
             check_count("every", every)
-        swap = Swap(
-            resolve("prune", prune, PRUNE),
-            resolve("redistribute", redistribute, REDISTRIBUTE),
-            resolve("grow", grow, GROW),
-        )
-        rules = Rules((swap,), prune_rate, resolve("decay", decay, DECAY))
-        clock = CountedCycles(cycles, every)
-        super().__init__(optimizer, model, rules, clock, seed=seed, generator=generator, group=group)
+        row = method("sparse-momentum", prune=prune, redistribute=redistribute, grow=grow, decay=decay)
+        # A row that removes nothing is a mistake; a training may still hold its masks at rate 0.
+        rules = replace(row.rules(), prune_rate=prune_rate)
+        schedule = CountedCycles(cycles, every)
+        super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group)
         self._cycles = cycles
 
     def _after_cycle(self, record: CycleRecord) -> None:

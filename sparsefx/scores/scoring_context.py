@@ -23,7 +23,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ScoringContext:
     """A masked model and what it is for.
 
     Attributes:

@@ -1,11 +1,15 @@
-"""At which steps of training the masks are updated: pure functions of the step."""
+"""At which steps of training the masks are updated: pure functions of the step.
+
+A :class:`Schedule` is asked at each step. :class:`Clock` follows a :class:`Timing` in a training of known
+length, :class:`DeferredSchedule` one whose length is told later, and :class:`CountedCycles` counts updates.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -13,6 +17,18 @@ from sparsefx._common.values import is_count, is_number
 from sparsefx.errors import ArgumentError
 
 Chance = Callable[[int], float]
+
+
+class Schedule(Protocol):
+    """When updates happen."""
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after so many steps, from 1."""
+        ...
+
+    def progress(self, step: int, cycle: int) -> float:
+        """Fraction of the time with updates that is over after so many steps, at this update, in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,13 +81,17 @@ class Timing:
                 )
 
 
+NEVER = Timing(first=1.0)
+"""No update at any step."""
+
+
 @dataclass(frozen=True)
 class Clock:
-    """A timing in a training of known length.
+    """The schedule of a timing in a training of known length.
 
     Attributes:
         timing: when updates happen.
-        steps: optimizer steps of the whole training.
+        steps: optimizer steps of the training.
         epoch_steps: optimizer steps of an epoch.
     """
 
@@ -121,3 +141,57 @@ class Clock:
         if isinstance(every, tuple):
             return [steps for fraction, steps in every if step >= fraction * self.steps][-1]
         return self.timing.epochs * self.epoch_steps if every == "epoch" else every
+
+
+@dataclass(frozen=True)
+class CountedCycles:
+    """The schedule of updates that are counted rather than timed.
+
+    Attributes:
+        cycles: how many there will be.
+        every: steps between two; None leaves them to calls of ``cycle()``.
+    """
+
+    cycles: int
+    every: int | None = None
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after so many steps, from 1."""
+        return self.every is not None and step % self.every == 0
+
+    def progress(self, step: int, cycle: int) -> float:
+        """The fraction of the updates that are done with this one, in [0, 1]."""
+        return min(1.0, cycle / self.cycles)
+
+
+class DeferredSchedule:
+    """A schedule that is known only when training begins, and stands in its place until then.
+
+    Args:
+        missing: what the error says when it is asked earlier.
+    """
+
+    def __init__(self, missing: str) -> None:
+        self._missing = missing
+        self._schedule: Schedule | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._schedule)
+
+    def begin(self, schedule: Schedule) -> None:
+        """Follow this schedule from now on."""
+        self._schedule = schedule
+
+    def is_due(self, step: int, generator: torch.Generator | None = None) -> bool:
+        """Whether there is an update after so many steps, from 1."""
+        return self._begun.is_due(step, generator)
+
+    def progress(self, step: int, cycle: int = 0) -> float:
+        """Fraction of the time with updates that is over, in [0, 1]."""
+        return self._begun.progress(step, cycle)
+
+    @property
+    def _begun(self) -> Schedule:
+        if self._schedule is None:
+            raise ArgumentError(self._missing)
+        return self._schedule
