@@ -247,10 +247,10 @@ FAULTS = (
     ),
     Fault(
         "sparsefx/optim/sparse_optimizer.py",
-        "            self._averages.update(self._slots, self._optimizer)\n        self._zero_inactive()\n",
-        "            self._averages.update(self._slots, self._optimizer)\n",
+        "        self._zero_inactive()\n        if self._rules.inactive_buffers == "mask":\n",
+        "        if self._rules.inactive_buffers == "mask":\n",
         "inactive weights move with the optimizer's step",
-        ("tests/optim/test_sparse_momentum.py",),
+        ("tests/methods/test_sparse_momentum.py",),
     ),
 )
 
