@@ -163,6 +163,17 @@ def test_largest_of_windows(images, size, window, stride, padded, ceil):
     close(region([x], list(case.weights(weight, bias)), text)[0], expected)
 
 
+@pytest.mark.parametrize("images", [1, 16])
+def test_a_border_is_less_than_any_number(images):
+    case = Case(images=images)
+    x, weight, bias = case.tensors()
+    bias = bias - 100
+    pool = Pool(1, True, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    text = RegionProgram(2, 1, (case.instruction(), pool), (2,)).text
+    expected = torch.nn.functional.max_pool2d(case.expected(x, weight, bias), 3, 2, 1)
+    close(region([x], list(case.weights(weight, bias)), text)[0], expected)
+
+
 @pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 1)])
 def test_a_window_with_nan_gives_nan(place):
     x = torch.zeros(2, 1, 4, 4)
