@@ -103,6 +103,7 @@ def test_the_prune_count_is_a_ceiling_without_rounding_error():
     assert cycle([sized_layer(100, 10, 1.0, "a")], rate=0.1)[0].record.pruned == 1
     assert cycle([sized_layer(100, 10, 1.0, "a")], rate=0.11)[0].record.pruned == 2
     assert cycle([sized_layer(1000, 100, 1.0, "a")], rate=0.29)[0].record.pruned == 29  # 28.999999999999996
+    assert cycle([sized_layer(1000, 100, 1.0, "a")], rate=0.07)[0].record.pruned == 7  # 7.000000000000001
 
 
 def test_rate_zero_changes_nothing_and_needs_no_statistic():
