@@ -22,7 +22,7 @@ def layer_states(
     averages: GradientAverages | None,
     optimizer: Optimizer,
 ) -> list[LayerState]:
-    """One state a layer, its tensors of shape ``S``: the weight's, or this process's block's where sharded.
+    """One state a layer, of the weight's local shape where the layer is sharded.
 
     Args:
         handles: the layers.

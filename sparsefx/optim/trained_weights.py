@@ -59,8 +59,8 @@ class TrainedWeights:
 
         Args:
             model: the model.
-            param_groups: the optimizer's.
-            added: parameters of any shape ``S`` that it is about to get.
+            param_groups: the groups of the optimizer.
+            added: parameters, of any shape, that are about to be added.
 
         Raises:
             ArgumentError: as of :meth:`again`.
