@@ -247,8 +247,8 @@ FAULTS = (
     ),
     Fault(
         "sparsefx/optim/sparse_optimizer.py",
-        "        self._zero_inactive()\n        if self._rules.inactive_buffers == "mask":\n",
-        "        if self._rules.inactive_buffers == "mask":\n",
+        '        self._zero_inactive()\n        if self._rules.inactive_buffers == "mask":\n',
+        '        if self._rules.inactive_buffers == "mask":\n',
         "inactive weights move with the optimizer's step",
         ("tests/methods/test_sparse_momentum.py",),
     ),
