@@ -886,7 +886,9 @@ def test_a_pass_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     model = Tokens(lambda m, x: m.o(m.h(x))).double().eval()
     x = torch.randn(3, 6, dtype=torch.float64)
-    with pytest.warns(UserWarning, match=r"line_up failed on it \(ZeroDivisionError: .*please report this"):
+    with pytest.warns(
+        UserWarning, match=r"align_head_dims failed on it \(ZeroDivisionError: .*please report this"
+    ):
         compact = sparsefx.export(model, (x,))
     assert relative_difference(compact(x), model(x)) <= 1e-11
 

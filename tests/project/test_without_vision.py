@@ -53,6 +53,9 @@ def test_the_main_job_and_the_train_command_on_mnist(tmp_path: Path) -> None:
 def test_image_files_ask_for_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    monkeypatch.delitem(
+        sys.modules, "sparsefx.experiments.data.image_folder", raising=False
+    )  # has it already
     with pytest.raises(MissingPackageError, match=r"decoding images needs pillow: pip install '.*vision"):
         decode([tmp_path / "image.png"], 1, tmp_path)
     (tmp_path / "train").mkdir()
