@@ -38,8 +38,9 @@ def as_by_torchrun(*options):
     return ranks[0].result().stdout
 
 
+@pytest.mark.slow  # tests/distributed has each of its steps
 @shards_on_cpus
-@pytest.mark.parametrize("run", [as_by_torchrun, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", [as_by_torchrun, by_torchrun])
 def test_trains_sharded_and_resumes(run, tmp_path):
     first = run("--shard", "--epochs", 2, "--checkpoints", tmp_path)
     assert re.findall(r"epoch (\d+): (\d+) of 7942", first)[-1] == ("2", "0")

@@ -19,7 +19,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_one(world):
     launch(world, _train_as_one, world)
 

@@ -44,7 +44,7 @@ def by_columns(net, mesh):
 
 
 @shards_on_cpus
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_shards_train_as_one(world):
     launch(world, _train_as_one, world)
 
@@ -113,15 +113,16 @@ def perceptron():
     return sparsefx.sparsify(net, density=0.3, trace=False)
 
 
-def test_choices_across_processes():
-    launch(3, _choose)
+@pytest.mark.parametrize("cases", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_choices_across_processes(cases):
+    launch(3, _choose, cases)
 
 
-def _choose(rank):
+def _choose(rank, cases):
     """Random layers, ties included, sharded evenly or not, by any dimension: the choice of one process."""
     mesh = init_device_mesh("cpu", (3,))
     generator = torch.Generator().manual_seed(0)
-    for case in range(60):
+    for case in range(cases):
         shapes = [torch.randint(1, 8, (case % 3 + 1,), generator=generator).tolist() for _ in range(2)]
         scores = [_some_scores(case, shape, generator) for shape in shapes]
         allowed = [torch.rand(shape, generator=generator) < 0.7 for shape in shapes]

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 import sparsefx
 
 SMALL = ("mlp", "lenet5", "wide_resnet", "squeezenet", "mixed")
+QUICK = ("lenet5", "mixed")
+CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 
 
 class Mixed(nn.Module):
@@ -56,7 +58,7 @@ def compact_network(name: str, folder: Path) -> tuple[nn.Module, Tensor, Tensor]
     return loaded, torch.randn(2, 3, size, size), torch.randn(5, 3, size, size)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CASES)
 def test_torch_export_with_a_dynamic_batch(name: str, tmp_path: Path) -> None:
     compact, example, other = compact_network(name, tmp_path)
     batch = torch.export.Dim("batch", min=1, max=1024)
@@ -70,7 +72,12 @@ def test_torch_export_with_a_dynamic_batch(name: str, tmp_path: Path) -> None:
             assert relative_difference(restored(x), compact(x)) <= 1e-5
 
 
-COMPILED = [(name, backend) for name in SMALL for backend in ("eager", "aot_eager")]
+COMPILED = [(name, "aot_eager") for name in QUICK] + [
+    pytest.param(name, backend, marks=pytest.mark.slow)
+    for name in SMALL
+    for backend in ("eager", "aot_eager")
+    if (name, backend) not in [(quick, "aot_eager") for quick in QUICK]
+]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,7 @@ def test_torch_compile_in_one_graph(name: str, backend: str, tmp_path: Path) -> 
             assert relative_difference(compiled(x), compact(x)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CASES)
 def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

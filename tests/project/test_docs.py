@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,11 @@ def code_of(page: str) -> list[str]:
     return ["\n" * text_of(page).count("\n", 0, block.start(1)) + block[1] for block in blocks]
 
 
+def _quick_or_slow(page: str) -> Any:
+    """A page; that of public models exports a dozen of them."""
+    return pytest.param(page, marks=pytest.mark.slow) if page == "docs/models.md" else page
+
+
 # Checkpoints for many processes are written by one.
 @pytest.mark.filterwarnings("ignore:torch.distributed is .* single process")
 # Lightning reads pytrees by a name that newer torch calls deprecated.
@@ -44,7 +50,7 @@ def code_of(page: str) -> list[str]:
 # Memory is pinned by default, where there is a device or not.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 @pytest.mark.parametrize("shallow", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)])
+@pytest.mark.parametrize("page", [_quick_or_slow(page) for page in PAGES if code_of(page)])
 def test_code_runs_one_block_after_the_other(
     page: str, shallow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +73,20 @@ def test_relative_links_lead_to_files(page: str) -> None:
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
+def test_all_that_is_public_stands_in_the_api_pages() -> None:
+    pages = "\n".join(page.read_text("utf-8") for page in (ROOT / "docs" / "api").glob("*.rst"))
+    entries = re.findall(r"^\.\. \S+:: (\S+)", pages, flags=re.MULTILINE)
+    left_out = {name for line in re.findall(r":exclude-members: (.*)", pages) for name in line.split(", ")}
+    words = {name.rpartition(".")[2] for name in entries}
+    for module in (f"sparsefx{name}" for name in PUBLIC):
+        public = importlib.import_module(module)
+        places = {name: getattr(getattr(public, name), "__module__", "") for name in public.__all__}
+        by_module = {name for name, place in places.items() if place in entries}
+        whole = set(places) - left_out if module in entries else set()
+        assert set(places) - by_module - whole - words == set(), module
+
+
+@pytest.mark.slow
 def test_site_builds_without_warnings_and_has_all_that_is_public(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run([*build, "docs", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)

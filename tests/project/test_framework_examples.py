@@ -4,6 +4,7 @@ import csv
 import re
 from pathlib import Path
 
+import pytest
 from processes import run_script
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -27,6 +28,7 @@ def cycles(path):
         return [row for row in csv.DictReader(file) if row["sparse/cycle"]]
 
 
+@pytest.mark.slow  # tests/integrations/test_lightning.py has each of its steps
 def test_lightning_and_its_resuming(tmp_path):
     output = run("lightning_cifar10.py", "--small", "--runs", tmp_path)
     assert "density 0.1000" in output
@@ -40,6 +42,7 @@ def test_lightning_and_its_resuming(tmp_path):
     assert [int(row["step"]) for row in cycles(tmp_path / "more" / "metrics.csv")] == [10]
 
 
+@pytest.mark.slow  # tests/integrations/test_transformers.py has each of its steps
 def test_huggingface_and_its_resuming(tmp_path):
     output = run("huggingface_trainer.py", "--small", "--runs", tmp_path)
     assert "density 0.2000" in output
