@@ -45,6 +45,7 @@ class Tile:
         stride: input positions from one output position to the next in a row.
         short: whether codes have 16 bits.
         direct: whether a code is how many vectors from a window's first element its own one is.
+        spread: positions of the target, and of the residual, from one output position to the next in a row.
     """
 
     height: int
@@ -53,6 +54,7 @@ class Tile:
     stride: int = 1
     short: bool = True
     direct: bool = False
+    spread: int = 1
 
     def count(self, size: tuple[int, int, int]) -> int:
         """Tiles that cover an image."""
@@ -89,8 +91,8 @@ def _tile(
 ) -> None:
     """All output channels of a part, at one place."""
     source = _pointer(code, "source", place, tile.stride * VECTOR_BYTES)
-    target = _pointer(code, "target", place, VECTOR_BYTES)
-    residual = _pointer(code, "residual", place, VECTOR_BYTES)
+    target = _pointer(code, "target", place, tile.spread * VECTOR_BYTES)
+    residual = _pointer(code, "residual", place, tile.spread * VECTOR_BYTES)
     channels, last = code["channels"], code.sub(code["blocks"], number(1))
     first, end = (code.sdiv(code.mul(n, channels), code["parts"]) for n in (part, code.add(part, number(1))))
     with code.loop(number(0), code["blocks"]) as block, code.loop(first, end) as channel:
@@ -204,6 +206,7 @@ def _finish(
     """Add the residual, where there is one, apply the activation and store."""
     low, high = code.bits_as_float("low"), code.bits_as_float("high")
     places = [divmod(index, tile.width) for index in range(tile.positions)]
+    step = tile.spread * VECTOR_BYTES
     plain, adding, join = (code.append_basic_block(name) for name in ("plain", "adding", "store"))
     absent = code.icmp_signed("==", code.ptrtoint(code["residual"], I64), number(0))
     code.cbranch(absent, plain, adding)
@@ -214,7 +217,7 @@ def _finish(
     added = []
     for value, (row, column) in zip(sums, places, strict=True):
         line = code.at(base, code.mul(code["residual_row"], number(row)))
-        added.append(code.fadd(value, code.read_vector(line, number(column * VECTOR_BYTES))))
+        added.append(code.fadd(value, code.read_vector(line, number(column * step))))
     code.branch(join)
     code.position_at_end(join)
     results = []
@@ -226,4 +229,4 @@ def _finish(
     base = code.at(target, code.mul(channel, code["target_channel"]))
     for value, (row, column) in zip(results, places, strict=True):
         line = code.at(base, code.mul(code["target_row"], number(row)))
-        code.write_vector(code.clamp(value, low, high), line, number(column * VECTOR_BYTES))
+        code.write_vector(code.clamp(value, low, high), line, number(column * step))

@@ -104,7 +104,7 @@ class NodeLowering:
             return "it is a transposed convolution"
         if isinstance(layer, _ConvNd) and layer.padding_mode != "zeros":
             return f"it pads by padding_mode={layer.padding_mode!r}"
-        if isinstance(layer, _ConvNd) and _padding(layer) is None:
+        if isinstance(layer, _ConvNd) and padding_of(layer) is None:
             return "it pads its sides differently"
         if (
             isinstance(layer, _ConvNd)
@@ -169,11 +169,11 @@ class NodeLowering:
         )
 
     def _convolution(self, layer: _ConvNd) -> LoweredNode:
-        padding = _padding(layer)
+        padding = padding_of(layer)
         assert padding is not None
-        window = _dhw(layer.kernel_size, 1), _dhw(layer.stride, 1), _dhw(padding, 0)
+        window = dhw(layer.kernel_size, 1), dhw(layer.stride, 1), dhw(padding, 0)
         channels = layer.in_channels, layer.out_channels
-        return self._weighted(layer, channels, (*window, _dhw(layer.dilation, 1)), layer.groups)
+        return self._weighted(layer, channels, (*window, dhw(layer.dilation, 1)), layer.groups)
 
     def _weighted(
         self,
@@ -288,7 +288,7 @@ class NodeLowering:
             return None
         return LoweredNode(
             self._sources,
-            lambda s, _: Pool(s[0], largest, _dhw(kernel, 1), _dhw(stride, 1), _dhw(padding, 0), ceil),
+            lambda s, _: Pool(s[0], largest, dhw(kernel, 1), dhw(stride, 1), dhw(padding, 0), ceil),
         )
 
     def _flatten(self, call: Call) -> LoweredNode | None:
@@ -348,7 +348,7 @@ def _over_space(call: Call, rank: int) -> bool:
     return sorted(dim % rank for dim in dims) == list(range(2, rank))
 
 
-def _padding(layer: _ConvNd) -> tuple[int, ...] | None:
+def padding_of(layer: _ConvNd) -> tuple[int, ...] | None:
     """Zeros on both sides; None if there are not as many on either."""
     if layer.padding == "same":
         both = [spread * (size - 1) for spread, size in zip(layer.dilation, layer.kernel_size, strict=True)]
@@ -371,6 +371,6 @@ def _many(value: Any, dims: int) -> tuple[int, ...]:
     return listed if len(listed) == dims else listed * dims
 
 
-def _dhw(values: Sequence[int], missing: int) -> DHW:
+def dhw(values: Sequence[int], missing: int) -> DHW:
     depth, height, width = (*([missing] * (3 - len(values))), *values)
     return depth, height, width

@@ -1,0 +1,237 @@
+"""The forward pass between convolutions: sums of normalised values, ReLU, pooling; and pooling's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+from llvmlite import ir
+
+from sparsefx.kernels.codegen.builder import I1, VECTOR, Code, IRValue, Kernel, number
+from sparsefx.kernels.codegen.images import IMAGE, ZERO, at, of_channel, places, side
+from sparsefx.kernels.codegen.vectors import LANES
+
+_MASK = ir.VectorType(I1, LANES)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What one compiled variant computes.
+
+    Attributes:
+        scaled: of each summand, whether it is multiplied by its ``scale`` and has its ``shift`` added.
+        relu: whether what is negative becomes 0.
+    """
+
+    scaled: tuple[bool, ...]
+    relu: bool = False
+
+
+@cache
+def combine(form: Sum) -> Kernel:
+    """The sum of up to two values, each scaled and shifted by channel; zeros where there is none."""
+    names = [f"source_{index}" for index in range(len(form.scaled))]
+    code = Code(
+        (
+            *(argument for name in names for argument in side(name)),
+            *(f"*{word}_{n}" for n, has in enumerate(form.scaled) if has for word in ("scale", "shift")),
+            *side("target"),
+            *IMAGE,
+        )
+    )
+    with places(code, [*names, "target"]) as (channel, here):
+        total = None
+        for index, name in enumerate(names):
+            value = code.read_vector(here[name])
+            if form.scaled[index]:
+                scale, shift = (of_channel(code, f"{word}_{index}", channel) for word in ("scale", "shift"))
+                value = code.call_vector("llvm.fma", value, scale, shift)
+            total = value if total is None else code.fadd(total, value)
+        result = ZERO if total is None else total
+        code.write_vector(relu(code, result) if form.relu else result, here["target"])
+    return code.finish()
+
+
+def relu(code: Code, value: IRValue) -> IRValue:
+    """What is negative becomes 0; NaN stays."""
+    return code.select(code.fcmp_ordered("<", value, ZERO), ZERO, value)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What one compiled variant pools: ``relu(scale * source + shift)``.
+
+    Attributes:
+        largest: the largest of each window; or else the sum times ``factor``.
+        scaled: whether there are ``scale`` and ``shift`` by channel.
+        relu: whether what is negative becomes 0 first.
+    """
+
+    largest: bool
+    scaled: bool
+    relu: bool
+
+
+_WINDOWS = tuple(
+    f"{axis}_{what}" for axis in ("depth", "height", "width") for what in ("size", "window", "step", "pad")
+)
+"""By axis: the source's size, and of the windows the size, the distance, and the zeros before the first."""
+
+
+@cache
+def pooled(form: Windows) -> Kernel:
+    """The pooled values; windows end where the image does."""
+    code = _windows_code(form, "target")
+    with places_with_indices(code, ["target"]) as (channel, place, here):
+        bounds = _bounds(code, place)
+        factors = _factors(code, form, channel)
+        result = _pooled(code, form, channel, bounds, factors)
+        if not form.largest:
+            result = code.fmul(result, code.bits_as_float("factor"))
+        code.write_vector(result, here["target"])
+    return code.finish()
+
+
+@cache
+def unpooled(form: Windows) -> Kernel:
+    """Add each window's gradient to that of the element it came from, the first of the largest; or to all.
+
+    ``source`` and ``target`` are of the windows' source, of equal size; ``gradient`` is of the pooled values.
+    Where ``relu`` made 0 there is no gradient.
+    """
+    code = _windows_code(form, "target", "gradient")
+    with _windows_of_channels(code) as (channel, place):
+        bounds = _bounds(code, place)
+        factors = _factors(code, form, channel)
+        gradient = code.read_vector(at(code, "gradient", channel, *place))
+        if form.largest:
+            largest = _pooled(code, form, channel, bounds, factors)
+            _to_largest(code, form, channel, bounds, factors, largest, gradient)
+        else:
+            gradient = code.fmul(gradient, code.bits_as_float("factor"))
+            with _taps(code, bounds, []) as (tap, _, _):
+                share = gradient
+                if form.relu:
+                    positive = code.fcmp_ordered(">", _value(code, form, channel, tap, factors), ZERO)
+                    share = code.select(positive, gradient, ZERO)
+                target = at(code, "target", channel, *tap)
+                code.write_vector(code.fadd(code.read_vector(target), share), target)
+    return code.finish()
+
+
+def _windows_code(form: Windows, *others: str) -> Code:
+    return Code(
+        (
+            *side("source"),
+            *(argument for name in others for argument in side(name)),
+            *(("*scale", "*shift") if form.scaled else ()),
+            *IMAGE,
+            *_WINDOWS,
+            "factor",
+        )
+    )
+
+
+@contextmanager
+def places_with_indices(
+    code: Code, names: list[str]
+) -> Iterator[tuple[IRValue, tuple[IRValue, ...], dict[str, IRValue]]]:
+    """Every place of the images: its channel, its plane, row and column, and a pointer to it on each side."""
+    total = code.mul(code["channels"], code["depth"])
+    with code.loop(*code.share(total)) as item, code.loop(number(0), code["height"]) as y:
+        channel, z = code.digits(item, code["depth"])
+        with code.loop(number(0), code["width"]) as x:
+            yield channel, (z, y, x), {name: at(code, name, channel, z, y, x) for name in names}
+
+
+@contextmanager
+def _windows_of_channels(code: Code) -> Iterator[tuple[IRValue, tuple[IRValue, ...]]]:
+    """Every window; all of a channel by one thread, since they may overlap."""
+    with (
+        code.loop(*code.share(code["channels"])) as channel,
+        code.loop(number(0), code["depth"]) as z,
+        code.loop(number(0), code["height"]) as y,
+        code.loop(number(0), code["width"]) as x,
+    ):
+        yield channel, (z, y, x)
+
+
+def _factors(code: Code, form: Windows, channel: IRValue) -> list[IRValue]:
+    return [of_channel(code, name, channel) for name in ("scale", "shift") if form.scaled]
+
+
+def _bounds(code: Code, place: tuple[IRValue, ...]) -> list[tuple[IRValue, IRValue]]:
+    """First and last element, exclusive, of a window along each axis, inside of the image."""
+    result = []
+    for axis, index in zip(("depth", "height", "width"), place, strict=True):
+        begin = code.sub(code.mul(index, code[f"{axis}_step"]), code[f"{axis}_pad"])
+        end = code.smaller(code.add(begin, code[f"{axis}_window"]), code[f"{axis}_size"])
+        first = code.select(code.icmp_signed("<", begin, number(0)), number(0), begin)
+        result.append((first, end))
+    return result
+
+
+@contextmanager
+def _taps(
+    code: Code, bounds: list[tuple[IRValue, IRValue]], initial: list[IRValue]
+) -> Iterator[tuple[tuple[IRValue, ...], list[IRValue], list[IRValue]]]:
+    """Every element of a window, in order, with values that each passes on to the next."""
+    depth, height, width = bounds
+    with code.loop_carrying(*depth, initial) as (z, outer, next_outer):
+        with code.loop_carrying(*height, outer) as (y, middle, next_middle):
+            with code.loop_carrying(*width, middle) as (x, inner, next_inner):
+                yield (z, y, x), inner, next_inner
+            next_middle += inner
+        next_outer += middle
+    initial[:] = outer
+
+
+def _value(
+    code: Code, form: Windows, channel: IRValue, tap: tuple[IRValue, ...], factors: list[IRValue]
+) -> IRValue:
+    value = code.read_vector(at(code, "source", channel, *tap))
+    if form.scaled:
+        value = code.call_vector("llvm.fma", value, *factors)
+    return relu(code, value) if form.relu else value
+
+
+def _pooled(
+    code: Code,
+    form: Windows,
+    channel: IRValue,
+    bounds: list[tuple[IRValue, IRValue]],
+    factors: list[IRValue],
+) -> IRValue:
+    lowest = ir.Constant(VECTOR, [float("-inf")] * LANES)
+    results = [lowest if form.largest else ZERO]
+    with _taps(code, bounds, results) as (tap, (so_far,), following):
+        value = _value(code, form, channel, tap, factors)
+        following.append(_larger(code, so_far, value) if form.largest else code.fadd(so_far, value))
+    return results[0]
+
+
+def _larger(code: Code, largest: IRValue, value: IRValue) -> IRValue:
+    change = code.or_(code.fcmp_ordered(">", value, largest), code.fcmp_unordered("uno", value, value))
+    return code.select(change, value, largest)
+
+
+def _to_largest(
+    code: Code,
+    form: Windows,
+    channel: IRValue,
+    bounds: list[tuple[IRValue, IRValue]],
+    factors: list[IRValue],
+    largest: IRValue,
+    gradient: IRValue,
+) -> None:
+    """Add the gradient where the largest first is; nowhere where ReLU made the largest 0."""
+    waiting = code.fcmp_ordered(">", largest, ZERO) if form.relu else ir.Constant(_MASK, [1] * LANES)
+    with _taps(code, bounds, [waiting]) as (tap, (not_yet,), following):
+        equal = code.fcmp_ordered("==", _value(code, form, channel, tap, factors), largest)
+        chosen = code.and_(not_yet, equal)
+        target = at(code, "target", channel, *tap)
+        more = code.fadd(code.read_vector(target), code.select(chosen, gradient, ZERO))
+        code.write_vector(more, target)
+        following.append(code.and_(not_yet, code.not_(equal)))

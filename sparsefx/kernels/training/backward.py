@@ -1,0 +1,472 @@
+"""Writes the backward pass: the instructions in reverse, each from the gradient of its result.
+
+The gradient of a combination is complete when its turn comes. A convolution's result that one
+combination alone reads gets no gradient of its own in memory: it is computed block by block from the
+combination's, where the convolution's turn needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sparsefx.kernels.codegen.combine import Sum, Windows, combine, unpooled
+from sparsefx.kernels.codegen.derivative import Derivative, derivative, gradient_sums
+from sparsefx.kernels.codegen.reorder import reorder
+from sparsefx.kernels.codegen.statistics import normalise_backward, sum_of_lanes
+from sparsefx.kernels.codegen.weight_gradient import weight_gradient
+from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.planner.steps import Address, Argument
+from sparsefx.kernels.training.blocks import Blocks
+from sparsefx.kernels.training.plan import (
+    Draft,
+    TensorForm,
+    gradient_tile,
+    offsets_of,
+    phases_of,
+    taps_of,
+)
+from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand
+
+
+@dataclass
+class _Route:
+    """How the gradient of a summand's source comes from that of its combination.
+
+    Attributes:
+        value: the combination.
+        summand: which of its summands.
+        form: of the derivative.
+        factors: three arrays by channel in scratch memory, where the summand is normalised.
+    """
+
+    value: int
+    summand: Summand
+    form: Derivative
+    factors: int | None = None
+
+
+@dataclass
+class _Backward:
+    draft: Draft
+    gradients: dict[int, int] = field(default_factory=dict)
+    routes: dict[int, _Route] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        program = self.draft.program
+        self.wanted = set(self.draft.needed)
+        for value, item in enumerate(program.instructions, program.inputs):
+            if any(source in self.wanted for source in item.operands) or self._trains(item):
+                self.wanted.add(value)
+
+    def _trains(self, item: SparseConvolution | Combination) -> bool:
+        if isinstance(item, Combination):
+            return any(s.normalisation is not None and s.normalisation.affine for s in item.summands)
+        state = self.draft.layers[item.layer]
+        return state.trained or state.bias_trained
+
+    # -- gradients in memory ---------------------------------------------------------------------------
+
+    def at(self, value: int, block: int) -> Address:
+        """A block of a value's gradient."""
+        return Address("memory", self.gradients[value] + block * self.draft.values[value].block)
+
+    def begin(self, value: int) -> bool:
+        """Give a value's gradient memory; whether it had some, to which more is to be added."""
+        had = value in self.gradients
+        if not had:
+            self.gradients[value] = self.draft.scratch.take(self.draft.values[value].bytes)
+        return had
+
+    def end(self, value: int) -> None:
+        """Give the memory back."""
+        self.draft.scratch.give_back(self.gradients.pop(value))
+
+    # -- combinations ----------------------------------------------------------------------------------
+
+    def combination(self, value: int, item: Combination) -> None:
+        """The gradients of the summands, or the routes by which they will come."""
+        draft, program = self.draft, self.draft.program
+        if len(item.summands) == 2 and item.relu:
+            self._mask(value)
+        routed = False
+        for summand in item.summands:
+            if summand.source not in self.wanted and not self._normalises(summand):
+                continue
+            route = self._route(value, item, summand)
+            source = program.of(summand.source)
+            alone = len(program.users(summand.source)) == 1 and summand.source not in program.outputs
+            if isinstance(source, SparseConvolution) and alone and len({*item.operands}) == len(item.operands):
+                self.routes[summand.source] = route
+                routed = True
+            else:
+                if summand.source in self.wanted:
+                    self._add(route)
+                self._drop(route)
+        if not routed:
+            self.end(value)
+
+    def _normalises(self, summand: Summand) -> bool:
+        return summand.normalisation is not None and summand.normalisation.affine
+
+    def _mask(self, value: int) -> None:
+        """Where ReLU made 0 there is no gradient."""
+        draft, layout = self.draft, self.draft.values[value]
+        for block in range(layout.count):
+            sides = (
+                ("gradient", layout, self.at(value, block)),
+                ("output", layout, draft.kept_at(value, block)),
+                ("target", layout, self.at(value, block)),
+            )
+            for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
+                draft.call(derivative(Derivative("output")), arguments | draft.image(layout, group))
+
+    def _route(self, value: int, item: Combination, summand: Summand) -> _Route:
+        normalised = summand.normalisation is not None
+        mask = ""
+        if item.relu and len(item.summands) == 1 and item.windows is None:
+            mask = "scaled" if normalised else "value"
+        route = _Route(value, summand, Derivative(mask, normalised))  # type: ignore[arg-type]
+        if normalised:
+            route.factors = self._normalisation(route)
+        return route
+
+    def _normalisation(self, route: _Route) -> int:
+        """The sums over the batch, and from them the factors of the gradient and those of weight and bias."""
+        draft, norm = self.draft, route.summand.normalisation
+        assert norm is not None
+        source = route.summand.source
+        layout = draft.values[source]
+        sums = draft.sums(layout.channels)
+        with draft.scratch.borrowed(layout.block if self._pooled(route) else 0) as room:
+            for block in range(layout.count):
+                self._sum_up(route, block, sums, Address("memory", room))
+        factors = draft.scratch.take(12 * layout.channels)
+        training = draft.norms[norm.layer].training
+        arguments: dict[str, Argument] = {
+            "sums": sums,
+            "count": layout.images * math.prod(layout.size),
+            "channels": layout.channels,
+            **{name: draft.statistics_of(route.value, route.summand, name) for name in ("mean", "inverse", "scale")},
+            **self._factors(factors, layout.channels),
+        }
+        if norm.affine:
+            arguments |= {
+                f"{name}_gradient": draft.tensor(f"norm {name} gradient {norm.layer}") for name in ("weight", "bias")
+            }
+        draft.call(normalise_backward(training, norm.affine), arguments)
+        draft.scratch.give_back(sums.offset)
+        return factors
+
+    def _factors(self, start: int, channels: int) -> dict[str, Argument]:
+        names = ("by_gradient", "by_value", "constant")
+        return {name: Address("memory", start + 4 * n * channels) for n, name in enumerate(names)}
+
+    def _pooled(self, route: _Route) -> bool:
+        item = self.draft.program.of(route.value)
+        return isinstance(item, Combination) and item.windows is not None
+
+    def _sum_up(self, route: _Route, block: int, sums: Address, room: Address) -> None:
+        draft, layout = self.draft, self.draft.values[route.summand.source]
+        whole = draft.is_whole(layout, block)
+        gradient = self._before_pooling(route, block, room)
+        value = ("value", layout, draft.kept_at(route.summand.source, block))
+        for group, arguments in draft.pieces(block, value, gradient, whole=whole):
+            arguments |= draft.image(layout, group) | {"sums": sums} | self._arrays(route, ("mean",))
+            draft.call(gradient_sums(route.form), arguments)
+
+    def _arrays(self, route: _Route, names: tuple[str, ...]) -> dict[str, Argument]:
+        """Arrays by channel that a derivative reads."""
+        if not route.form.normalised:
+            return {}
+        names = (*names, *route.form.factors)
+        return {name: self.draft.statistics_of(route.value, route.summand, name) for name in names}
+
+    def _before_pooling(self, route: _Route, block: int, room: Address) -> tuple[str, Blocks, Address]:
+        """The gradient of what was pooled, for a block; or that of the combination itself."""
+        draft, source = self.draft, self.draft.values[route.summand.source]
+        result = draft.values[route.value]
+        item = draft.program.of(route.value)
+        assert isinstance(item, Combination)
+        if item.windows is None:
+            same = result.together == source.together
+            return "gradient", result, self.at(route.value, block if same else 0)
+        draft.clear(room, source)
+        same = result.together == source.together
+        sides = (
+            ("source", source, draft.kept_at(route.summand.source, block)),
+            ("target", source, room),
+            ("gradient", result, self.at(route.value, block if same else 0)),
+        )
+        form = Windows(item.windows.largest, route.form.normalised, item.relu)
+        for _, arguments in draft.pieces(block, *sides, whole=False):
+            depth, height, width = result.size
+            image: dict[str, Argument] = {"depth": depth, "height": height, "width": width}
+            arguments |= image | {"channels": result.channels} | draft.windows_arguments(item, route.value)
+            draft.call(unpooled(form), arguments)
+        return "gradient", source, room
+
+    def _derive(self, route: _Route, block: int, target: tuple[Blocks, Address], room: Address, added: bool) -> None:
+        """A block of the gradient of a summand's source; ``target`` is a block of the source's layout."""
+        draft, source = self.draft, self.draft.values[route.summand.source]
+        layout, start = target
+        gradient = self._before_pooling(route, block, room)
+        sides = [("target", layout, start), gradient]
+        if "value" in route.form.sides:
+            sides.append(("value", source, draft.kept_at(route.summand.source, block)))
+        masked = route.form.normalised and not source.is_full(block)
+        whole = draft.is_whole(source, block) and not masked
+        form = replace(route.form, masked=masked, added=added)
+        for group, arguments in draft.pieces(block, *sides, whole=whole):
+            arguments |= draft.image(source, group) | self._arrays(route, ())
+            if route.factors is not None:
+                arguments |= self._factors(route.factors, source.channels)
+            if form.masked:
+                assert group is not None
+                arguments["lanes"] = draft.lanes(source, group)
+            draft.call(derivative(form), arguments)
+
+    def _add(self, route: _Route) -> None:
+        """Add to the gradient of a summand's source in memory."""
+        draft, source = self.draft, route.summand.source
+        layout = draft.values[source]
+        had = self.begin(source)
+        with draft.scratch.borrowed(layout.block if self._pooled(route) else 0) as room:
+            for block in range(layout.count):
+                self._derive(route, block, (layout, self.at(source, block)), Address("memory", room), had)
+
+    def _drop(self, route: _Route) -> None:
+        if route.factors is not None:
+            self.draft.scratch.give_back(route.factors)
+
+    # -- convolutions ----------------------------------------------------------------------------------
+
+    def convolution(self, value: int, item: SparseConvolution) -> None:
+        """The gradients of weight, bias and source."""
+        draft, state = self.draft, self.draft.layers[item.layer]
+        route = self.routes.pop(value, None)
+        result = draft.values[value]
+        layout = self._gradient_layout(value, item)
+        reads = draft.source_layout(item, value)
+        backward = _InputGradient(self, value, item, layout) if item.source in self.wanted else None
+        sums = draft.sums(result.channels) if item.biased and state.bias_trained else None
+        pooled = route is not None and self._pooled(route)
+        with (
+            draft.scratch.borrowed(layout.block) as room,
+            draft.scratch.borrowed(reads.block if state.trained else 0) as filled,
+            draft.scratch.borrowed(result.block if pooled else 0) as unpooled_room,
+        ):
+            for block in range(result.count):
+                gradient = Address("memory", room)
+                self._fill(value, route, block, (layout, gradient), Address("memory", unpooled_room))
+                if sums is not None:
+                    arguments = _side_of(draft, block, layout, gradient)
+                    draft.call(gradient_sums(Derivative()), arguments | {"sums": sums})
+                if state.trained:
+                    source = draft.filled(item.source, block, reads, Address("memory", filled))
+                    self._weight(value, item, source, (layout, gradient))
+                if backward is not None:
+                    backward.block(block, gradient)
+        if sums is not None:
+            arguments = {"sums": sums, "channels": result.channels}
+            draft.call(sum_of_lanes(), arguments | {"target": draft.tensor(f"bias gradient {item.layer}")})
+            draft.scratch.give_back(sums.offset)
+        if backward is not None:
+            backward.end()
+        self._finish(value, route)
+
+    def _finish(self, value: int, route: _Route | None) -> None:
+        """Give back what the gradient of a convolution's result came from."""
+        if route is None:
+            self.end(value)
+            return
+        self._drop(route)
+        if not any(other.value == route.value for other in self.routes.values()):
+            self.end(route.value)
+
+    def _gradient_layout(self, value: int, item: SparseConvolution) -> Blocks:
+        """A result with zeros around it, for the input's gradient and the last tiles of the weight's."""
+        bare = self.draft.values[value]
+        tile = gradient_tile(bare)
+        depth, height, width = bare.size
+        rows = -(-height // tile.height) * tile.height
+        columns = -(-(-(-bare.columns // tile.width) * tile.width) // bare.together)
+        before, after = [0, 0, 0], [0, rows - height, columns - width]
+        if item.source in self.wanted:
+            for phase in phases_of(item, self.draft.values[item.source].size):
+                for axis in range(3):
+                    shifts = [shift[axis] for shift in phase.shifts] or [0]
+                    first = phase.begin[axis] + min(shifts)
+                    last = phase.begin[axis] + phase.count[axis] - 1 + max(shifts)
+                    before[axis] = max(before[axis], -first)
+                    after[axis] = max(after[axis], last - (bare.size[axis] - 1))
+        return replace(bare, before=_three(before), after=_three(after))
+
+    def _fill(
+        self, value: int, route: _Route | None, block: int, target: tuple[Blocks, Address], room: Address
+    ) -> None:
+        """A block of the gradient of a convolution's result, with zeros around it."""
+        draft = self.draft
+        layout, start = target
+        whole = draft.is_whole(layout, block)
+        if block == 0 or not whole:
+            draft.clear(start, layout)
+        if route is not None:
+            self._derive(route, block, target, room, added=False)
+            return
+        sides = (("target", layout, start), ("source_0", draft.values[value], self.at(value, block)))
+        for group, arguments in draft.pieces(block, *sides, whole=whole):
+            draft.call(combine(Sum((False,))), arguments | draft.image(layout, group))
+
+    def _weight(self, value: int, item: SparseConvolution, source: Address, gradient: tuple[Blocks, Address]) -> None:
+        """Add a block's share to the gradient of the weights."""
+        draft, state = self.draft, self.draft.layers[item.layer]
+        layout, start = gradient
+        bare, reads = draft.values[value], draft.source_layout(item, value)
+        listed = (state.pattern if state.every is None else state.every).forward
+        tile = replace(gradient_tile(bare), stride=item.stride[2], short=listed.codes.element_size() == 2)
+        depth, height, _ = bare.size
+        if self._reads_kept(source):
+            reads = draft.values[item.source]
+        draft.call(
+            weight_gradient(tile),
+            {
+                "source": source,
+                "source_depth": reads.depth * item.stride[0],
+                "source_row": reads.row * item.stride[1],
+                "gradient": start + layout.start,
+                "gradient_channel": layout.channel,
+                "gradient_depth": layout.depth,
+                "gradient_row": layout.row,
+                "weights": draft.tensor(f"weight gradient {item.layer}"),
+                "rows": listed.rows.numpy(),
+                "codes": listed.codes.numpy(),
+                "offsets": offsets_of(reads, item.in_channels, taps_of(item)),
+                "channels": item.out_channels,
+                "segments": listed.segments,
+                "depth": depth,
+                "height": -(-height // tile.height),
+                "width": -(-bare.columns // tile.width),
+            },
+        )
+
+    def _reads_kept(self, source: Address) -> bool:
+        return source.base != "memory"
+
+
+class _InputGradient:
+    """The gradient of a convolution's source, by its phases; into memory of its own where there is some already."""
+
+    def __init__(self, backward: _Backward, value: int, item: SparseConvolution, layout: Blocks) -> None:
+        self._backward, self._draft, self._item, self._layout = backward, backward.draft, item, layout
+        draft = self._draft
+        self._source = draft.values[item.source]
+        self._added = backward.begin(item.source)
+        self._room = draft.scratch.take(self._source.block) if self._added else None
+        self._phases = phases_of(item, self._source.size)
+        state = draft.layers[item.layer]
+        self._values = [self._reordered(listed.order, state.positions) for listed in state.pattern.backward]
+        self._offsets = [
+            offsets_of(layout, item.out_channels, phase.shifts or [(0, 0, 0)]) for phase in self._phases
+        ]
+        self._bias = np.zeros(item.in_channels, np.float32)
+
+    def _reordered(self, order: object, positions: object) -> int:
+        import torch
+
+        assert isinstance(order, torch.Tensor)
+        indices = order.numpy().astype(np.int32)
+        if isinstance(positions, np.ndarray):
+            indices = positions[indices]
+        room = self._draft.scratch.take(4 * max(1, len(indices)))
+        weight = self._draft.tensor(f"weight {self._item.layer}")
+        arguments: dict[str, Argument] = {"source": weight, "target": Address("memory", room)}
+        self._draft.call(reorder(), arguments | {"order": indices, "count": len(indices)})
+        return room
+
+    def block(self, block: int, gradient: Address) -> None:
+        """Compute a block."""
+        draft, item, layout = self._draft, self._item, self._layout
+        target = self._backward.at(item.source, block)
+        result = target if self._room is None else Address("memory", self._room)
+        listed = draft.layers[item.layer].pattern.backward
+        for phase, nonzeros, values, offsets in zip(
+            self._phases, listed, self._values, self._offsets, strict=True
+        ):
+            begin = sum(n * step for n, step in zip(phase.begin, layout.steps, strict=True))
+            first = sum(n * step for n, step in zip(phase.first, self._source.steps, strict=True))
+            depth, height, width = phase.count
+            draft.convolve(
+                nonzeros,
+                Address("memory", values),
+                self._bias,
+                (item.out_channels, item.in_channels),
+                offsets,
+                (gradient + layout.start + begin, (layout.depth, layout.row, 1), layout.pitch),
+                (result + first, self._source, item.stride),
+                (depth, height, width * self._source.together),
+                _reach(item),
+            )
+        if self._room is not None:
+            sides = (
+                ("target", self._source, target),
+                ("source_0", self._source, target),
+                ("source_1", self._source, result),
+            )
+            whole = draft.is_whole(self._source, block)
+            for group, arguments in draft.pieces(block, *sides, whole=whole):
+                arguments |= draft.image(self._source, group)
+                draft.call(combine(Sum((False, False))), arguments)
+
+    def end(self) -> None:
+        """Give memory back."""
+        for room in (*self._values, *([] if self._room is None else [self._room])):
+            self._draft.scratch.give_back(room)
+
+
+def write_backward(
+    draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[TensorForm, ...]
+) -> None:
+    """Write all calls of the backward pass, after those of the forward pass were.
+
+    Args:
+        draft: of the step.
+        outputs: forms of the gradients of the outputs.
+        inputs: forms of the tensors that the gradients of the needed inputs go to.
+    """
+    program, backward = draft.program, _Backward(draft)
+    for index, (value, form) in enumerate(zip(program.outputs, outputs, strict=True)):
+        if value in backward.wanted and value not in backward.gradients:
+            backward.begin(value)
+            start = backward.at(value, 0)
+            draft.pack(draft.tensor(f"gradient {index}"), form, draft.values[value], start)
+    for value in reversed(range(program.inputs, program.inputs + len(program.instructions))):
+        item = program.of(value)
+        if value in backward.gradients or value in backward.routes:
+            if isinstance(item, SparseConvolution):
+                backward.convolution(value, item)
+            elif item is not None:
+                backward.combination(value, item)
+    for value, form in zip(draft.needed, inputs, strict=True):
+        layout = draft.values[value]
+        if value not in backward.gradients:
+            continue
+        draft.unpack(backward.at(value, 0), layout, draft.tensor(f"input gradient {value}"), form)
+
+
+def _reach(item: SparseConvolution) -> DHW:
+    depth, height, width = (
+        -(-window // step) for window, step in zip(item.kernel, item.stride, strict=True)
+    )
+    return depth, height, width
+
+
+def _three(values: list[int]) -> DHW:
+    return values[0], values[1], values[2]
+
+
+def _side_of(draft: Draft, block: int, layout: Blocks, start: Address) -> dict[str, Argument]:
+    ((_, arguments),) = draft.pieces(block, ("gradient", layout, start))
+    return arguments | draft.image(layout, None)

@@ -1,0 +1,111 @@
+"""The layers of a region as they are at a step: weights packed or not, statistics of the batch or running."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.training.patterns import Pattern
+from sparsefx.kernels.training.plan import LayerState, NormState
+from sparsefx.kernels.training.program import SparseConvolution
+from sparsefx.masking.packing import packing_of
+
+
+class ConvolutionLayer:
+    """A layer with a weight, and what is computed once for the places of its nonzeros, until these change.
+
+    Args:
+        module: the layer; it may be masked or not.
+        item: its convolution.
+    """
+
+    def __init__(self, module: nn.Module, item: SparseConvolution) -> None:
+        self.module, self._item = module, item
+        self._version: Any = None
+        self._positions = torch.empty(0, dtype=torch.int64)
+        self._indices = np.empty(0, np.int32)
+        self._patterns: dict[tuple[DHW, bool], Pattern] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "_item": self._item}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["module"], state["_item"])  # type: ignore[misc]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its weight, packed or not, and its bias if it has one."""
+        bias = self.module.bias
+        return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
+
+    def prepare(self) -> Any:
+        """Pack the weight unless it shall stay as it is; what the nonzeros' places are known by."""
+        packing = packing_of(self.module)
+        if packing is None:
+            version: Any = "dense"
+            if self._version != version:
+                self._set(torch.arange(self.module.get_parameter("weight").numel()), version)
+            return version, False
+        if not packing.hold_dense:
+            packing.pack()
+        if self._version != packing.version:
+            self._set(packing.positions, packing.version)
+        return packing.version, packing.is_packed
+
+    def _set(self, positions: Tensor, version: Any) -> None:
+        self._version, self._positions, self._patterns = version, positions, {}
+        self._indices = positions.numpy().astype(np.int32)
+
+    def state(self, size: DHW, trained: bool, bias_trained: bool) -> LayerState:
+        """As it is now, for inputs of this size."""
+        packing = packing_of(self.module)
+        dense = packing is not None and not packing.is_packed
+        every = self._pattern(size, every=True) if dense and trained else None
+        positions = self._indices if dense else None
+        return LayerState(self._pattern(size, every=False), every, positions, trained, bias_trained)
+
+    def _pattern(self, size: DHW, every: bool) -> Pattern:
+        key = size, every
+        if key not in self._patterns:
+            item = self._item
+            count = item.out_channels * item.in_channels // item.groups * int(np.prod(item.kernel))
+            self._patterns[key] = Pattern.of(item, size, torch.arange(count) if every else self._positions)
+        return self._patterns[key]
+
+
+class NormalisationLayer:
+    """A BatchNorm.
+
+    Args:
+        module: the layer.
+    """
+
+    def __init__(self, module: _BatchNorm) -> None:
+        self.module = module
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its weight and bias, if it has them."""
+        return [tensor for tensor in (self.module.weight, self.module.bias) if tensor is not None]
+
+    @property
+    def state(self) -> NormState:
+        """As it is now."""
+        training = self.module.training or self.module.running_mean is None
+        updated = self.module.training and self.module.track_running_stats and self.module.running_mean is not None
+        return NormState(training, updated)
+
+    def count(self) -> Tensor:
+        """Count a batch; the share that it has in the running statistics."""
+        module = self.module
+        if self.state.updated and module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        momentum = module.momentum
+        if momentum is None:
+            momentum = 1.0 / max(1.0, float(module.num_batches_tracked or 1))
+        return torch.tensor([momentum], dtype=torch.float32)

@@ -1,0 +1,46 @@
+"""Memory that steps of training use in turn: the operating system takes long to give out new pages."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+_MOST = 6  # pieces that wait
+
+
+class MemoryPool:
+    """Pieces of memory that were given back."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+        self._lock = Lock()
+
+    def take(self, size: int) -> Tensor:
+        """At least so many bytes, uint8 ``[bytes]``, with anything in them."""
+        with self._lock:
+            fitting = [piece for piece in self._free if size <= piece.numel() <= 2 * size + 4096]
+            if fitting:
+                chosen = min(fitting, key=Tensor.numel)
+                self._free = [piece for piece in self._free if piece is not chosen]
+                return chosen
+        return torch.empty(size, dtype=torch.uint8)
+
+    def give_back(self, piece: Tensor) -> None:
+        """Let others use it."""
+        with self._lock:
+            self._free = [*self._free, piece][-_MOST:]
+
+
+POOL = MemoryPool()
+
+
+class Borrowed:
+    """A piece of memory that goes back when nothing holds this any more."""
+
+    def __init__(self, size: int) -> None:
+        self.tensor = POOL.take(size)
+
+    def __del__(self) -> None:
+        POOL.give_back(self.tensor)

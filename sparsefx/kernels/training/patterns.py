@@ -1,0 +1,165 @@
+"""Where a layer's nonzero weights are, as its kernels read them forward and backward.
+
+The forward pass and the weight's gradient read weights by output channel, then by input channel and tap:
+the order in which they are packed. The input's gradient is a convolution of the output's gradient, by
+input channel, then by output channel and tap: the same values in another order. Of a convolution with
+strides it is several, each of which makes every so-and-so-many-th position of the input, from the taps
+that reach these positions.
+
+A row of 5 inputs, windows of 3 that are 2 apart, no padding. Each input position is reached by the taps
+that are even where it is even:
+
+    >>> ones, forward = (1, 1, 1), dict(kernel=(1, 1, 3), stride=(1, 1, 2), dilation=(1, 1, 1))
+    >>> for phase in phases((0, 0, 0), (1, 1, 5), **forward):
+    ...     print(phase.first[2], phase.count[2], phase.taps, [shift[2] for shift in phase.shifts])
+    0 3 (0, 2) [0, -1]
+    1 2 (1,) [0]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsefx.kernels.ir.packed import are_short
+from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.training.program import SparseConvolution
+
+_A_SEGMENT = 6  # nonzeros of an output channel in a segment
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Input positions, a stride apart, whose gradient is one convolution of the output's gradient.
+
+    Attributes:
+        first: the first of them, by depth, height and width.
+        count: how many there are along each axis.
+        begin: the output position that belongs to the first one.
+        taps: the taps of the forward window that reach them.
+        shifts: of each tap, output positions from that which belongs to an input position to the one read.
+    """
+
+    first: DHW
+    count: DHW
+    begin: DHW
+    taps: tuple[int, ...]
+    shifts: tuple[DHW, ...]
+
+
+def phases(padding: DHW, size: DHW, *, kernel: DHW, stride: DHW, dilation: DHW) -> Iterator[Phase]:
+    """The phases of a convolution's input of this size; those without positions are left out."""
+    by_axis = [
+        [_along(rest, *of_axis) for rest in range(of_axis[1])]
+        for of_axis in zip(kernel, stride, dilation, padding, size, strict=True)
+    ]
+    for axes in itertools.product(*by_axis):
+        first, count, begin = (tuple(axis[n] for axis in axes) for n in range(3))
+        if min(count) < 1:
+            continue
+        taps, shifts = [], []
+        for (d, sd), (h, sh), (w, sw) in itertools.product(*(axis[3] for axis in axes)):
+            taps.append((d * kernel[1] + h) * kernel[2] + w)
+            shifts.append((sd, sh, sw))
+        yield Phase(first, count, begin, tuple(taps), tuple(shifts))  # type: ignore[arg-type]
+
+
+def _along(
+    rest: int, kernel: int, stride: int, dilation: int, padding: int, size: int
+) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """One axis: first position, number of positions, output position of the first, and taps with shifts.
+
+    Position ``i`` is read by output ``o`` at tap ``k`` where ``i + padding = stride o + dilation k``. With
+    ``i + padding = stride m + rest``, taps are those with ``dilation k = rest`` modulo the stride, and ``o``
+    is ``m - (dilation k - rest) / stride``.
+    """
+    begin = max(0, -(-(padding - rest) // stride))
+    first = stride * begin + rest - padding
+    count = max(0, -(-(size - first) // stride))
+    taps = [
+        (k, -((dilation * k - rest) // stride))
+        for k in range(kernel)
+        if (dilation * k - rest) % stride == 0
+    ]
+    return first, count, begin, taps
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Nonzeros by row, then by column: see :class:`sparsefx.kernels.ir.packed.Packed`.
+
+    Attributes:
+        rows: where those of each segment of each row begin: int32 [out * segments + 1].
+        codes: of each nonzero, its column times the number of taps, plus its tap: int16 or int32, padded.
+        order: which of the packed values it is: int64 [nonzeros]; None where they are in order.
+        segments: of a row.
+    """
+
+    rows: Tensor
+    codes: Tensor
+    order: Tensor | None
+    segments: int
+    nonzeros: int
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A layer's nonzeros.
+
+    Attributes:
+        forward: by output channel.
+        backward: by input channel, for each phase.
+    """
+
+    forward: Listed
+    backward: tuple[Listed, ...]
+
+    @classmethod
+    def of(cls, item: SparseConvolution, size: DHW, positions: Tensor) -> Pattern:
+        """The pattern of a layer.
+
+        Args:
+            item: the convolution.
+            size: of its input.
+            positions: of the nonzeros in the flat weight ``[out, in / groups, *kernel]``, ascending: int64.
+        """
+        taps, inputs = math.prod(item.kernel), item.in_channels // item.groups
+        out, rest = positions // (inputs * taps), positions % (inputs * taps)
+        channel = rest // taps + out // (item.out_channels // item.groups) * inputs
+        tap = rest % taps
+        forward = _listed(out, channel, tap, item.out_channels, item.in_channels, taps, None)
+        backward = []
+        for phase in phases(item.padding, size, kernel=item.kernel, stride=item.stride, dilation=item.dilation):
+            number = torch.full((taps,), -1)
+            number[list(phase.taps)] = torch.arange(len(phase.taps))
+            own = (number[tap] >= 0).nonzero().flatten()
+            rows, columns, of_phase = channel[own], out[own], number[tap[own]]
+            count = max(1, len(phase.taps))
+            order = torch.argsort((rows * item.out_channels + columns) * count + of_phase)
+            backward.append(
+                _listed(
+                    *(each[order] for each in (rows, columns, of_phase)),
+                    item.in_channels,
+                    item.out_channels,
+                    count,
+                    own[order],
+                )
+            )
+        return cls(forward, tuple(backward))
+
+
+def _listed(
+    row: Tensor, column: Tensor, tap: Tensor, rows: int, columns: int, taps: int, order: Tensor | None
+) -> Listed:
+    nonzeros = len(row)
+    width = max(1, min(columns, round(_A_SEGMENT * rows * columns / nonzeros))) if nonzeros else columns
+    segments = -(-columns // width)
+    begins = torch.zeros(rows * segments + 1, dtype=torch.int32)
+    begins[1:] = (row * segments + column // width).bincount(minlength=rows * segments).cumsum(0)
+    codes = (column * taps + tap).to(torch.int16 if are_short(columns * taps) else torch.int32)
+    return Listed(begins, codes.contiguous(), order, segments, nonzeros)
