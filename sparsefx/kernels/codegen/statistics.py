@@ -40,7 +40,9 @@ def normalise(training: bool, affine: bool, tracked: bool) -> Kernel:
             if tracked:
                 _update_running(code, channel, mean, variance)
         else:
-            mean, variance = (_wide(code, code.read(code[f"running_{n}"], channel, F32)) for n in ("mean", "var"))
+            mean, variance = (
+                _wide(code, code.read(code[f"running_{n}"], channel, F32)) for n in ("mean", "var")
+            )
         inverse = code.fdiv(F64(1.0), _root(code, code.fadd(variance, eps)))
         weight = _wide(code, code.read(code["weight"], channel, F32)) if affine else F64(1.0)
         bias = _wide(code, code.read(code["bias"], channel, F32)) if affine else F64(0.0)

@@ -93,9 +93,7 @@ def _channel(code: Code, tile: GradientTile, source: IRValue, gradient: IRValue,
         line = code.at(base, code.mul(code["gradient_row"], number(row)))
         tiles += [code.read_vector(line, number(column * VECTOR_BYTES)) for column in range(tile.width)]
     start = code.read_index(code["rows"], code.mul(channel, code["segments"]))
-    stop = code.read_index(
-        code["rows"], code.mul(code.add(channel, number(1)), code["segments"])
-    )
+    stop = code.read_index(code["rows"], code.mul(code.add(channel, number(1)), code["segments"]))
     rest = code.srem(code.sub(stop, start), number(LANES))
     whole = code.sub(stop, rest)
     with code.loop(start, whole, LANES) as index:
@@ -110,7 +108,9 @@ def _channel(code: Code, tile: GradientTile, source: IRValue, gradient: IRValue,
         _add_some(code, code.element(code["weights"], whole, F32), totals, rest)
 
 
-def _product(code: Code, tile: GradientTile, source: IRValue, tiles: list[IRValue], index: IRValue) -> IRValue:
+def _product(
+    code: Code, tile: GradientTile, source: IRValue, tiles: list[IRValue], index: IRValue
+) -> IRValue:
     """The sum of one nonzero's products over a tile, for each lane; by two sums, which need not wait."""
     packed = code.zext(code.read(code["codes"], index, I16 if tile.short else I32), I64)
     pointer = code.element(source, code.read_index(code["offsets"], packed), VECTOR)

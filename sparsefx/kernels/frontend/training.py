@@ -138,7 +138,9 @@ def _combination(item: Any) -> Combination | None:
     if not isinstance(item, Pointwise) or item.weights is not None or item.function != "identity":
         return None
     if item.operation:
-        return Combination((Summand(item.source), Summand(item.other or 0))) if item.operation == "add" else None
+        return (
+            Combination((Summand(item.source), Summand(item.other or 0))) if item.operation == "add" else None
+        )
     if item.bounds == (0.0, inf):
         return Combination(own, relu=True)
     return Combination(own) if item == Pointwise(item.source) else None
@@ -272,7 +274,11 @@ class _Builder:
         """The combination that makes a value which nothing else needs."""
         if node in self.inputs or node in self.outputs or len(node.users) > 1:
             return None
-        item = self.instructions[self.numbers[node] - len(self.inputs)] if self.numbers[node] >= len(self.inputs) else None
+        item = (
+            self.instructions[self.numbers[node] - len(self.inputs)]
+            if self.numbers[node] >= len(self.inputs)
+            else None
+        )
         return item if isinstance(item, Combination) else None
 
 
@@ -294,7 +300,11 @@ def _without_dead(program: TrainingProgram) -> TrainingProgram:
         item = program.of(value)
         if item is not None and (value in alive or isinstance(item, SparseConvolution)):
             alive |= {value, *item.operands}
-    kept = [value for value in range(program.inputs + len(program.instructions)) if value < program.inputs or value in alive]
+    kept = [
+        value
+        for value in range(program.inputs + len(program.instructions))
+        if value < program.inputs or value in alive
+    ]
     numbers = {value: number for number, value in enumerate(kept)}
     instructions: list[Instruction] = []
     for value in kept[program.inputs :]:

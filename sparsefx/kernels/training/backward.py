@@ -98,7 +98,11 @@ class _Backward:
             route = self._route(value, item, summand)
             source = program.of(summand.source)
             alone = len(program.users(summand.source)) == 1 and summand.source not in program.outputs
-            if isinstance(source, SparseConvolution) and alone and len({*item.operands}) == len(item.operands):
+            if (
+                isinstance(source, SparseConvolution)
+                and alone
+                and len({*item.operands}) == len(item.operands)
+            ):
                 self.routes[summand.source] = route
                 routed = True
             else:
@@ -149,12 +153,16 @@ class _Backward:
             "sums": sums,
             "count": layout.images * math.prod(layout.size),
             "channels": layout.channels,
-            **{name: draft.statistics_of(route.value, route.summand, name) for name in ("mean", "inverse", "scale")},
+            **{
+                name: draft.statistics_of(route.value, route.summand, name)
+                for name in ("mean", "inverse", "scale")
+            },
             **self._factors(factors, layout.channels),
         }
         if norm.affine:
             arguments |= {
-                f"{name}_gradient": draft.tensor(f"norm {name} gradient {norm.layer}") for name in ("weight", "bias")
+                f"{name}_gradient": draft.tensor(f"norm {name} gradient {norm.layer}")
+                for name in ("weight", "bias")
             }
         draft.call(normalise_backward(training, norm.affine), arguments)
         draft.scratch.give_back(sums.offset)
@@ -208,7 +216,9 @@ class _Backward:
             draft.call(unpooled(form), arguments)
         return "gradient", source, room
 
-    def _derive(self, route: _Route, block: int, target: tuple[Blocks, Address], room: Address, added: bool) -> None:
+    def _derive(
+        self, route: _Route, block: int, target: tuple[Blocks, Address], room: Address, added: bool
+    ) -> None:
         """A block of the gradient of a summand's source; ``target`` is a block of the source's layout."""
         draft, source = self.draft, self.draft.values[route.summand.source]
         layout, start = target
@@ -320,7 +330,9 @@ class _Backward:
         for group, arguments in draft.pieces(block, *sides, whole=whole):
             draft.call(combine(Sum((False,))), arguments | draft.image(layout, group))
 
-    def _weight(self, value: int, item: SparseConvolution, source: Address, gradient: tuple[Blocks, Address]) -> None:
+    def _weight(
+        self, value: int, item: SparseConvolution, source: Address, gradient: tuple[Blocks, Address]
+    ) -> None:
         """Add a block's share to the gradient of the weights."""
         draft, state = self.draft, self.draft.layers[item.layer]
         layout, start = gradient
@@ -426,9 +438,7 @@ class _InputGradient:
             self._draft.scratch.give_back(room)
 
 
-def write_backward(
-    draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[TensorForm, ...]
-) -> None:
+def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[TensorForm, ...]) -> None:
     """Write all calls of the backward pass, after those of the forward pass were.
 
     Args:
@@ -457,9 +467,7 @@ def write_backward(
 
 
 def _reach(item: SparseConvolution) -> DHW:
-    depth, height, width = (
-        -(-window // step) for window, step in zip(item.kernel, item.stride, strict=True)
-    )
+    depth, height, width = (-(-window // step) for window, step in zip(item.kernel, item.stride, strict=True))
     return depth, height, width
 
 

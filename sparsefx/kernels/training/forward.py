@@ -52,7 +52,9 @@ def _convolution(draft: Draft, value: int, item: SparseConvolution) -> None:
     layout = draft.source_layout(item, value)
     listed = draft.layers[item.layer].pattern.forward
     values, borrowed = values_of(draft, item.layer)
-    bias: Address | np.ndarray = draft.tensor(f"bias {item.layer}") if item.biased else _zeros(item.out_channels)
+    bias: Address | np.ndarray = (
+        draft.tensor(f"bias {item.layer}") if item.biased else _zeros(item.out_channels)
+    )
     normalised = _normalisations(draft, value)
     sums = {norm: draft.sums(result.channels) for norm in normalised}
     steps = (layout.depth * item.stride[0], layout.row * item.stride[1], item.stride[2])
@@ -103,18 +105,14 @@ def _moments(draft: Draft, value: int, block: int, sums: Address) -> None:
     layout = draft.values[value]
     origin = draft.kept_at(value, 0) + layout.start
     full = layout.is_full(block)
-    for group, arguments in draft.pieces(
-        block, ("source", layout, draft.kept_at(value, block)), whole=full
-    ):
+    for group, arguments in draft.pieces(block, ("source", layout, draft.kept_at(value, block)), whole=full):
         arguments |= draft.image(layout, group) | {"origin": origin, "origin_channel": layout.channel}
         if group is not None:
             arguments["lanes"] = draft.lanes(layout, group)
         draft.call(moments(group is not None), arguments | {"sums": sums})
 
 
-def _normalise(
-    draft: Draft, norm: tuple[int, Normalisation], source: int, sums: Address | None
-) -> None:
+def _normalise(draft: Draft, norm: tuple[int, Normalisation], source: int, sums: Address | None) -> None:
     """From sums, or from the running statistics, the factors by channel."""
     user, item = norm
     layout, state = draft.values[source], draft.norms[item.layer]

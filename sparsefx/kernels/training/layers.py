@@ -43,6 +43,18 @@ class ConvolutionLayer:
         bias = self.module.bias
         return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
 
+    def pack(self) -> None:
+        """Pack the weight, if it is masked and shall not stay dense."""
+        packing = packing_of(self.module)
+        if packing is not None and not packing.hold_dense:
+            packing.pack()
+
+    def unpack(self) -> None:
+        """Let the weight be dense."""
+        packing = packing_of(self.module)
+        if packing is not None:
+            packing.unpack()
+
     def prepare(self) -> Any:
         """Pack the weight unless it shall stay as it is; what the nonzeros' places are known by."""
         packing = packing_of(self.module)
@@ -51,8 +63,7 @@ class ConvolutionLayer:
             if self._version != version:
                 self._set(torch.arange(self.module.get_parameter("weight").numel()), version)
             return version, False
-        if not packing.hold_dense:
-            packing.pack()
+        self.pack()
         if self._version != packing.version:
             self._set(packing.positions, packing.version)
         return packing.version, packing.is_packed
@@ -97,7 +108,9 @@ class NormalisationLayer:
     def state(self) -> NormState:
         """As it is now."""
         training = self.module.training or self.module.running_mean is None
-        updated = self.module.training and self.module.track_running_stats and self.module.running_mean is not None
+        updated = (
+            self.module.training and self.module.track_running_stats and self.module.running_mean is not None
+        )
         return NormState(training, updated)
 
     def count(self) -> Tensor:

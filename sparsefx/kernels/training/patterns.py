@@ -82,9 +82,7 @@ def _along(
     first = stride * begin + rest - padding
     count = max(0, -(-(size - first) // stride))
     taps = [
-        (k, -((dilation * k - rest) // stride))
-        for k in range(kernel)
-        if (dilation * k - rest) % stride == 0
+        (k, -((dilation * k - rest) // stride)) for k in range(kernel) if (dilation * k - rest) % stride == 0
     ]
     return first, count, begin, taps
 
@@ -134,7 +132,9 @@ class Pattern:
         tap = rest % taps
         forward = _listed(out, channel, tap, item.out_channels, item.in_channels, taps, None)
         backward = []
-        for phase in phases(item.padding, size, kernel=item.kernel, stride=item.stride, dilation=item.dilation):
+        for phase in phases(
+            item.padding, size, kernel=item.kernel, stride=item.stride, dilation=item.dilation
+        ):
             number = torch.full((taps,), -1)
             number[list(phase.taps)] = torch.arange(len(phase.taps))
             own = (number[tap] >= 0).nonzero().flatten()

@@ -390,7 +390,11 @@ class Draft:
             if form.strides[1] == 1 and layout.channels >= LANES:
                 self.call(pack_transposed(), arguments | {"lanes_channel": layout.channel})
             else:
-                channels = {"source_channel": 4 * form.strides[1], "target_channel": layout.channel, "fill": 0}
+                channels = {
+                    "source_channel": 4 * form.strides[1],
+                    "target_channel": layout.channel,
+                    "fill": 0,
+                }
                 self.call(gather(), arguments | channels)
 
     def unpack(self, start: Address, layout: Blocks, tensor: Address, form: TensorForm) -> None:

@@ -165,9 +165,7 @@ class TrainingProgram:
     def users(self, value: int) -> list[int]:
         """The values that are computed from this one."""
         return [
-            number
-            for number, item in enumerate(self.instructions, self.inputs)
-            if value in item.operands
+            number for number, item in enumerate(self.instructions, self.inputs) if value in item.operands
         ]
 
     def is_kept(self, value: int) -> bool:

@@ -89,6 +89,20 @@ class TrainingRegion(nn.Module):
         )
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def pack(self) -> None:
+        """Pack the weights that are masked."""
+        for layer in self._convolutions:
+            layer.pack()
+
+    def unpack(self) -> None:
+        """Let all weights be dense until the next forward pass."""
+        for layer in self._convolutions:
+            layer.unpack()
+
+    def trained(self) -> list[Tensor]:
+        """The parameters of the layers: weights, packed or ``[out, in / groups, *kernel]``, and biases ``[out]``."""
+        return [tensor for part in (*self._convolutions, *self._normalisations) for tensor in part.tensors]
+
     def _as_images(self, tensor: Tensor) -> Tensor:
         return tensor if self.program.dims else tensor.reshape(-1, tensor.shape[-1])
 
@@ -107,7 +121,12 @@ class TrainingRegion(nn.Module):
         return self._steps[key], forms
 
     def _make_step(
-        self, forms: tuple[TensorForm, ...], norms: Any, needs: Sequence[bool], differentiated: bool, threads: int
+        self,
+        forms: tuple[TensorForm, ...],
+        norms: Any,
+        needs: Sequence[bool],
+        differentiated: bool,
+        threads: int,
     ) -> Step:
         count = len(forms)
         needed = tuple(index for index in range(count) if needs[index] and differentiated)
@@ -216,9 +235,13 @@ def _named_parameters(region: TrainingRegion, parameters: Sequence[Tensor]) -> d
 def _plain(tensor: Tensor) -> Tensor:
     """A tensor that kernels can read: where its channels are neighbours, or its columns are."""
     tensor = tensor.detach().float()
-    if tensor.stride(1) == 1 and tensor.storage_offset() == 0 and tensor.is_contiguous(
-        memory_format=torch.channels_last
-    ) if tensor.dim() == 4 else False:
+    if (
+        tensor.stride(1) == 1
+        and tensor.storage_offset() == 0
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        if tensor.dim() == 4
+        else False
+    ):
         return tensor
     return tensor.contiguous()
 
@@ -241,7 +264,9 @@ def _check(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
 def _check_variance(layer: NormalisationLayer, x: Tensor, region: TrainingRegion, step: Step) -> None:
     """As torch, refuse a batch of one value a channel."""
     if layer.state.training and step.least == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
+        )
 
 
 def _sizes(program: TrainingProgram, forms: Sequence[TensorForm]) -> list[Any]:

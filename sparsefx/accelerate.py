@@ -1,0 +1,198 @@
+"""``accelerate``: train a sparse model by kernels that compute from its nonzero weights alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import fx, nn
+
+from sparsefx._common.copying import copy_model
+from sparsefx._common.inputs import positional
+from sparsefx.errors import ArgumentError
+from sparsefx.kernels.frontend.training_backend import TrainingKernels
+from sparsefx.kernels.runtime import native
+from sparsefx.kernels.training.region import TrainingRegion
+from sparsefx.masking.masks import bare, check_unsharded, masked_weights
+from sparsefx.masking.packing import attach_packing, detach_packing
+from sparsefx.passes.analysis.analyses import Analyses
+from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
+from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.graph.layers import CONTRACTIONS
+from sparsefx.passes.graph.plain_graphs import PlainGraphs, keep_plain
+from sparsefx.passes.manager.pipeline import RegionReport
+from sparsefx.passes.regions.regions import Regions
+from sparsefx.passes.rewrites.functionalize import Functionalize
+
+TrainingKernelsChoice = Literal["auto", "sparse"]
+"""What computes the layers of an accelerated model."""
+
+RECORD = "_acceleration"
+
+
+def accelerate(
+    model: nn.Module, example_inputs: Sequence[Any], *, kernels: TrainingKernelsChoice = "auto"
+) -> nn.Module:
+    """Return a copy of a sparse model that trains and evaluates by sparse kernels, on the CPU in float32.
+
+    Connected layers become regions: Linear, convolutions, BatchNorm, ReLU, pooling and residual sums, whose
+    forward and backward pass take time by the number of nonzero weights. What is outside of the regions
+    stays torch's. In a region a masked weight is *packed*: its parameter is the vector ``[active]`` of its
+    active values, so gradients and optimizer state have that size too. ``state_dict()`` and everything
+    else of sparsefx see dense weights as ever.
+
+    Make the optimizer after this. With :class:`sparsefx.SparseMomentum` and the like, gradients of inactive
+    weights are computed in the steps before a cycle alone (its argument ``window``).
+
+    Args:
+        model: a model that :func:`sparsefx.sparsify` returned as a graph; it is not changed.
+        example_inputs: positional arguments of ``model``, e.g. ``(x,)``, of a batch as in training.
+        kernels: ``"sparse"`` takes every region; ``"auto"`` those whose training step is faster on this
+            machine at the example's size.
+
+    Returns:
+        The accelerated model, in the mode of ``model``. ``sparsefx.report(model)`` says what each region
+        has, and why other layers are in none. ``sparsefx.export`` takes it as it takes any other model.
+
+    Raises:
+        ArgumentError: the model has no masks, is no graph, is accelerated already, is not on the CPU, does
+            not run on the example inputs, or cannot be copied; ``kernels`` is none of its values.
+        MissingPackageError: ``kernels="sparse"`` without llvmlite. With ``"auto"`` there is a warning instead,
+            and no region.
+
+    Example:
+        >>> import torch, sparsefx
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+        >>> x = torch.randn(32, 64)
+        >>> model = sparsefx.accelerate(sparsefx.sparsify(net, density=0.1), (x,), kernels="sparse")
+        >>> _ = model(x).sum().backward()
+        >>> model.get_parameter("0.weight").grad.shape
+        torch.Size([421])
+    """
+    inputs = positional(example_inputs)
+    _check(model, inputs, kernels)
+    result = copy_model(model)
+    assert isinstance(result, TwoModeGraphModule)
+    if kernels == "sparse":
+        native.require()
+    elif not native.available():
+        warnings.warn(f"kernels='auto' takes torch's: {native.MISSING}", stacklevel=2)
+        return result
+    return _accelerate(result, inputs, measured=kernels == "auto")
+
+
+def _check(model: nn.Module, inputs: tuple[Any, ...], kernels: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if kernels not in get_args(TrainingKernelsChoice):
+        values = ", ".join(map(repr, get_args(TrainingKernelsChoice)))
+        raise ArgumentError(f"kernels={kernels!r} is none of {values}")
+    if bare(model) is not model:
+        raise ArgumentError(
+            f"model is wrapped by {type(model).__name__}; accelerate the model first, and wrap the result"
+        )
+    if not masked_weights(model):
+        raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
+    if RECORD in model.__dict__:
+        raise ArgumentError("model is accelerated already")
+    check_unsharded(model, "accelerate")
+    if not isinstance(model, TwoModeGraphModule):
+        raise ArgumentError(
+            f"model is a {type(model).__name__} and no graph; sparsefx.sparsify(..., trace=True) says which part "
+            "of it could not be traced, and why"
+        )
+    devices = {str(parameter.device) for parameter in model.parameters()} - {"cpu"}
+    if devices:
+        raise ArgumentError(
+            f"model is on {', '.join(sorted(devices))}; sparse kernels run on the CPU: model.cpu()"
+        )
+    with _undisturbed(model):
+        try:
+            with torch.no_grad():
+                model(*inputs)
+        except Exception as error:  # the user's own model may raise anything
+            raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
+
+
+def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bool) -> nn.Module:
+    before = model.mode_graph(True), model.mode_graph(False)
+    backend = TrainingKernels(measured)
+    was_training = model.training
+    for masked in masked_weights(model):
+        attach_packing(masked)
+    graphs: dict[bool, fx.Graph] = {}
+    reports: tuple[RegionReport, ...] = ()
+    with _undisturbed(model):
+        for mode in (True, False):
+            if not mode and before[0] is before[1]:
+                graphs[False] = graphs[True]
+                break
+            model.train(mode)
+            graphs[mode], found = _with_regions(model, before[0 if mode else 1], inputs, backend)
+            reports = reports or found
+    result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
+    keep_plain(result, PlainGraphs(*before))
+    result.__dict__[RECORD] = (*reports, *_outside(result, reports))
+    _detach_packings(result, reports)
+    return result.train(was_training)
+
+
+def _with_regions(
+    model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...], backend: Any
+) -> tuple[fx.Graph, tuple[RegionReport, ...]]:
+    """A graph with regions, whose modules are added to the model."""
+    graph_module = fx.GraphModule(model, PlainGraphs(graph, graph).copied()[0])
+    graph_module.train(model.training)
+    Functionalize().run(graph_module, Analyses(graph_module, [inputs]))
+    graph_module.recompile()
+    outcome = Regions(backend).run(graph_module, Analyses(graph_module, [inputs]))
+    for node in graph_module.graph.nodes:
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, TrainingRegion):
+            node.target = _free_name(model)
+            model.add_module(node.target, module)
+    return graph_module.graph, outcome.regions
+
+
+def _free_name(model: nn.Module) -> str:
+    number = 0
+    while hasattr(model, f"region_{number}"):  # at most once an attribute that there is
+        number += 1
+    return f"region_{number}"
+
+
+def _outside(model: nn.Module, reports: Sequence[RegionReport]) -> Iterator[RegionReport]:
+    """Layers that no report names, since no graph calls them."""
+    named = {name for report in reports for name in report.layers}
+    for name, module in model.named_modules():
+        if isinstance(module, CONTRACTIONS) and name not in named:
+            reason = "it is inside a module that could not be traced, or shapes around it do not fit a region"
+            yield RegionReport((name,), None, None, False, reason)
+
+
+def _detach_packings(model: nn.Module, reports: Sequence[RegionReport]) -> None:
+    """Let only those weights be packed whose layers are all in regions."""
+    taken = {name for report in reports if report.taken for name in report.layers}
+    modules = {id(model.get_submodule(name)) for name in taken}
+    for masked in masked_weights(model):
+        if not {id(module) for module, _, _ in masked.holders} <= modules:
+            detach_packing(masked)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave buffers, gradients, modes and random numbers as they are."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    state = rng_state()
+    with torch.random.fork_rng([]), torch.autocast("cpu", enabled=False):
+        yield
+    restore_rng(state)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    for module, mode in modes.items():
+        module.training = mode
