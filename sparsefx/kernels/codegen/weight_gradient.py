@@ -8,6 +8,7 @@ nonzeros as there are lanes are computed together; a transposition then makes on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -97,14 +98,16 @@ def _channel(code: Code, tile: GradientTile, source: IRValue, gradient: IRValue,
     rest = code.srem(code.sub(stop, start), number(LANES))
     whole = code.sub(stop, rest)
     with code.loop(start, whole, LANES) as index:
-        sums = [_product(code, tile, source, tiles, code.add(index, number(n))) for n in range(LANES)]
+        totals = _sums(
+            code, lambda n: _product(code, tile, source, tiles, code.add(index, number(n)))
+        )
         place = code.element(code["weights"], index, F32)
         before = code.load(place, typ=VECTOR, align=4)
-        code.store(code.fadd(before, _sums_of_lanes(code, sums)), place, align=4)
+        code.store(code.fadd(before, totals), place, align=4)
     with code.if_then(code.icmp_signed(">", rest, number(0))):
         last = code.sub(stop, number(1))
         indices = [code.smaller(code.add(whole, number(n)), last) for n in range(LANES)]
-        totals = _sums_of_lanes(code, [_product(code, tile, source, tiles, index) for index in indices])
+        totals = _sums(code, lambda n: _product(code, tile, source, tiles, indices[n]))
         _add_some(code, code.element(code["weights"], whole, F32), totals, rest)
 
 
@@ -127,22 +130,24 @@ def _product(
     return sums[0] if len(sums) == 1 else code.fadd(*sums)
 
 
-def _sums_of_lanes(code: Code, vectors: list[IRValue]) -> IRValue:
-    """From as many vectors as there are lanes, the vector of the sum of each: by halves."""
-    width = LANES
-    while len(vectors) > 1:  # halves each turn
-        half = len(vectors) // 2
-        vectors = [_folded(code, vectors[n], vectors[n + half], half, width) for n in range(half)]
-    return vectors[0]
+def _sums(code: Code, product: Callable[[int], IRValue], first: int = 0, step: int = 1) -> IRValue:
+    """The vector of the sums of the products' lanes, of as many products as there are lanes.
+
+    Two vectors become one as soon as both are there, so that few are alive at a time.
+    """
+    if step == LANES:
+        return product(first)
+    one, other = (_sums(code, product, start, 2 * step) for start in (first, first + step))
+    return _folded(code, one, other, step)
 
 
-def _folded(code: Code, one: IRValue, other: IRValue, half: int, width: int) -> IRValue:
+def _folded(code: Code, one: IRValue, other: IRValue, half: int) -> IRValue:
     """Two vectors in one: each is in blocks of ``2 * half`` lanes, whose halves are added up."""
     low, high = [], []
-    for lane in range(width):
+    for lane in range(LANES):
         block, place = divmod(lane, 2 * half)
         origin = block * 2 * half + place % half
-        origin += width if place >= half else 0
+        origin += LANES if place >= half else 0
         low.append(origin)
         high.append(origin + half)
     return code.fadd(*(code.shuffle_vector(one, other, ir.Constant(INDICES, order)) for order in (low, high)))

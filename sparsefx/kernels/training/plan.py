@@ -31,7 +31,7 @@ from sparsefx.kernels.training.patterns import Listed, Pattern, Phase, phases
 from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand, TrainingProgram
 
 _WANTED = 8 if LANES == 8 else 16  # vectors of a block's image, so that a weight meets some
-_MOST_HELD = 8 if LANES == 8 else 16  # vectors of a gradient that stay in registers
+_MOST_HELD = 12 if LANES == 8 else 16  # vectors of a gradient that stay in registers
 
 
 @dataclass(frozen=True)
@@ -449,7 +449,7 @@ def gradient_tile(layout: Blocks) -> GradientTile:
     best = None
     _, height, _ = layout.size
     for rows in (1, 2, 4):
-        for columns in (1, 2, 4, 7, 8, 14, 16):
+        for columns in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16):
             if rows * columns > _MOST_HELD or rows > height or columns > layout.columns:
                 continue
             tiles = -(-height // rows) * -(-layout.columns // columns)
