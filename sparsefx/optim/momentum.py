@@ -22,7 +22,7 @@ _WEIGHTS = frozenset(
 
 
 def state_of(optimizer: Optimizer, weight: Tensor) -> Mapping[str, Any]:
-    """What an optimizer keeps of a weight; and what an optimizer inside it does, as that of SAM."""
+    """What an optimizer keeps of a weight of any shape, and what one inside it does, as that of SAM."""
     state: Mapping[str, Any] = optimizer.state.get(weight) or {}
     if type(optimizer).__module__.startswith("torch.optim"):
         return state

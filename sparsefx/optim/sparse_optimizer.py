@@ -22,7 +22,6 @@ from sparsefx.masking.sharding import check_not_flattened, local
 from sparsefx.optim.active_gradients import ActiveGradients, forget_curvature, mixes_positions
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
 from sparsefx.optim.averages import GradientAverages
-from sparsefx.optim.changes_between_steps import ChangesBetweenSteps
 from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
 from sparsefx.optim.layer_states import layer_states
 from sparsefx.optim.momentum import kept_weights
@@ -31,6 +30,7 @@ from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.trained_weights import TrainedWeights
 from sparsefx.optim.transfer_state import carry_over
+from sparsefx.optim.weight_checks import ChangesBetweenSteps, warn_if_diverged
 from sparsefx.optim.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
@@ -173,11 +173,15 @@ class SparseOptimizer(WrappedOptimizer):
             CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
                 train the same model have come to differ in their masks or generators.
             ArgumentError: masks were made on the meta device and were given no values since.
+
+        Warns:
+            UserWarning: weights are not finite.
         """
         if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
         self._refresh()
         check_values([handle.masked for handle in self._handles])
+        warn_if_diverged(self._handles)
         context = self._context()
         handles = [handle for handle in self._handles if handle.masked.weight.requires_grad]
         self._check_ranks()

@@ -1,4 +1,4 @@
-"""Weights that somebody else sets outside their masks between two steps, as an optimizer around ours does."""
+"""Weights as they should not be: set outside their masks by somebody else, or not finite any more."""
 
 from __future__ import annotations
 
@@ -53,6 +53,27 @@ class ChangesBetweenSteps:
                 "call sparsefx.apply_masks(model)",
                 stacklevel=4,
             )
+
+
+def warn_if_diverged(handles: Sequence[WeightHandle]) -> None:
+    """Say which weights are not finite: training has diverged, and masks no longer mean anything.
+
+    Warns:
+        UserWarning: there are such.
+    """
+    # A finite sum has finite terms; one that is not may only be large.
+    broken = [
+        handle.masked.name
+        for handle in handles
+        if not bool(handle.values.sum().isfinite()) and not bool(handle.values.isfinite().all())
+    ]
+    if broken:
+        warnings.warn(
+            f"weights of {broken[0]} and {len(broken) - 1} more layers are not finite: training has "
+            "diverged. Begin again with a lower or warmed-up learning rate, clipped gradients or a lower "
+            "prune_rate",
+            stacklevel=3,
+        )
 
 
 def _version(handle: WeightHandle) -> int:
