@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-import math
 import platform
 import re
 import sys
@@ -44,6 +43,7 @@ from sparsefx.methods import METHODS, Method, Rounds
 from sparsefx.methods.options import PARTS
 from sparsefx.report.export_report import ExportReport
 
+_DIVERGED = 1
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 _NOT_OPTIONS = ("data", "normalisation", "source")
 
@@ -182,9 +182,12 @@ def _train(options: argparse.Namespace) -> int:
     run = _run(experiment, folder, options)
     if run is None:
         return _INTERRUPTED
-    compact = experiment.keep_model(folder, export=options.export)
+    compact = experiment.keep_model(folder, export=options.export and not experiment.diverged)
     path = ledger.add(run, overwrite=options.again)
     experiment.forget(folder)
+    if experiment.diverged:
+        print(_diverged(experiment, path), file=sys.stderr)
+        return _DIVERGED
     print(f"test error {run.final.test_error:.2f}% at density {run.final.density:.4f}: {path}")
     for title, metric in METRICS.items():
         if metric.path.startswith("analyses.") and (value := metric(run)) is not None:
@@ -216,9 +219,18 @@ def _run(experiment: Experiment, folder: Path, options: argparse.Namespace) -> R
     if run is None:
         stopped = f"stopped after {experiment.progress}; the same command with --resume goes on"
         print(stopped, file=sys.stderr)
-    elif run.final.train_loss is None or not math.isfinite(run.final.train_loss):
-        print("the loss is not finite: the training diverged", file=sys.stderr)
     return run
+
+
+def _diverged(experiment: Experiment, path: Path) -> str:
+    recipe = experiment.settings.recipe
+    epochs = max(1.0, 2 * recipe.warmup_epochs, round(recipe.epochs / 20))
+    return (
+        f"the training diverged: the loss is not finite after {experiment.progress}, so it has stopped "
+        f"({path}). Warm the learning rate up, --warmup-epochs {epochs:g}; or lower it, --lr "
+        f"{recipe.lr / 10:g}; or let cycles move less, --prune-rate {recipe.prune_rate / 2:g}; or take "
+        "another --seed"
+    )
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -68,9 +69,17 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 
 def active_counts(
-    shapes: Sequence[torch.Size], density: float, distribution: str | Distribution = "uniform"
+    shapes: Sequence[torch.Size],
+    density: float,
+    distribution: str | Distribution = "uniform",
+    outputs: Sequence[int] | None = None,
 ) -> list[int]:
     """How many weights each layer keeps.
+
+    No layer keeps fewer weights than it has outputs: what small layers need, the others give in proportion.
+    Where the total is less than all outputs together, each layer keeps a share of it by its outputs, and at
+    least one weight, if there are so many. Of a function, a layer keeps what it asks for, and at least one
+    weight where that is more than 0.
 
     Densities times sizes are rounded by largest remainder; among equal remainders the lower index is rounded
     up. So the sum is exactly ``round(density * total)``, or for a callable the rounded sum of what it asks.
@@ -80,6 +89,7 @@ def active_counts(
         density: fraction of all these weights to keep, in [0, 1].
         distribution: a name in :data:`DISTRIBUTIONS`, or a callable ``(shapes, density)`` that
             returns each layer's density.
+        outputs: each layer's number of outputs; by default the first dimension of its weight.
 
     Returns:
         One count a layer, between 0 and the layer's size.
@@ -91,15 +101,47 @@ def active_counts(
     Example:
         >>> active_counts([torch.Size((300, 784)), torch.Size((10, 300))], 0.1)
         [23520, 300]
+        >>> active_counts([torch.Size((16, 100)), torch.Size((1, 16))], 0.02)  # not [32, 0]
+        [31, 1]
     """
     _check_density(density)
     densities = _densities(shapes, density, distribution)
     sizes = [math.prod(shape) for shape in shapes]
     wanted = [size * share for size, share in zip(sizes, densities, strict=True)]
     total = round(density * sum(sizes)) if isinstance(distribution, str) else round(math.fsum(wanted))
-    counts = [math.floor(want) for want in wanted]
+    levels: list[Sequence[float]] = [wanted]
+    if isinstance(distribution, str):
+        levels.append(_outputs(shapes) if outputs is None else outputs)
+    levels += [[float(want > 0) for want in wanted], [0.0] * len(shapes)]
+    ask, least = next((ask, least) for ask, least in pairwise(levels) if sum(least) <= total)
+    return _round(total, _at_least(least, ask, total), sizes)
+
+
+def _outputs(shapes: Sequence[torch.Size]) -> list[int]:
+    return [min(shape[0] if len(shape) > 1 else 1, math.prod(shape)) for shape in shapes]
+
+
+def _at_least(least: Sequence[float], wanted: Sequence[float], total: int) -> list[float]:
+    """What is wanted, but at least so much each and no more in all: what is not raised shrinks in proportion.
+
+    A sum that only rounds to the total is left to the rounding.
+    """
+    asked, raised = math.fsum(wanted), set[int]()
+    parts = [want * total / asked for want in wanted] if asked >= total + 1 else list(wanted)
+    while below := [i for i, part in enumerate(parts) if part < least[i] and i not in raised]:
+        raised.update(below)
+        rest = [i for i in range(len(parts)) if i not in raised]
+        left = total - sum(least[i] for i in raised)
+        scale = left / (math.fsum(wanted[i] for i in rest) or 1)
+        parts = [least[i] if i in raised else want * min(1, scale) for i, want in enumerate(wanted)]
+    return parts
+
+
+def _round(total: int, parts: Sequence[float], sizes: Sequence[int]) -> list[int]:
+    """Largest remainder."""
+    counts = [math.floor(part) for part in parts]
     open_layers = [i for i, size in enumerate(sizes) if counts[i] < size]
-    by_remainder = sorted(open_layers, key=lambda i: (counts[i] - wanted[i], i))
+    by_remainder = sorted(open_layers, key=lambda i: (counts[i] - parts[i], i))
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1
     return counts

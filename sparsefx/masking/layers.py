@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsefx.masking.masks import attach_mask, detach_masks, mask_of
+from sparsefx.masking.masks import attach_mask, detach_masks, mask_of, remember
 from sparsefx.masking.sharding import is_sharded
 
 MASKABLE: tuple[type[nn.Module], ...] = (
@@ -37,6 +37,11 @@ class MaskedLayer(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         attach_mask(self, "weight", torch.ones_like(self.get_parameter("weight"), dtype=torch.bool))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and unpickled layers come here."""
+        super().__setstate__(state)
+        remember(self)
 
     def extra_repr(self) -> str:
         """The plain layer's, and the density."""

@@ -11,6 +11,7 @@ handled alike.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -34,6 +35,7 @@ _RECORD = "_masked_parameters"
 _REMEDY = "masks are copied, not averaged: sparsefx.apply_masks(average, like=model)"
 _WITHOUT = "average the weights alone, and leave the masks out of the state dict or take those of one model"
 _HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
+_HOLDERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that hold a masked parameter, of all models
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -159,6 +161,7 @@ def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
     if not record:
         module.register_load_state_dict_pre_hook(_mask_incoming)
     record[parameter] = buffer
+    remember(module)
     with torch.no_grad():
         zero_outside(module.get_parameter(parameter), mask)
 
@@ -171,6 +174,22 @@ def detach_masks(module: nn.Module) -> None:
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
         del hooks[key]
+
+
+def remember(module: nn.Module) -> None:
+    """Note that a module holds masks; copies and unpickled ones have to say so themselves."""
+    _HOLDERS.add(module)
+
+
+def is_masked_anywhere(weights: Iterable[Tensor]) -> list[str]:
+    """Which of some parameters, of any shape, are masked in some model: their layers, by class and shape."""
+    wanted = {id(weight) for weight in weights}
+    return [
+        f"a {type(module).__name__} {tuple(weight.shape)}"
+        for module in list(_HOLDERS)
+        for name in module.__dict__.get(_RECORD, {})
+        if (weight := module._parameters.get(name)) is not None and id(weight) in wanted
+    ]
 
 
 def mask_of(module: nn.Module, parameter: str) -> Tensor:

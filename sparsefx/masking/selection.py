@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
@@ -168,15 +167,3 @@ def _enclosing(candidate: Candidate, model: nn.Module) -> Iterator[nn.Module]:
             path = path.rpartition(".")[0]
             if path:
                 yield model.get_submodule(path)
-
-
-def random_mask(shape: torch.Size, active: int, generator: torch.Generator | None) -> torch.Tensor:
-    """A bool mask of ``shape`` with exactly ``active`` True positions, uniformly at random.
-
-    Drawn on the generator's device (the CPU without one), so a seed gives the same mask wherever
-    the model lives.
-    """
-    device = generator.device if generator is not None else torch.device("cpu")
-    mask = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
-    mask[torch.randperm(shape.numel(), generator=generator, device=device)[:active]] = True
-    return mask.view(shape)

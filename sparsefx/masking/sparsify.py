@@ -17,10 +17,11 @@ from sparsefx._common.distributions import Distribution, active_counts
 from sparsefx._common.inputs import positional
 from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.first_masks import number_of_outputs, random_mask, warn_of_empty
 from sparsefx.masking.layers import MASKABLE, mask_layer
-from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names
+from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names, masked_weights
 from sparsefx.masking.replicas import leave_masks_out
-from sparsefx.masking.selection import Candidate, Selector, find_candidates, random_mask, select_dense
+from sparsefx.masking.selection import Candidate, Selector, find_candidates, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -43,8 +44,9 @@ def sparsify(
     ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` (and subclasses), and parameters
     handed to ``F.linear`` or ``F.convNd``, get a random mask with an exact number of active weights
     (Dettmers & Zettlemoyer 2019, section 3: a fraction of every layer removed at random, the rest
-    kept as initialised). Biases, norms and embeddings stay dense. A tied weight has one mask; one
-    tied to something that stays dense stays dense.
+    kept as initialised). Every output of a layer begins with a weight, where there are so many. Biases,
+    norms and embeddings stay dense. A tied weight has one mask; one tied to something that stays dense
+    stays dense.
 
     Args:
         model: any model; it is not changed.
@@ -72,6 +74,9 @@ def sparsify(
             ``distribution`` or ``dense`` names something unknown; or ``seed`` and ``generator`` are both
             given.
 
+    Warns:
+        UserWarning: parts of the model stay Python, or layers begin without a weight.
+
     Example:
         >>> import torch, sparsefx
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -91,6 +96,7 @@ def sparsify(
     if not masked:
         raise ArgumentError(_nothing_to_mask(model, kept_dense))
     _attach_masks(masked, density, distribution, generator)
+    warn_of_empty(masked_weights(sparse), "sparsify")
     _warn_conv1d(sparse)
     if trace:
         traced = _as_graph_module(sparse, captures, held_back)
@@ -166,9 +172,11 @@ def _attach_masks(
     generator: torch.Generator | None,
 ) -> None:
     shapes = [candidate.weight.shape for candidate in candidates]
-    counts = active_counts(shapes, density, distribution)
-    for candidate, shape, active in zip(candidates, shapes, counts, strict=True):
-        mask = random_mask(shape, active, generator).to(candidate.weight.device)
+    layers = [candidate.holders[0][1] for candidate in candidates]
+    outputs = [number_of_outputs(*pair) for pair in zip(layers, shapes, strict=True)]
+    counts = active_counts(shapes, density, distribution, outputs)
+    for candidate, shape, layer, active in zip(candidates, shapes, layers, counts, strict=True):
+        mask = random_mask(shape, active, generator, layer).to(candidate.weight.device)
         for module, parameter in dict.fromkeys(holder[1:] for holder in candidate.holders):
             if isinstance(module, MASKABLE):
                 mask_layer(module, mask)

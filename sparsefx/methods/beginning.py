@@ -13,6 +13,7 @@ from sparsefx._common.distributions import active_counts
 from sparsefx.cycle import LayerState, keep_largest
 from sparsefx.cycle.updates.constant_fan_in import constant_fan_in_mask
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.first_masks import warn_of_empty
 from sparsefx.masking.masks import masked_weights
 from sparsefx.masking.selection import Selector
 from sparsefx.masking.sparsify import sparsify
@@ -45,6 +46,7 @@ def first_model(
         _give_constant_fan_in(model, method.sparsity, generator)
     if method.first_masks.score is not None:
         prune_by_score(model)
+        warn_of_empty(masked_weights(model), f"method {method.name!r}", stacklevel=3)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsefx.masking.sharding import copy_like, local, shard_like
-from sparsefx.optim.momentum import keeps_momentum, read_momentum
+from sparsefx.optim.momentum import keeps_momentum, read_momentum, unreadable_momentum
 from sparsefx.optim.weight_handles import WeightHandle
 
 _SMOOTHING = 0.1  # new = 0.9 * old + 0.1 * gradient
@@ -27,7 +28,12 @@ class GradientAverages:
 
     @torch.no_grad()
     def update(self, handles: Iterable[WeightHandle], optimizer: Optimizer) -> None:
-        """After a step: take in the gradients of weights that the optimizer keeps no momentum of."""
+        """After a step: take in the gradients of weights that the optimizer keeps no momentum of.
+
+        Warns:
+            UserWarning: it keeps one in a form that cannot be read, seen for the first time.
+        """
+        unreadable: dict[str, str] = {}
         for handle in handles:
             weight = handle.weight
             if weight.grad is None or keeps_momentum(optimizer, weight):
@@ -38,8 +44,10 @@ class GradientAverages:
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             if name not in self.tensors:
                 self.tensors[name] = shard_like(torch.zeros_like(gradient), weight)
+                unreadable[name] = unreadable_momentum(optimizer, weight)
             average = local(self.tensors[name])
             average.lerp_(gradient.to(average.dtype), _SMOOTHING)
+        _say_unreadable({name: key for name, key in unreadable.items() if key}, optimizer)
 
     def momentum(self, handle: WeightHandle, optimizer: Optimizer) -> Tensor | None:
         """This process's part of a weight's momentum, of its local shape; None if there is none yet."""
@@ -51,3 +59,13 @@ class GradientAverages:
         """Take over saved averages, of their weights' shapes, on their devices."""
         weights = {handle.masked.name: handle.weight for handle in handles}
         self.tensors = {name: copy_like(average, weights[name]) for name, average in tensors.items()}
+
+
+def _say_unreadable(keys: Mapping[str, str], optimizer: Optimizer) -> None:
+    if keys:
+        name, key = next(iter(keys.items()))
+        warnings.warn(
+            f"the {key!r} that {type(optimizer).__name__} keeps of {name} and {len(keys) - 1} more weights "
+            "is no tensor of the weight's shape, so sparsefx averages their gradients: 4 bytes a weight",
+            stacklevel=2,
+        )

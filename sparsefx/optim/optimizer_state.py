@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.sharding import local
+from sparsefx.optim.momentum import state_of
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def zero_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
         weight: the weight.
         where: bool, of the shape that this process holds of it.
     """
-    for buffer in optimizer.state.get(weight, {}).values():
+    for buffer in state_of(optimizer, weight).values():
         if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
             local(buffer).masked_fill_(where, 0)
 

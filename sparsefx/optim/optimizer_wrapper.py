@@ -80,16 +80,21 @@ class WrappedOptimizer(Optimizer):
         Returns:
             What the wrapped optimizer returns.
         """
-        if self._optimizer_step_pre_hooks:
-            closure = self._run_pre_hooks(closure)
-        loss = self._step_once(closure)
-        for after in self._optimizer_step_post_hooks.values():
-            after(self, () if closure is None else (closure,), {})
-        return loss
+        return self._between_hooks(self._step_once, closure)
 
     # Optimizer wraps every step that is not marked so, for profiling and hooks. The wrapped optimizer's
     # step has that already; a second time costs a small network 2% of its step and runs global hooks twice.
     step.hooked = True  # type: ignore[attr-defined]
+
+    def _between_hooks(
+        self, once: Callable[[Callable[[], float] | None], float | None], closure: Callable[[], float] | None
+    ) -> float | None:
+        if self._optimizer_step_pre_hooks:
+            closure = self._run_pre_hooks(closure)
+        loss = once(closure)
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, () if closure is None else (closure,), {})
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of the wrapped optimizer's parameters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masking.masks import check_values
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
 from sparsefx.masking.sharding import check_not_flattened, local
+from sparsefx.optim.active_gradients import ActiveGradients, forget_curvature, mixes_positions
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
 from sparsefx.optim.averages import GradientAverages
 from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
@@ -28,6 +30,7 @@ from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.trained_weights import TrainedWeights
 from sparsefx.optim.transfer_state import carry_over
+from sparsefx.optim.weight_checks import ChangesBetweenSteps, warn_if_diverged
 from sparsefx.optim.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
@@ -74,6 +77,8 @@ class SparseOptimizer(WrappedOptimizer):
     _after_step: Callable[[], None] | None
     _retired: str
     _reads_momentum: bool
+    _mixes_positions: bool
+    _changes: ChangesBetweenSteps
     _trained: TrainedWeights = TrainedWeights()
 
     key = "sparse_momentum"
@@ -111,6 +116,8 @@ class SparseOptimizer(WrappedOptimizer):
             "_after_step": after_step,
             "_retired": "",
             "_reads_momentum": rules.reads_momentum(),
+            "_mixes_positions": mixes_positions(optimizer),
+            "_changes": ChangesBetweenSteps(),
             "_group": group,
             "history": [],
         }
@@ -166,11 +173,15 @@ class SparseOptimizer(WrappedOptimizer):
             CycleError: momentum or gradient is missing, a custom part broke its contract, or ranks that
                 train the same model have come to differ in their masks or generators.
             ArgumentError: masks were made on the meta device and were given no values since.
+
+        Warns:
+            UserWarning: weights are not finite.
         """
         if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
         self._refresh()
         check_values([handle.masked for handle in self._handles])
+        warn_if_diverged(self._handles)
         context = self._context()
         handles = [handle for handle in self._handles if handle.masked.weight.requires_grad]
         self._check_ranks()
@@ -181,6 +192,9 @@ class SparseOptimizer(WrappedOptimizer):
             if self._rules.inactive_buffers == "zero_on_grow":
                 zero_state(self._optimizer, handle.weight, outcome.grown)
         self._refresh()
+        self._changes.masks_have_changed()
+        if any(outcome.record.grown for outcome in outcomes):
+            forget_curvature(self._optimizer)
         self._notes = {name: notes for name, notes in context.notes.items() if notes}
         self._cycle += 1
         layers = tuple(outcome.record for outcome in outcomes)
@@ -230,24 +244,49 @@ class SparseOptimizer(WrappedOptimizer):
         """
         self._retired = why
 
-    def _step_once(self, closure: Callable[[], float] | None) -> float | None:
-        if self._retired:
-            raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
-        if any(handle.was_moved for handle in self._handles):
-            self._refresh()  # an evaluation left weights gathered, or they were sharded after all
-        self._follow_groups()
-        if self._step == 0:
-            check_values([handle.masked for handle in self._handles])
+    @property
+    def first_step(self) -> Callable[..., None]:
+        """The first of SAM's two steps (Foret et al. 2021), on the gradients of active weights.
+
+        ``first_step(zero_grad=False)``; an optimizer without one has none here either.
+        """
+        optimizer: Any = self._optimizer
+        return partial(self._first_step, optimizer.first_step)
+
+    @property
+    def second_step(self) -> Callable[..., None]:
+        """The second step, ``second_step(zero_grad=False)``: with what :meth:`step` does besides."""
+        optimizer: Any = self._optimizer
+        return partial(self._second_step, optimizer.second_step)
+
+    def _first_step(self, step: Callable[[], None], zero_grad: bool = False) -> None:
+        self._begin_step()
+        self._on_active_gradients(step, None)
+        self._zero_inactive()
+        if zero_grad:
+            self.zero_grad()
+
+    def _second_step(self, step: Callable[[], None], zero_grad: bool = False) -> None:
+        self._between_hooks(lambda _: self._step_once(None, step), None)
+        if zero_grad:
+            self.zero_grad()
+
+    def _step_once(
+        self, closure: Callable[[], float] | None, step: Callable[..., Any] | None = None
+    ) -> float | None:
+        """One step, or the rest of one, which the wrapped optimizer calls ``step``."""
+        self._begin_step()
         due = self._schedule.is_due(self._step + 1, self._generator)
         if due and self._rules.replaces_step:
             loss = None if closure is None else self._on_masked_weights(closure)()
         else:
-            loss = self._learn(closure)
+            loss = self._learn(closure, step or self._optimizer.step)
         if self._reads_momentum:
             self._averages.update(self._handles, self._optimizer)
         self._zero_inactive()
         if self._rules.inactive_buffers == "mask":
             self._mask_buffers()
+        self._changes.end_step(self._handles)
         self._step += 1
         if due:
             self.cycle()
@@ -255,22 +294,47 @@ class SparseOptimizer(WrappedOptimizer):
             self._after_step()
         return loss
 
-    def _learn(self, closure: Callable[[], float] | None) -> float | None:
+    def _begin_step(self) -> None:
+        if self._retired:
+            raise ArgumentError(f"step() of an optimizer that is done with: {self._retired}")
+        if any(handle.was_moved for handle in self._handles):
+            self._refresh()  # an evaluation left weights gathered, or they were sharded after all
+        self._follow_groups()
+        if self._step == 0:
+            check_values([handle.masked for handle in self._handles])
+        self._changes.begin_step(self._handles)
+
+    def _learn(self, closure: Callable[[], float] | None, step: Callable[..., Any]) -> float | None:
         """Let the wrapped optimizer step: on the stored weights, if there are such, and their gradients."""
-        if closure is None and not self._rules.gradient_terms and self._rules.memory is None:
-            return self._optimizer.step()
+        if self._rules.memory is not None and (closure is not None or self._mixes_positions):
+            raise ArgumentError(
+                "closure: a method that stores inactive weights cannot take one, nor an optimizer that "
+                "evaluates the model itself; call step() of another optimizer"
+            )
         if closure is not None:
-            if self._rules.memory is not None:
-                raise ArgumentError(
-                    "closure: a method that stores inactive weights cannot take one; call step()"
-                )
-            return self._optimizer.step(self._on_masked_weights(closure))
-        self._add_gradient_terms()
-        if self._rules.memory is None:
-            return self._optimizer.step()
+            closure = self._on_masked_weights(closure)
+        else:
+            self._add_gradient_terms()
+        if self._mixes_positions:
+            return self._on_active_gradients(step, closure)
+        if self._rules.memory is not None:
+            return self._on_stored_weights(step)
+        loss: float | None = step() if closure is None else step(closure)
+        return loss
+
+    def _on_active_gradients(
+        self, step: Callable[..., Any], closure: Callable[[], float] | None
+    ) -> float | None:
+        gradients = ActiveGradients(self._handles)
+        gradients.hide()
+        loss: float | None = step() if closure is None else step(gradients.after(closure))
+        gradients.show()
+        return loss
+
+    def _on_stored_weights(self, step: Callable[[], Any]) -> float | None:
         self._auxiliary.recall(self._handles)
         try:
-            loss = self._optimizer.step()
+            loss: float | None = step()
         except BaseException:
             self._zero_inactive()  # the model must not be left with the stored weights
             raise

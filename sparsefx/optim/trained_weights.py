@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masking.masks import MaskedWeight, bare, masked_weights
+from sparsefx.masking.masks import MaskedWeight, bare, is_masked_anywhere, masked_weights
 from sparsefx.masking.sharding import gather_back
 from sparsefx.optim.weight_handles import WeightHandle
 
@@ -70,14 +70,18 @@ class TrainedWeights:
         if not found:
             raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
         self._check_still_there(found)
+        added = list(added)
         owned = _owned(param_groups) | {id(weight) for weight in added}
         missing = [m.name for m in found if m.weight.requires_grad and id(m.weight) not in owned]
         if missing:
             raise ArgumentError(
                 f"optimizer does not hold the masked weights of {', '.join(missing)}; build it from the "
                 "sparsified model's parameters(), after fully_shard if that shards them, or freeze these "
-                "layers with requires_grad_(False) until a group with them is added"
+                "layers with requires_grad_(False) until a group with them is added. Where another optimizer "
+                "trains them, as AdamW beside Muon, wrap each optimizer around its own layers: "
+                "SparseMomentum(muon, nn.ModuleList(layers_of_muon), ...)"
             )
+        _check_no_others(found, param_groups, added)
         return found
 
     def _check_still_there(self, found: Sequence[MaskedWeight]) -> None:
@@ -88,6 +92,21 @@ class TrainedWeights:
                 "made: they were removed, or replaced by dense ones, as resize_token_embeddings does; change "
                 "the network before sparsify, then make the optimizer"
             )
+
+
+def _check_no_others(
+    found: Sequence[MaskedWeight], param_groups: Sequence[dict[str, Any]], added: Iterable[Tensor]
+) -> None:
+    """Refuse masked weights of other models, which a step of the optimizer would leave unmasked."""
+    own = {id(masked.weight) for masked in found}
+    held = [*(weight for group in param_groups for weight in group["params"]), *added]
+    others = is_masked_anywhere([weight for weight in held if weight.requires_grad and id(weight) not in own])
+    if others:
+        raise ArgumentError(
+            f"optimizer also holds masked weights that are not in model ({others[0]} and "
+            f"{len(others) - 1} more), which would not stay masked; give each model an optimizer of its own, "
+            "or wrap it for all: SparseMomentum(optimizer, nn.ModuleList([one, other]), ...)"
+        )
 
 
 def _owned(param_groups: Sequence[dict[str, Any]]) -> set[int]:

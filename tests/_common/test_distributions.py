@@ -88,7 +88,47 @@ def test_counts_sum_exactly_and_fit(layers, density, name):
     wanted = DISTRIBUTIONS[name](layers, density)
     assert sum(counts) == round(density * sum(sizes))
     assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
-    assert all(abs(c - d * n) < 1 + 1e-6 for c, d, n in zip(counts, wanted, sizes, strict=True))
+    asked = [d * n for d, n in zip(wanted, sizes, strict=True)]
+    if all(ask >= shape[0] for ask, shape in zip(asked, layers, strict=True)):
+        assert all(abs(count - ask) < 1 + 1e-6 for count, ask in zip(counts, asked, strict=True))
+
+
+@properties()
+@given(shapes, st.floats(0, 1).map(lambda d: d**3), names)
+def test_every_output_keeps_a_weight_where_the_total_allows(layers, density, name):
+    counts = active_counts(layers, density, name)
+    total = round(density * sum(map(math.prod, layers)))
+    if sum(shape[0] for shape in layers) <= total:
+        assert all(count >= shape[0] for count, shape in zip(counts, layers, strict=True))
+    elif len(layers) <= total:
+        assert min(counts) >= 1
+
+
+@properties()
+@given(shapes, densities, densities, names)
+def test_counts_fall_with_the_density(layers, one, other, name):
+    low, high = sorted((one, other))
+    pairs = zip(active_counts(layers, low, name), active_counts(layers, high, name), strict=True)
+    assert all(below <= above + 1 for below, above in pairs)  # 1: of the rounding
+
+
+def test_small_layers_take_from_large_ones():
+    head = [torch.Size((16, 100)), torch.Size((1, 16))]
+    assert active_counts(head, 0.02) == [31, 1]
+    depthwise = [torch.Size((32, 16, 1, 1)), torch.Size((32, 1, 3, 3))]
+    assert active_counts(depthwise, 0.1) == [48, 32]
+    assert active_counts(depthwise, 0.05) == [20, 20]  # too few for all outputs: a share of them each
+    assert active_counts(depthwise, 0.1, outputs=[32, 4]) == [51, 29]
+    assert active_counts([torch.Size((9, 9)), torch.Size((3, 3)), torch.Size((3, 3))], 0.02) == [1, 1, 0]
+
+
+def test_of_a_function_only_what_it_asks_for_is_rounded_up():
+    asked = active_counts([torch.Size((16, 100)), torch.Size((1, 16)), torch.Size((4, 4))], 0.5, _asked)
+    assert asked == [31, 1, 0]
+
+
+def _asked(layers, density):
+    return [0.02, 0.02, 0.0]
 
 
 @properties()

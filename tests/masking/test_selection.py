@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx import ArgumentError
+from sparsefx.masking.first_masks import random_mask
 from sparsefx.masking.layers import MaskedLayer
 from sparsefx.masking.masks import masked_weights
-from sparsefx.masking.selection import find_candidates, random_mask, select_dense
+from sparsefx.masking.selection import find_candidates, select_dense
 
 
 class Block(nn.Module):

@@ -230,6 +230,18 @@ def test_what_is_not_finite_never_reaches_a_mask(bad):
     assert not model[0].mask[tuple(inactive)]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_cycle_says_that_training_has_diverged(bad):
+    model = mlp()
+    optimizer = wrap(model)
+    train(model, optimizer, 1)
+    with torch.no_grad():
+        model[2].weight[tuple(model[2].mask.nonzero()[0])] = bad
+    with pytest.warns(UserWarning, match=r"weights of 2 and 0 more layers are not finite.* prune_rate"):
+        optimizer.cycle()
+    check_invariant(model)
+
+
 def test_own_average_of_the_gradient_by_hand():
     model = masked_mlp(2, 1, density=1.0)
     optimizer = wrap(model, lambda p: SGD(p, lr=0.1))

@@ -1,8 +1,8 @@
 """How much of all that was removed each layer regrows: a nonnegative statistic a layer.
 
 A layer's share is its statistic over the sum of all. Statistics are taken on the mask before
-pruning, those :class:`OfSurvivors` after it (``"survivors"``: Mostafa & Wang 2019, algorithm 1), and a
-layer without active weights has statistic 0.
+pruning, those :class:`OfSurvivors` after it (``"survivors"``: Mostafa & Wang 2019, algorithm 1). A layer
+without active weights has statistic 0, by momentum that of all its positions.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ class OfSurvivors:
 def momentum(layers: Sequence[LayerState]) -> list[float]:
     """Mean magnitude of the momentum over active weights (Dettmers & Zettlemoyer 2019, section 3.2).
 
+    In a layer without active weights it is the mean over all positions: it would never get any otherwise.
+
     Raises:
         CycleError: a layer has no momentum.
     """
-    return [_mean_magnitude(layer, _momentum_of(layer)) for layer in layers]
+    return [
+        _mean_magnitude(layer if layer.active else layer.with_mask(layer.mask | True), _momentum_of(layer))
+        for layer in layers
+    ]
 
 
 def magnitude(layers: Sequence[LayerState]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -32,6 +33,8 @@ from sparsefx.experiments.run.start import start_training
 from sparsefx.export import export as export_model
 from sparsefx.masking.masks import masked_weights
 
+_HOPELESS = 10  # one loss that is not finite may be float16's; so many in a row are the network's
+
 _shortened = lru_cache(maxsize=1)(shortened)  # it is asked for at every step
 
 
@@ -47,6 +50,7 @@ class Experiment:
         data: the data set.
         training: the method at work.
         step: optimizer steps done in this round.
+        diverged: whether the loss has ceased to be finite, and training has stopped for it.
         rows: an :class:`EpochRow` for each epoch so far.
 
     Raises:
@@ -76,6 +80,8 @@ class Experiment:
         self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
         self.step = 0
         self.seconds = 0.0
+        self.diverged = False
+        self._not_finite = torch.zeros((), device=settings.device)  # losses in a row
         self.rows: list[EpochRow] = []
         self._rate = recipe.lr  # of the last step
         self._loss_sum, self._loss_steps = torch.zeros((), device=settings.device), 0
@@ -109,7 +115,7 @@ class Experiment:
         checkpoint_seconds: float = 600,
         analyses: Iterable[str] = (),
     ) -> Run | None:
-        """Train to the end, or until interrupted.
+        """Train to the end, until the loss has ceased to be finite, or until interrupted.
 
         Args:
             folder: where checkpoints are kept; the last one is there until :meth:`forget`.
@@ -119,7 +125,8 @@ class Experiment:
             analyses: what to measure on the trained network, names in :data:`ANALYSES`.
 
         Returns:
-            The finished run; None if it was interrupted.
+            The finished run; None if it was interrupted. One that has :attr:`diverged` ends with that epoch,
+            without the method's final decision and analyses.
 
         Raises:
             OSError: it was interrupted and the checkpoint could not be written.
@@ -209,6 +216,8 @@ class Experiment:
         for _ in self.training.rounds():
             while self.step < self.training.steps:
                 yield from self._epoch(log)
+                if self.diverged:
+                    return
             self.step = 0
 
     def _epoch(self, log: Log) -> Iterator[None]:
@@ -227,12 +236,18 @@ class Experiment:
             self._learn(inputs, targets)
             ends = (self.training.first_step + self.step) % self.epoch_steps == 0
             is_last = self.step == self.training.steps
-            if ends or is_last:
+            self.diverged = self._step_is_looked_at and float(self._not_finite) >= _HOPELESS
+            if ends or is_last or self.diverged:
                 self._end_epoch(log)
             log.step(Progress(self.training, self.step, self.epoch))
             yield
-            if is_last:
+            if is_last or self.diverged:
                 return
+
+    @property
+    def _step_is_looked_at(self) -> bool:
+        """Whether to ask for the loss, for which the device would have to be waited for."""
+        return self.settings.device == "cpu" or self.step % 100 == 0
 
     def _learn(self, inputs: Tensor, targets: Tensor) -> None:
         optimizer = self.training.optimizer
@@ -246,6 +261,7 @@ class Experiment:
             loss = F.cross_entropy(output, targets, label_smoothing=self.settings.recipe.label_smoothing)
         self._loss_sum += loss.detach().float()
         self._loss_steps += 1
+        self._not_finite = torch.where(loss.detach().isfinite(), 0, self._not_finite + 1)
         self.scaler.scale(loss + self.training.penalty()).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -268,13 +284,15 @@ class Experiment:
     def _end_epoch(self, log: Log) -> None:
         history = self.training.optimizer.history
         cycled = bool(history) and history[-1].step > self.training.optimizer.steps_done - self.epoch_steps
+        test = self._score(self.data.test)
+        self.diverged |= bool(self._not_finite) and not math.isfinite(test.loss)
         row = EpochRow(
             epoch=self.epoch + 1,
             train_loss=float(self._loss_sum) / max(1, self._loss_steps),
             validation_error=None
             if self.data.validation is None
             else self._score(self.data.validation).error,
-            test_error=self._score(self.data.test).error,
+            test_error=test.error,
             learning_rate=self._rate,
             prune_rate=history[-1].prune_rate if cycled else None,
             densities=tuple(masked.density for masked in masked_weights(self.training.model)),
@@ -287,7 +305,10 @@ class Experiment:
 
     def _finish(self, analyses: Iterable[str], interrupt: Interrupt) -> Run | None:
         explored = self.training.optimizer.explored
-        self.training.finish()
+        if self.diverged:
+            analyses = ()
+        else:
+            self.training.finish()
         validation = None if self.data.validation is None else self._score(self.data.validation)
         measured = {}
         for name in analyses:

@@ -26,7 +26,7 @@ EMPTY = LayerState("empty", torch.zeros(3), torch.zeros(3, dtype=torch.bool), to
 
 def test_by_hand_over_active_weights_only():
     layers = [FULL, PART, EMPTY]
-    assert momentum(layers) == [1.5, 0.5, 0.0]
+    assert momentum(layers) == [1.5, 0.5, 1.0]  # an empty layer by all its positions
     assert magnitude(layers) == [3.0, 3.0, 0.0]
     assert nonzeros(layers) == [2.0, 1.0, 0.0]
     assert none(layers) is None

@@ -420,9 +420,40 @@ def test_a_last_batch_of_one_sample_is_refused(root):
     experiment(root, batch_size=53, drop_last=True)
 
 
+@pytest.mark.filterwarnings("ignore:weights of .* are not finite")  # of the cycle before it
 def test_a_diverged_run_is_told(root, tmp_path, capsys):
-    assert main(command(root, tmp_path, "--lr", "1e30")) == 0
-    assert "the training diverged" in capsys.readouterr().err
+    arguments = command(root, tmp_path, "--lr", "1e30", "--epochs", "50", "--export")
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert "the training diverged: the loss is not finite after" in told.err
+    assert "--warmup-epochs 2; or lower it, --lr 1e+29; or let cycles move less, --prune-rate" in told.err
+    assert "test error" not in told.out
+    (entry,) = Ledger(tmp_path / "results").runs()
+    assert entry.final.train_loss is None
+    assert len(entry.epochs) < 50
+    assert main(arguments) == 0  # it is in the ledger, which does not hide seeds that diverge
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_one_loss_that_is_not_finite_stops_nothing(root, tmp_path):
+    one = experiment(root)
+    whole = one.model.forward
+    calls = []
+
+    def once_infinite(x):
+        calls.append(0)
+        return whole(x) * (torch.inf if len(calls) == 3 and one.model.training else 1)
+
+    one.model.forward = once_infinite
+    one.training.optimizer.register_step_pre_hook(lambda *_: _clear(one.model))
+    run(one, tmp_path)
+    assert not one.diverged
+    assert one.epoch == SHORT["epochs"]
+
+
+def _clear(model):
+    for parameter in model.parameters():
+        parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def test_the_trained_network_is_kept_and_exported(root, tmp_path):
