@@ -17,7 +17,7 @@ from sparsefx.kernels.frontend.training_backend import TrainingKernels
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
-from sparsefx.masking.packing import attach_packing, detach_packing
+from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -122,7 +122,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     backend = TrainingKernels(measured)
     was_training = model.training
     for masked in masked_weights(model):
-        attach_packing(masked)
+        attach_packing(masked.holders)
     graphs: dict[bool, fx.Graph] = {}
     reports: tuple[RegionReport, ...] = ()
     with _undisturbed(model):
@@ -179,7 +179,9 @@ def _detach_packings(model: nn.Module, reports: Sequence[RegionReport]) -> None:
     modules = {id(model.get_submodule(name)) for name in taken}
     for masked in masked_weights(model):
         if not {id(module) for module, _, _ in masked.holders} <= modules:
-            detach_packing(masked)
+            for module, _, _ in masked.holders:
+                detach_packings(module)
+    unpack_all(model)  # optimizers may ask for the shapes of weights
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from sparsefx.masking.masks import apply_masks
+from sparsefx.masking.masks import apply_masks, bare
+from sparsefx.masking.packing import unpack_all
 
 _Average = Callable[[Tensor, Tensor, Any], Tensor]
 _AverageAll = Callable[[Any, Any, Any], None]
@@ -83,6 +84,8 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take the model's weights into the average, and take over its masks."""
+        for one in (self.module, model):  # of different positions, maybe
+            unpack_all(bare(one))
         super().update_parameters(model)
         apply_masks(self.module, like=model)
 

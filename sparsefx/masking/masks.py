@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError, CheckpointError, InvariantError, SparseFxError
+from sparsefx.masking.packing import dense_weight, detach_packings
 from sparsefx.masking.sharding import (
     count_true,
     gather_back,
@@ -54,9 +55,9 @@ class MaskedWeight:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, shape ``S``."""
+        """The parameter, shape ``S``; a packed one is unpacked, until the next forward pass."""
         module, parameter, _ = self.holders[0]
-        return module.get_parameter(parameter)
+        return dense_weight(module, parameter)
 
     @property
     def mask(self) -> Tensor:
@@ -168,6 +169,7 @@ def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
 
 def detach_masks(module: nn.Module) -> None:
     """Remove the masks of one module (not of its children); its weights stay as they are."""
+    detach_packings(module)
     for buffer in module.__dict__.pop(_RECORD, {}).values():
         delattr(module, buffer)
         _has_values(module, buffer)
@@ -337,6 +339,7 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
     ``assign=True`` its tensors are too.
     """
     for parameter, buffer in _records(module):
+        dense_weight(module, parameter)
         present = module.get_buffer(buffer)
         if prefix + buffer in state_dict:
             _has_values(module, buffer)

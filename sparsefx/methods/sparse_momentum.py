@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sparsefx._common.values import check_count
 from sparsefx.cycle import CountedCycles, CycleRecord, Decay, Grow, Prune, Redistribute
 from sparsefx.methods.presets import method
+from sparsefx.optim.gradient_window import Window
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
 
@@ -54,6 +55,10 @@ class SparseMomentum(SparseOptimizer):
         generator: CPU generator for what is random, instead of a seed; seeded alike on every rank.
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
+        window: of an accelerated model (:func:`sparsefx.accelerate`), how many steps before each cycle
+            compute the gradients of inactive weights. ``"auto"``: as many as the momentum takes to forget
+            to 1%, which for 0.9 is 44. Where ``every`` is None and until the first cycle, all do; afterwards
+            cycles are expected as far apart as the last two.
 
     Attributes:
         history: a :class:`CycleRecord` for every cycle so far.
@@ -89,6 +94,7 @@ class SparseMomentum(SparseOptimizer):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         group: Any = None,
+        window: Window = "auto",
     ) -> None:
         check_count("cycles", cycles)
         if every is not None:
@@ -97,7 +103,7 @@ class SparseMomentum(SparseOptimizer):
         # A row that removes nothing is a mistake; a training may still hold its masks at rate 0.
         rules = replace(row.rules(), prune_rate=prune_rate)
         schedule = CountedCycles(cycles, every)
-        super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group)
+        super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group, window=window)
         self._cycles = cycles
 
     def _after_cycle(self, record: CycleRecord) -> None:

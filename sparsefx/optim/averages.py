@@ -36,8 +36,8 @@ class GradientAverages:
         unreadable: dict[str, str] = {}
         for handle in handles:
             weight = handle.weight
-            if weight.grad is None or keeps_momentum(optimizer, weight):
-                continue
+            if weight.grad is None or handle.is_packed or keeps_momentum(optimizer, weight):
+                continue  # what is packed has no gradient to grow by
             name = handle.masked.name
             # One inf would stay in an average for good. Not finite(): it would wait for the device.
             gradient = local(weight.grad).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

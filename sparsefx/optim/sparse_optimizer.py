@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,12 +18,14 @@ from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_
 from sparsefx.cycle.updates.update import names_of
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
 from sparsefx.masking.masks import check_values
+from sparsefx.masking.packing import Packing, adopt
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
 from sparsefx.masking.sharding import check_not_flattened, local
 from sparsefx.optim.active_gradients import ActiveGradients, forget_curvature, mixes_positions
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
 from sparsefx.optim.averages import GradientAverages
 from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
+from sparsefx.optim.gradient_window import GradientWindow, Window
 from sparsefx.optim.layer_states import layer_states
 from sparsefx.optim.momentum import kept_weights
 from sparsefx.optim.optimizer_state import zero_state
@@ -54,6 +57,9 @@ class SparseOptimizer(WrappedOptimizer):
         group: the process group whose ranks train the same masks; by default that of the
             DistributedDataParallel around ``model``, if there is one. Every cycle checks that they do.
         after_step: called at the end of every step, for what follows the schedule besides.
+        window: of an accelerated model (:func:`sparsefx.accelerate`), how many steps before each cycle
+            compute the gradients of inactive weights. ``"auto"``: as many as the momentum takes to forget
+            to 1%, 1 where the method reads no momentum, all for a method that reads them at each step.
 
     Attributes:
         history: a :class:`CycleRecord` for every update so far, the last 2,000 at most.
@@ -79,10 +85,12 @@ class SparseOptimizer(WrappedOptimizer):
     _reads_momentum: bool
     _mixes_positions: bool
     _changes: ChangesBetweenSteps
+    _window: GradientWindow
     _trained: TrainedWeights = TrainedWeights()
 
     key = "sparse_momentum"
-    _not_pickled = frozenset({"_trained", "_group"})
+    _not_pickled = frozenset({"_trained", "_group", "_packings"})
+    _packings: Sequence[Packing] = ()
     _group: Any = None  # of a copy, too
 
     def __init__(
@@ -96,6 +104,7 @@ class SparseOptimizer(WrappedOptimizer):
         generator: torch.Generator | None = None,
         after_step: Callable[[], None] | None = None,
         group: Any = None,
+        window: Window = "auto",
     ) -> None:
         _check_optimizer(optimizer)
         if not isinstance(model, nn.Module):
@@ -118,6 +127,7 @@ class SparseOptimizer(WrappedOptimizer):
             "_reads_momentum": rules.reads_momentum(),
             "_mixes_positions": mixes_positions(optimizer),
             "_changes": ChangesBetweenSteps(),
+            "_window": GradientWindow(window, rules, schedule, optimizer),
             "_group": group,
             "history": [],
         }
@@ -175,10 +185,12 @@ class SparseOptimizer(WrappedOptimizer):
             ArgumentError: masks were made on the meta device and were given no values since.
 
         Warns:
-            UserWarning: weights are not finite.
+            UserWarning: weights are not finite; or the model is accelerated, and the cycle came before the
+                steps that compute gradients of inactive weights for it.
         """
         if isinstance(self._optimizer, SparseOptimizer):  # self is Lightning's proxy and has no state
             return self._optimizer.cycle()
+        self._warn_if_early()
         self._refresh()
         check_values([handle.masked for handle in self._handles])
         warn_if_diverged(self._handles)
@@ -201,6 +213,8 @@ class SparseOptimizer(WrappedOptimizer):
         record = CycleRecord(self._cycle, self._step, context.rate, layers)
         self.history.append(record)
         del self.history[:-_LONGEST_HISTORY]
+        self._window.forget()
+        self._hold_dense()
         self._after_cycle(record)
         return record
 
@@ -290,6 +304,7 @@ class SparseOptimizer(WrappedOptimizer):
         self._step += 1
         if due:
             self.cycle()
+        self._hold_dense()
         if self._after_step is not None:
             self._after_step()
         return loss
@@ -346,6 +361,26 @@ class SparseOptimizer(WrappedOptimizer):
         self._trained = self._trained.again(self._model, self.param_groups)
         self._zero_inactive()
         self._auxiliary.begin(self._handles, self._generator)
+        self._packings = [packing for handle in self._handles if (packing := handle.packing) is not None]
+        for packing in self._packings:
+            adopt(packing, self._optimizer)
+            packing.hold("ranks", replicating_group(self._model) is not None)
+        self._hold_dense()
+
+    def _hold_dense(self) -> None:
+        """Keep the weights of an accelerated model dense where the next step wants all their gradients."""
+        if self._packings:
+            wanted = self._window.wants(self._step + 1, [record.step for record in self.history[-2:]])
+            for packing in self._packings:
+                packing.hold("window", wanted)
+
+    def _warn_if_early(self) -> None:
+        if self._reads_momentum and any(packing.is_packed for packing in self._packings):
+            warnings.warn(
+                "this cycle comes earlier than foreseen: gradients of inactive weights were not computed for "
+                f"it, and growth reads none. Give every=, or window= more than {self._window.steps} steps",
+                stacklevel=4,
+            )
 
     @property
     def _handles(self) -> Sequence[WeightHandle]:
@@ -402,7 +437,7 @@ class SparseOptimizer(WrappedOptimizer):
 
     def _mask_buffers(self) -> None:
         for handle in self._handles:
-            learning = self._auxiliary.learning(handle)
+            learning = None if handle.is_packed else self._auxiliary.learning(handle)
             if learning is not None:
                 zero_state(self._optimizer, handle.weight, ~learning)
 
@@ -456,6 +491,7 @@ class SparseOptimizer(WrappedOptimizer):
         def take_over() -> None:
             self._cycle, self._step, self._notes, self.history = cycle, step, notes, history
             self._generator.set_state(own["generator"].cpu())
+            self._window.forget()
             self._refresh()
             self._auxiliary.load(own["companions"], self._handles)
             self._averages.load(own["averages"], self._handles)

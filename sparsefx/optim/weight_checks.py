@@ -77,10 +77,9 @@ def warn_if_diverged(handles: Sequence[WeightHandle]) -> None:
 
 
 def _version(handle: WeightHandle) -> int:
-    version: int = local(handle.weight)._version
-    return version
+    return -1 if handle.is_packed else int(local(handle.weight)._version)
 
 
 @torch.no_grad()
 def _is_masked(handle: WeightHandle) -> bool:
-    return not bool((handle.values.masked_fill(handle.mask, 0) != 0).any())
+    return handle.is_packed or not bool((handle.values.masked_fill(handle.mask, 0) != 0).any())

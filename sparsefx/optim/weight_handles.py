@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsefx.cycle.positions.block import Block
 from sparsefx.masking.masks import MaskedWeight, zero_outside
+from sparsefx.masking.packing import Packing, packing_of
 from sparsefx.masking.sharding import block_of, count_true, is_sharded, local
 
 
@@ -55,6 +56,17 @@ class WeightHandle:
         return mask
 
     @property
+    def packing(self) -> Packing | None:
+        """How the weight is packed; None if it never is."""
+        return packing_of(self.masked.holders[0][0], self.parameter)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight has its active values alone now."""
+        packing = self.packing
+        return packing is not None and packing.is_packed
+
+    @property
     def was_moved(self) -> bool:
         """Whether the weight is sharded over processes and the mask is not, or the other way round."""
         return is_sharded(self.weight) != is_sharded(self.buffers[self.mask_name])
@@ -71,7 +83,9 @@ class WeightHandle:
         return cls(masked, module._parameters, parameter, buffers, name, full, version, block)
 
     def zero_inactive(self, *others: Tensor) -> None:
-        """Zero the weight, and others of its shape, outside its mask, unless that is known to be all True."""
+        """Zero the weight, and others of its shape, outside its mask, unless nothing is there."""
+        if self.is_packed:
+            return
         mask = self.buffers[self.mask_name]
         if mask is self.full and local(mask)._version == self.version:
             return

@@ -6,9 +6,10 @@ length, :class:`DeferredSchedule` one whose length is told later, and :class:`Co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Literal, Protocol
 
 import torch
@@ -28,6 +29,18 @@ class Schedule(Protocol):
 
     def progress(self, step: int, cycle: int) -> float:
         """Fraction of the time with updates that is over after so many steps, at this update, in [0, 1]."""
+        ...
+
+    def next_due(self, step: int, cycles: Sequence[int]) -> float | None:
+        """The first step from this one on after which there may be an update.
+
+        Args:
+            step: the number of a step, from 1.
+            cycles: the steps after which there were updates, ascending.
+
+        Returns:
+            Its number; infinity where there is none any more, None where nothing is known.
+        """
         ...
 
 
@@ -113,6 +126,15 @@ class Clock:
             return 1.0
         return min(1.0, max(0.0, (step - first) / max(1.0, last - first)))
 
+    def next_due(self, step: int, cycles: Sequence[int] = ()) -> float:
+        """The first step from this one on after which there may be an update; infinity for none."""
+        while step <= self._last:  # by periods to the end
+            step += -step % self._period(step)
+            if self._is_due(step):
+                return step
+            step += 1
+        return inf
+
     @property
     def is_ever_due(self) -> bool:
         """Whether there is any update in the training."""
@@ -163,6 +185,18 @@ class CountedCycles:
         """The fraction of the updates that are done with this one, in [0, 1]."""
         return min(1.0, cycle / self.cycles)
 
+    def next_due(self, step: int, cycles: Sequence[int] = ()) -> float | None:
+        """The first step from this one on with an update; those left to calls are as far apart as the last two.
+
+        Before the first of these nothing is known.
+        """
+        if self.every is not None:
+            return step + -step % self.every
+        if not cycles:
+            return None
+        before = cycles[-2] if len(cycles) > 1 else 0
+        return max(step, 2 * cycles[-1] - before)
+
 
 class DeferredSchedule:
     """A schedule that is known only when training begins, and stands in its place until then.
@@ -189,6 +223,10 @@ class DeferredSchedule:
     def progress(self, step: int, cycle: int = 0) -> float:
         """Fraction of the time with updates that is over, in [0, 1]."""
         return self._begun.progress(step, cycle)
+
+    def next_due(self, step: int, cycles: Sequence[int] = ()) -> float | None:
+        """The first step from this one on with an update; None where that is not known yet."""
+        return None if self._schedule is None else self._schedule.next_due(step, cycles)
 
     @property
     def _begun(self) -> Schedule:

@@ -46,7 +46,11 @@ class ConvolutionLayer:
     def pack(self) -> None:
         """Pack the weight, if it is masked and shall not stay dense."""
         packing = packing_of(self.module)
-        if packing is not None and not packing.hold_dense:
+        if packing is None:
+            return
+        if packing.hold_dense:
+            packing.follow_mask()
+        else:
             packing.pack()
 
     def unpack(self) -> None:

@@ -1,0 +1,295 @@
+"""Packed weights: a masked parameter as the vector of its active values, and dense where that is asked for.
+
+The layers of an accelerated model have parameters of two shapes, by turns. *Packed*, a parameter is
+``[active]``: the values of the active positions, in the order of the flat weight. *Dense*, it has the
+weight's shape, with zeros outside the mask. The :class:`torch.nn.Parameter` stays the same object. Its
+gradient, and what optimizers keep of it in its shape, change along: so an optimizer that computes
+element by element takes time and memory by the number of active weights.
+
+The forward pass of a region packs. Everything else sees dense weights: it gets them from
+:func:`dense_weight`, which unpacks, or through the hooks on ``state_dict()`` here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sparsefx.errors import ArgumentError
+
+_RECORD = "_packings"
+_NOT_ELEMENTWISE = frozenset(
+    {"Adafactor", "LBFGS", "Muon", "SOAP", "Shampoo", "CAME", "GaLoreAdamW", "GaLoreAdafactor", "SparseAdam"}
+)
+
+_packings: Any = WeakTensorKeyDictionary()
+"""The packing of each parameter that was packed."""
+
+_known: Any = weakref.WeakSet()
+"""The optimizers that were looked at."""
+
+
+class Packing:
+    """How one masked weight is packed.
+
+    Args:
+        holders: each (module, parameter name, mask buffer name) that holds the weight.
+
+    Attributes:
+        positions: of the active weights in the flat weight, ascending: int64 [active]; as of the last packing.
+        version: counts how often the positions have changed.
+        shape: of the weight.
+    """
+
+    def __init__(self, holders: Sequence[tuple[nn.Module, str, str]]) -> None:
+        self._module, self._name, self._mask = holders[0]
+        self.shape = self.parameter.shape
+        self.positions = torch.empty(0, dtype=torch.int64)
+        self.version = 0
+        self._seen: Any = None
+        self._held: set[str] = set()
+        self._optimizers: Any = weakref.WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_optimizers"}
+        return {**state, "_held": set(self._held), "_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._optimizers = weakref.WeakSet()
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter, packed or dense."""
+        parameter: Any = self._module._parameters[self._name]
+        return parameter  # type: ignore[no-any-return]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the parameter is packed now."""
+        return self.parameter.shape != self.shape
+
+    @property
+    def hold_dense(self) -> bool:
+        """Whether it shall stay dense, since gradients of inactive weights are wanted."""
+        return bool(self._held)
+
+    def hold(self, why: str, held: bool = True) -> None:
+        """Stay dense from now on, for a reason; or do not, as far as that reason goes."""
+        if held:
+            self._held.add(why)
+            self.unpack()
+        else:
+            self._held.discard(why)
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Let what an optimizer keeps of the parameter change along with it."""
+        self._optimizers.add(optimizer)
+        _packings[self.parameter] = self
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Keep the active values alone; nothing where they are packed already."""
+        parameter = self.parameter
+        if parameter.shape != self.shape:
+            return
+        _check_outside_ddp()
+        self.follow_mask()
+        positions = self.positions
+        self._change(lambda tensor: tensor.detach().reshape(-1).index_select(0, positions), self.shape)
+        _packings[parameter] = self
+
+    @torch.no_grad()
+    def unpack(self) -> None:
+        """Keep the weight with its zeros; nothing where it is dense already."""
+        if not self.is_packed:
+            return
+
+        def dense(tensor: Tensor) -> Tensor:
+            result = torch.zeros(self.shape.numel(), dtype=tensor.dtype, device=tensor.device)
+            return result.index_copy_(0, self.positions, tensor.detach()).view(self.shape)
+
+        self._change(dense, self.positions.shape)
+
+    @torch.no_grad()
+    def follow_mask(self) -> None:
+        """Find the positions again where the mask of a dense weight has changed."""
+        mask: Any = self._module._buffers[self._mask]
+        seen = id(mask), mask._version
+        if seen == self._seen:
+            return
+        positions = mask.flatten().nonzero().flatten()
+        if self.version == 0 or not torch.equal(positions, self.positions):
+            self.positions = positions
+            self.version += 1
+        self._seen = seen
+
+    def _change(self, change: Any, shape: torch.Size) -> None:
+        """Give the parameter, its gradient and its optimizers' tensors of this shape another one."""
+        parameter = self.parameter
+        gradient, parameter.grad = parameter.grad, None
+        for optimizer in self._optimizers:
+            for state in _states(optimizer, parameter):
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == shape:
+                        state[name] = change(value)
+        changed = change(parameter)
+        # A graph that is still alive holds a node that adds up gradients of the shape before; torch makes
+        # another one where the type changes, but not where only the shape does.
+        parameter.data = torch.empty(0, dtype=torch.float16, device=changed.device)
+        parameter.data = changed
+        if gradient is not None:
+            parameter.grad = change(gradient)
+
+
+def attach_packing(holders: Sequence[tuple[nn.Module, str, str]]) -> Packing:
+    """Let a masked weight be packed; it is dense until somebody packs it.
+
+    Args:
+        holders: each (module, parameter name, mask buffer name) that holds the weight.
+
+    Returns:
+        The one packing of all holders, the same if there is one already.
+    """
+    _watch_optimizers()
+    module, name, _ = holders[0]
+    found = packing_of(module, name)
+    if found is not None:
+        return found
+    packing = Packing(holders)
+    for module, name, _ in holders:
+        packings = module.__dict__.setdefault(_RECORD, {})
+        if not packings:
+            module.register_state_dict_pre_hook(_unpack_before)
+        packings[name] = packing
+    return packing
+
+
+def detach_packings(module: nn.Module) -> None:
+    """Undo :func:`attach_packing` for what a module holds (not its children); its weights are dense then."""
+    for packing in module.__dict__.pop(_RECORD, {}).values():
+        packing.unpack()
+    hooks = module._state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _unpack_before]:
+        del hooks[key]
+
+
+def packing_of(module: nn.Module, parameter: str = "weight") -> Packing | None:
+    """How a module's parameter is packed; None if it never is."""
+    packing: Packing | None = module.__dict__.get(_RECORD, {}).get(parameter)
+    return packing
+
+
+def packings(model: nn.Module) -> list[Packing]:
+    """Every packing of a model, in the order of its modules."""
+    found = (one for module in model.modules() for one in module.__dict__.get(_RECORD, {}).values())
+    return list({id(one): one for one in found}.values())
+
+
+def dense_weight(module: nn.Module, parameter: str) -> nn.Parameter:
+    """A module's parameter with its full shape."""
+    packing = packing_of(module, parameter)
+    if packing is not None:
+        packing.unpack()
+    return module.get_parameter(parameter)
+
+
+def unpack_all(model: nn.Module) -> None:
+    """Make every weight of a model dense, until its next forward pass."""
+    for packing in packings(model):
+        packing.unpack()
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether a step at one position depends on nothing at another, as far as the optimizer's name tells."""
+    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer)]
+    return type(optimizer).__name__ not in _NOT_ELEMENTWISE and all(map(is_elementwise, inner))
+
+
+def _states(optimizer: Optimizer, parameter: Tensor) -> Iterator[dict[str, Any]]:
+    """What an optimizer, and one inside it, keeps of a parameter."""
+    seen: list[Any] = []
+    for one in (optimizer, *(value for value in vars(optimizer).values() if isinstance(value, Optimizer))):
+        state = one.state.get(parameter) if hasattr(one, "state") else None
+        if state and not any(state is other for other in seen):
+            seen.append(state)
+            yield state
+
+
+def _unpack_before(module: nn.Module, *_: object) -> None:
+    for packing in module.__dict__.get(_RECORD, {}).values():
+        packing.unpack()
+
+
+def _watch_optimizers() -> None:
+    """See each optimizer before its steps, once in a process."""
+    if not _watching:
+        _watching.append(register_optimizer_step_pre_hook(_before_step))
+
+
+_watching: list[Any] = []
+
+
+def _before_step(optimizer: Optimizer, *_: object) -> None:
+    """Learn which optimizers hold packed weights."""
+    if optimizer in _known:
+        return
+    _known.add(optimizer)
+    found = list(packed_in(optimizer))
+    for packing in found:
+        adopt(packing, optimizer)
+
+
+def packed_in(optimizer: Optimizer) -> Iterator[Packing]:
+    """The packings of the parameters that an optimizer holds, of those that were ever packed."""
+    held: Iterable[Any] = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for parameter in held:
+        packing = _packings.get(parameter)
+        if packing is not None:
+            yield packing
+
+
+def adopt(packing: Packing, optimizer: Optimizer) -> None:
+    """Let an optimizer's tensors follow a packing; hold it dense for one that must see all of a weight."""
+    if optimizer in packing._optimizers:
+        return
+    packing.adopt(optimizer)
+    if not is_elementwise(optimizer):
+        packing.hold("optimizer")
+    if optimizer not in _hooked:
+        _hooked.add(optimizer)
+        optimizer.register_state_dict_pre_hook(_unpack_of)
+        optimizer.register_load_state_dict_pre_hook(_unpack_of)
+
+
+_hooked: Any = weakref.WeakSet()
+
+
+def _unpack_of(optimizer: Optimizer, *_: object) -> None:
+    """A state dict has dense tensors."""
+    for packing in packed_in(optimizer):
+        packing.unpack()
+
+
+def _check_outside_ddp() -> None:
+    """Refuse to change shapes that DistributedDataParallel has made its buckets for.
+
+    Raises:
+        ArgumentError: a forward pass of it is going on.
+    """
+    if not torch.distributed.is_available():
+        return
+    from torch.nn.parallel import DistributedDataParallel
+
+    if DistributedDataParallel._get_active_ddp_module() is not None:
+        raise ArgumentError(
+            "an accelerated model inside DistributedDataParallel cannot pack its weights, whose gradients "
+            "are averaged densely; make a sparsefx optimizer for the wrapped model, which keeps them dense"
+        )
