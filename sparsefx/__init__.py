@@ -6,6 +6,7 @@ removes the channels that do nothing. ``save`` and ``load`` keep the result in a
 
 from sparsefx import plot
 from sparsefx._common.version import VERSION
+from sparsefx.accelerate import accelerate
 from sparsefx.archive import load, save
 from sparsefx.cycle import Clock, Timing
 from sparsefx.errors import (
@@ -76,6 +77,7 @@ __all__ = [
     "Timing",
     "Training",
     "TrainingState",
+    "accelerate",
     "apply_masks",
     "default_passes",
     "estimate_speedup",

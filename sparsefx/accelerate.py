@@ -22,15 +22,13 @@ from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 from sparsefx.passes.graph.layers import CONTRACTIONS
-from sparsefx.passes.graph.plain_graphs import PlainGraphs, keep_plain
+from sparsefx.passes.graph.plain_graphs import PlainGraphs, keep_plain, plain_graphs_of
 from sparsefx.passes.manager.pipeline import RegionReport
 from sparsefx.passes.regions.regions import Regions
 from sparsefx.passes.rewrites.functionalize import Functionalize
 
 TrainingKernelsChoice = Literal["auto", "sparse"]
 """What computes the layers of an accelerated model."""
-
-RECORD = "_acceleration"
 
 
 def accelerate(
@@ -96,7 +94,7 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], kernels: str) -> None:
         )
     if not masked_weights(model):
         raise ArgumentError("model has no masked weights; pass it through sparsefx.sparsify first")
-    if RECORD in model.__dict__:
+    if plain_graphs_of(model) is not None:
         raise ArgumentError("model is accelerated already")
     check_unsharded(model, "accelerate")
     if not isinstance(model, TwoModeGraphModule):
@@ -134,8 +132,8 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
             graphs[mode], found = _with_regions(model, before[0 if mode else 1], inputs, backend)
             reports = reports or found
     result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
-    keep_plain(result, PlainGraphs(*before))
-    result.__dict__[RECORD] = (*reports, *_outside(result, reports))
+    added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
+    keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
     return result.train(was_training)
 

@@ -25,6 +25,7 @@ from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import bare, check_invariant, check_unsharded, detach_masks
 from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
 from sparsefx.passes.graph.origins import mark, take_origins
+from sparsefx.passes.graph.plain_graphs import plain
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
 from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Pipeline, Refused
 from sparsefx.passes.running.compare import gives, interpret, run
@@ -110,6 +111,7 @@ def export(
     options = ExportOptions(align, gather, round_groups, fold_batchnorm, kernels)
     inputs = _check(model, example_inputs)
     pipeline = _pipeline(_with_compiler(options), passes)
+    model = plain(model)
     check_invariant(model)
     with _undisturbed():
         return _export(model, inputs, pipeline, trains=not fold_batchnorm)

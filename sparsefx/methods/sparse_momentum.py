@@ -103,7 +103,9 @@ class SparseMomentum(SparseOptimizer):
         # A row that removes nothing is a mistake; a training may still hold its masks at rate 0.
         rules = replace(row.rules(), prune_rate=prune_rate)
         schedule = CountedCycles(cycles, every)
-        super().__init__(optimizer, model, rules, schedule, seed=seed, generator=generator, group=group, window=window)
+        super().__init__(
+            optimizer, model, rules, schedule, seed=seed, generator=generator, group=group, window=window
+        )
         self._cycles = cycles
 
     def _after_cycle(self, record: CycleRecord) -> None:

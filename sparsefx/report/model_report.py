@@ -13,6 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sparsefx._common.table import Table, Tabular, format_count
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import masked_weights
+from sparsefx.masking.packing import unpack_all
+from sparsefx.passes.graph.plain_graphs import plain, plain_graphs_of
+from sparsefx.passes.manager.pipeline import RegionReport
 from sparsefx.report.costs import layer_flops, layer_path, maskable_layers, regions
 
 
@@ -57,12 +60,15 @@ class ModelReport(Tabular):
         density: fraction of the masked weights that are active; if nothing is masked, of all Linear and
             Conv weights.
         density_of_all: fraction of all the parameters that are active.
+        regions: of an accelerated model, the layers that sparse kernels train together, and those that they
+            do not, each with the reason.
     """
 
     layers: tuple[LayerReport, ...]
     parameters: int
     density: float
     density_of_all: float
+    regions: tuple[RegionReport, ...] = ()
 
     @property
     def active_zeros(self) -> int:
@@ -100,11 +106,31 @@ class ModelReport(Tabular):
                 f"{format_count(self.active_zeros)} active weights are 0, as those that a cycle grew last "
                 "and no step has trained since"
             )
-        return Table(header, rows, notes)
+        return Table(header, rows, [*notes, *_region_notes(self.regions)])
+
+
+def _region_notes(regions: Sequence[RegionReport]) -> list[str]:
+    if not regions:
+        return []
+    taken = [region for region in regions if region.taken]
+    notes = [
+        f"{sum(len(one.layers) for one in taken)} layers train by sparse kernels, in {len(taken)} regions"
+    ]
+    for region in regions:
+        if region.taken:
+            continue
+        reason = region.reason
+        if region.sparse is not None and region.dense is not None:
+            reason = f"a step of them takes {1e3 * region.sparse:.2f} ms, torch's {1e3 * region.dense:.2f} ms"
+        notes.append(f"not by sparse kernels: {', '.join(region.layers)} ({reason})")
+    return notes
 
 
 def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> ModelReport:
     """The report of one model; see :func:`report`."""
+    graphs = plain_graphs_of(model)
+    model = plain(model)
+    unpack_all(model)
     flops = layer_flops(model, example_inputs) if example_inputs is not None else {}
     masks = {id(masked.weight): masked.mask for masked in masked_weights(model)}
     modules = maskable_layers(model)
@@ -130,6 +156,7 @@ def describe(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> M
         parameters,
         _active(weighed) / max(1, _weights(weighed)),
         (parameters - inactive) / max(1, parameters),
+        () if graphs is None else graphs.regions,
     )
 
 

@@ -98,9 +98,7 @@ def _channel(code: Code, tile: GradientTile, source: IRValue, gradient: IRValue,
     rest = code.srem(code.sub(stop, start), number(LANES))
     whole = code.sub(stop, rest)
     with code.loop(start, whole, LANES) as index:
-        totals = _sums(
-            code, lambda n: _product(code, tile, source, tiles, code.add(index, number(n)))
-        )
+        totals = _sums(code, lambda n: _product(code, tile, source, tiles, code.add(index, number(n))))
         place = code.element(code["weights"], index, F32)
         before = code.load(place, typ=VECTOR, align=4)
         code.store(code.fadd(before, totals), place, align=4)

@@ -20,9 +20,9 @@ from sparsefx.kernels.codegen.weight_gradient import weight_gradient
 from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
+from sparsefx.kernels.training.forms import TensorForm
 from sparsefx.kernels.training.plan import (
     Draft,
-    TensorForm,
     gradient_tile,
     offsets_of,
     phases_of,

@@ -10,7 +10,8 @@ from sparsefx.kernels.codegen.derivative import moments
 from sparsefx.kernels.codegen.reorder import reorder
 from sparsefx.kernels.codegen.statistics import normalise
 from sparsefx.kernels.planner.steps import Address, Argument, float_bits
-from sparsefx.kernels.training.plan import Draft, TensorForm, offsets_of, taps_of
+from sparsefx.kernels.training.forms import TensorForm
+from sparsefx.kernels.training.plan import Draft, offsets_of, taps_of
 from sparsefx.kernels.training.program import Combination, Normalisation, SparseConvolution
 
 

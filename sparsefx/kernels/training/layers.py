@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.training.forms import LayerState, NormState
 from sparsefx.kernels.training.patterns import Pattern
-from sparsefx.kernels.training.plan import LayerState, NormState
 from sparsefx.kernels.training.program import SparseConvolution
 from sparsefx.masking.packing import packing_of
 

@@ -27,69 +27,12 @@ from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, float_
 from sparsefx.kernels.planner.tiling import choose_tiling
 from sparsefx.kernels.training.arena import Arena
 from sparsefx.kernels.training.blocks import Blocks, groups_together
-from sparsefx.kernels.training.patterns import Listed, Pattern, Phase, phases
+from sparsefx.kernels.training.forms import LayerState, NormState, TensorForm
+from sparsefx.kernels.training.patterns import Listed, Phase, phases
 from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand, TrainingProgram
 
 _WANTED = 8 if LANES == 8 else 16  # vectors of a block's image, so that a weight meets some
 _MOST_HELD = 12 if LANES == 8 else 16  # vectors of a gradient that stay in registers
-
-
-@dataclass(frozen=True)
-class TensorForm:
-    """A tensor from outside.
-
-    Attributes:
-        shape: ``[N, C, *size]`` or ``[N, C]``.
-        strides: in elements.
-    """
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def size(self) -> DHW:
-        """Depth, height and width."""
-        depth, height, width = (*[1] * (5 - len(self.shape)), *self.shape[2:])
-        return depth, height, width
-
-    @property
-    def steps(self) -> DHW:
-        """Elements from one plane, row and column to the next."""
-        planes, rows, columns = (*[0] * (5 - len(self.strides)), *self.strides[2:])
-        return planes, rows, columns
-
-
-@dataclass(frozen=True, eq=False)
-class LayerState:
-    """A convolution's layer as it is at a step.
-
-    Attributes:
-        pattern: of its nonzeros.
-        every: the pattern of all weights, where the gradient of each is wanted; else None.
-        positions: of the nonzeros in the flat weight, int32, where the parameter holds all; None where it
-            is packed.
-        trained: whether its weight gets a gradient.
-        bias_trained: whether its bias does.
-    """
-
-    pattern: Pattern
-    every: Pattern | None
-    positions: NDArray[np.int32] | None
-    trained: bool
-    bias_trained: bool
-
-
-@dataclass(frozen=True)
-class NormState:
-    """A normalisation as it is at a step.
-
-    Attributes:
-        training: by the batch's statistics.
-        momentum: whether running statistics are updated.
-    """
-
-    training: bool
-    updated: bool
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.runtime.threads import available_threads
+from sparsefx.kernels.training.forms import TensorForm, contiguous_form
 from sparsefx.kernels.training.layers import ConvolutionLayer, NormalisationLayer
 from sparsefx.kernels.training.memory_pool import Borrowed
-from sparsefx.kernels.training.plan import Draft, TensorForm
 from sparsefx.kernels.training.program import Combination, SparseConvolution, TrainingProgram
-from sparsefx.kernels.training.step import Step, make_step
 
 _MOST_STEPS = 8  # compiled, of the last forms
 
@@ -27,7 +25,7 @@ class _Run:
     """What the backward pass needs of a forward pass."""
 
     region: TrainingRegion
-    step: Step
+    step: Any
     kept: Borrowed
     inputs: tuple[TensorForm, ...]
 
@@ -60,7 +58,7 @@ class TrainingRegion(nn.Module):
         )
         self._normalisations = tuple(NormalisationLayer(module) for module in normalisations)  # type: ignore[arg-type]
         self._flattened = tuple(flattened)
-        self._steps: dict[Any, Step] = {}
+        self._steps: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": {}}
@@ -108,7 +106,7 @@ class TrainingRegion(nn.Module):
 
     def step(
         self, inputs: Sequence[Tensor], versions: Any, needs: Sequence[bool], differentiated: bool
-    ) -> tuple[Step, tuple[TensorForm, ...]]:
+    ) -> tuple[Any, tuple[TensorForm, ...]]:
         """The compiled step for tensors of these forms, and those forms."""
         forms = tuple(TensorForm(tuple(x.shape), tuple(x.stride())) for x in inputs)
         norms = tuple(layer.state for layer in self._normalisations)
@@ -127,7 +125,7 @@ class TrainingRegion(nn.Module):
         needs: Sequence[bool],
         differentiated: bool,
         threads: int,
-    ) -> Step:
+    ) -> Any:
         count = len(forms)
         needed = tuple(index for index in range(count) if needs[index] and differentiated)
         sizes = _sizes(self.program, forms)
@@ -137,6 +135,9 @@ class TrainingRegion(nn.Module):
             flags = [next(trained) and differentiated for _ in layer.tensors]
             source = sizes[self._source_of(layer)]
             layers.append(layer.state(source, flags[0], len(flags) > 1 and flags[1]))
+        from sparsefx.kernels.training.plan import Draft
+        from sparsefx.kernels.training.step import make_step  # both need llvmlite
+
         draft = Draft(self.program, forms, layers, norms, needed, threads)
         outputs = tuple(contiguous_form(shape) for shape in self.output_shapes(draft))
         wanted = differentiated and any(needs)
@@ -261,7 +262,7 @@ def _check(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
             raise ArgumentError(f"an input of {tuple(tensor.shape)} has not {wanted} channels")
 
 
-def _check_variance(layer: NormalisationLayer, x: Tensor, region: TrainingRegion, step: Step) -> None:
+def _check_variance(layer: NormalisationLayer, x: Tensor, region: TrainingRegion, step: Any) -> None:
     """As torch, refuse a batch of one value a channel."""
     if layer.state.training and step.least == 1:
         raise ValueError(
@@ -278,9 +279,3 @@ def _sizes(program: TrainingProgram, forms: Sequence[TensorForm]) -> list[Any]:
         else:
             sizes.append(item.size(size))
     return sizes
-
-
-def contiguous_form(shape: tuple[int, ...]) -> TensorForm:
-    """The form of a contiguous tensor of this shape."""
-    strides = [math.prod(shape[index + 1 :]) for index in range(len(shape))]
-    return TensorForm(tuple(shape), tuple(strides))

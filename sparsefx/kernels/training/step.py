@@ -15,9 +15,10 @@ from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.calls import Calls
 from sparsefx.kernels.runtime.threads import run_in_team
 from sparsefx.kernels.training.backward import write_backward
+from sparsefx.kernels.training.forms import TensorForm
 from sparsefx.kernels.training.forward import write_forward
 from sparsefx.kernels.training.memory_pool import POOL
-from sparsefx.kernels.training.plan import Draft, TensorForm
+from sparsefx.kernels.training.plan import Draft
 from sparsefx.kernels.training.program import Combination
 
 
