@@ -58,8 +58,8 @@ def accelerate(
     Raises:
         ArgumentError: the model has no masks, is no graph, is accelerated already, is not on the CPU, does
             not run on the example inputs, or cannot be copied; ``kernels`` is none of its values.
-        MissingPackageError: ``kernels="sparse"`` without llvmlite. With ``"auto"`` there is a warning instead,
-            and no region.
+        MissingPackageError: ``kernels="sparse"`` without llvmlite. With ``"auto"`` it warns instead, and
+            there is no region.
 
     Example:
         >>> import torch, sparsefx
@@ -99,8 +99,8 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], kernels: str) -> None:
     check_unsharded(model, "accelerate")
     if not isinstance(model, TwoModeGraphModule):
         raise ArgumentError(
-            f"model is a {type(model).__name__} and no graph; sparsefx.sparsify(..., trace=True) says which part "
-            "of it could not be traced, and why"
+            f"model is a {type(model).__name__} and no graph; sparsefx.sparsify(..., trace=True) says which "
+            "part of it could not be traced, and why"
         )
     devices = {str(parameter.device) for parameter in model.parameters()} - {"cpu"}
     if devices:

@@ -43,7 +43,7 @@ class Packing:
         holders: each (module, parameter name, mask buffer name) that holds the weight.
 
     Attributes:
-        positions: of the active weights in the flat weight, ascending: int64 [active]; as of the last packing.
+        positions: of the active weights in the flat weight, ascending, as last seen: int64 [active].
         version: counts how often the positions have changed.
         shape: of the weight.
     """

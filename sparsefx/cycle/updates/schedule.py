@@ -186,9 +186,10 @@ class CountedCycles:
         return min(1.0, cycle / self.cycles)
 
     def next_due(self, step: int, cycles: Sequence[int] = ()) -> float | None:
-        """The first step from this one on with an update; those left to calls are as far apart as the last two.
+        """The first step from this one on with an update.
 
-        Before the first of these nothing is known.
+        Those that are left to calls are taken to be as far apart as the last two; before the first, nothing
+        is known.
         """
         if self.every is not None:
             return step + -step % self.every

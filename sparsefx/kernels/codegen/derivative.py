@@ -91,7 +91,7 @@ def gradient_sums(form: Derivative) -> Kernel:
 
 @cache
 def derivative(form: Derivative) -> Kernel:
-    """The gradient before normalisation and ReLU: ``by_gradient * gradient + by_value * value + constant``."""
+    """The gradient before normalisation: ``by_gradient * gradient + by_value * value + constant``."""
     names = (*form.factors, *(("by_gradient", "by_value", "constant") if form.normalised else ()))
     code = _derivative_code(form, names, *side("target"), *(("*lanes",) if form.masked else ()))
     lanes = code.read_vector(code["lanes"]) if form.masked else None

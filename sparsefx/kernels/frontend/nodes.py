@@ -372,5 +372,6 @@ def _many(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def dhw(values: Sequence[int], missing: int) -> DHW:
+    """By depth, height and width, from one to three of them; ``missing`` for the others."""
     depth, height, width = (*([missing] * (3 - len(values))), *values)
     return depth, height, width

@@ -88,7 +88,7 @@ class _Backward:
 
     def combination(self, value: int, item: Combination) -> None:
         """The gradients of the summands, or the routes by which they will come."""
-        draft, program = self.draft, self.draft.program
+        program = self.draft.program
         if len(item.summands) == 2 and item.relu:
             self._mask(value)
         routed = False
@@ -300,7 +300,7 @@ class _Backward:
         """A result with zeros around it, for the input's gradient and the last tiles of the weight's."""
         bare = self.draft.values[value]
         tile = gradient_tile(bare)
-        depth, height, width = bare.size
+        _, height, width = bare.size
         rows = -(-height // tile.height) * tile.height
         columns = -(-(-(-bare.columns // tile.width) * tile.width) // bare.together)
         before, after = [0, 0, 0], [0, rows - height, columns - width]
@@ -369,7 +369,7 @@ class _Backward:
 
 
 class _InputGradient:
-    """The gradient of a convolution's source, by its phases; into memory of its own where there is some already."""
+    """The gradient of a convolution's source, by its phases; added where there is some already."""
 
     def __init__(self, backward: _Backward, value: int, item: SparseConvolution, layout: Blocks) -> None:
         self._backward, self._draft, self._item, self._layout = backward, backward.draft, item, layout

@@ -152,7 +152,7 @@ class Draft:
 
     def clear(self, start: Address, layout: Blocks) -> None:
         """Zeros in a block, its border included."""
-        whole = replace(layout, size=layout.pitch[:2] + (layout.pitch[2] // layout.together,))
+        whole = replace(layout, size=(*layout.pitch[:2], layout.pitch[2] // layout.together))
         bare = whole.bare
         self.call(combine(Sum(())), _side("target", bare, start, VECTOR_BYTES) | self.image(bare, None))
 
@@ -194,7 +194,7 @@ class Draft:
         return replace(bare, before=item.padding, after=(after[0], after[1], after[2]))
 
     def filled(self, value: int, block: int, layout: Blocks, room: Address) -> Address:
-        """A block of a value where a convolution can read it: where it is kept, or in ``room``, which has zeros."""
+        """A block of a value where a convolution can read it: where it is kept, or in ``room``."""
         bare = self.values[value]
         whole = self.is_whole(layout, block)
         if self.program.is_kept(value):
@@ -412,7 +412,7 @@ def _covered(layout: Blocks, tile: GradientTile) -> DHW:
 
 
 def offsets_of(layout: Blocks, channels: int, shifts: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    """Vectors from a place to another channel's, shifted along the axes: for every channel, then every shift."""
+    """Vectors from a place to another one: for every channel, then every shift along the axes."""
     steps = np.array(layout.steps)
     taps = np.array(shifts, dtype=np.int64).reshape(-1, 3) @ steps
     places = np.arange(channels, dtype=np.int64)[:, None] * layout.channel + taps

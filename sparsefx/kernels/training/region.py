@@ -98,7 +98,7 @@ class TrainingRegion(nn.Module):
             layer.unpack()
 
     def trained(self) -> list[Tensor]:
-        """The parameters of the layers: weights, packed or ``[out, in / groups, *kernel]``, and biases ``[out]``."""
+        """The parameters of the layers: weights, packed or not, and biases ``[out]``."""
         return [tensor for part in (*self._convolutions, *self._normalisations) for tensor in part.tensors]
 
     def _as_images(self, tensor: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class TrainingRegion(nn.Module):
     def _source_of(self, layer: ConvolutionLayer) -> int:
         return layer._item.source
 
-    def output_shapes(self, draft: Draft) -> list[tuple[int, ...]]:
+    def output_shapes(self, draft: Any) -> list[tuple[int, ...]]:
         """Of the outputs as tensors."""
         shapes = []
         for value in self.program.outputs:
@@ -209,7 +209,7 @@ class _Function(torch.autograd.Function):
         for names in _names(run.region):
             for name in names:
                 place = next(wanted)
-                # Kernels add to a weight's gradient; a parameter that does not train takes its gradient along.
+                # Kernels add to a weight's gradient, and write those of norms in pairs, needed or not.
                 gradient = torch.zeros_like(parameters[place - ctx.count])
                 named[name] = gradient
                 results[place] = gradient if needs[place] else None
