@@ -41,6 +41,13 @@ def run_script(script: Path, *options: object, **environment: object) -> Finishe
     return Finished(process.exitcode, out, err)
 
 
+def run_source(source: str, folder: Path, *options: object, **environment: object) -> Finished:
+    """Run the text of a script, which is written to a folder, to its end; that is its working directory."""
+    script = folder / "script.py"
+    script.write_text(f"import os\nos.chdir({str(folder)!r})\n{source}", encoding="utf-8")
+    return run_script(script, *options, **environment)
+
+
 def start_script(
     script: Path, *options: object, folder: str | None = None, **environment: object
 ) -> BaseProcess:
