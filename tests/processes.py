@@ -1,7 +1,7 @@
 """Scripts in processes of their own, as a user runs them, but for what every one of them imports first.
 
-Each is forked from a process that has imported torch and does nothing else, where the system has such;
-elsewhere it starts from nothing.
+Each is forked from a process that has imported torch, sparsefx and scikit-learn and does nothing else, where
+the system has such; elsewhere it starts from nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_IMPORTED = ["distributed.made", "torch._dynamo", "torch.distributed.checkpoint.state_dict"]
+_IMPORTED = [
+    "distributed.made",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+]
 
 context = multiprocessing.get_context(METHOD)
 if METHOD == "forkserver":

@@ -170,7 +170,7 @@ def test_is_deterministic_and_follows_its_generator(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("at", [1, 6])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_resumes_bit_for_bit(name, at):
     whole, first = start(name), start(name)
     rounds = row(name).rounds
