@@ -90,7 +90,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment, where byte code may be kept: the tests' many processes would compile all of it anew."""
+    """The environment, where byte code may be kept: each of the tests' processes would compile all of it."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
