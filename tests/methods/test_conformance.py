@@ -108,17 +108,16 @@ def run(training):
 
 @functools.cache
 def trained(name):
-    """The model at the end of a run, and what was not masked after a step, for tests that only look at them."""
+    """The model at the end of a run, and which weights were invalid after which step, to look at alone."""
     training, broken = start(name), []
     for number in training.rounds():
         for step, _ in enumerate(train_round(training)):
-            broken += [
-                (number, step, masked.name) for masked in masked_weights(training.model) if not valid(masked)
-            ]
+            masked = masked_weights(training.model)
+            broken += [(number, step, weight.name) for weight in masked if not is_valid(weight)]
     return training.finish(), broken
 
 
-def valid(masked):
+def is_valid(masked):
     """Whether a weight has a mask, and finite values that are 0 outside of it."""
     fits = masked.mask.dtype == torch.bool and masked.mask.shape == masked.weight.shape
     return fits and masked.is_enforced() and bool(masked.weight.isfinite().all())
