@@ -15,6 +15,7 @@ from sparsefx._common.inputs import positional
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.frontend.training_backend import TrainingKernels
 from sparsefx.kernels.runtime import native
+from sparsefx.kernels.training.memory_pool import return_free_memory
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
 from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
@@ -135,6 +136,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
     keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
+    return_free_memory()
     return result.train(was_training)
 
 

@@ -381,7 +381,7 @@ class _InputGradient:
         state = draft.layers[item.layer]
         self._values = [self._reordered(listed.order, state.positions) for listed in state.pattern.backward]
         self._offsets = [
-            offsets_of(layout, item.out_channels, phase.shifts or [(0, 0, 0)]) for phase in self._phases
+            offsets_of(layout, item.out_channels, phase.shifts or ((0, 0, 0),)) for phase in self._phases
         ]
         self._bias = np.zeros(item.in_channels, np.float32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from threading import Lock
 
 import torch
@@ -34,6 +36,15 @@ class MemoryPool:
 
 
 POOL = MemoryPool()
+
+
+def return_free_memory() -> None:
+    """Give what was freed back to the operating system, where the C library can: it would keep it for long.
+
+    Making a plan, or recording a graph, needs much memory for a moment and in small pieces.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Borrowed:

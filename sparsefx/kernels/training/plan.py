@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -411,7 +411,8 @@ def _covered(layout: Blocks, tile: GradientTile) -> DHW:
     return depth, rows, -(-columns // layout.together)
 
 
-def offsets_of(layout: Blocks, channels: int, shifts: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+@lru_cache(maxsize=256)
+def offsets_of(layout: Blocks, channels: int, shifts: tuple[DHW, ...]) -> NDArray[np.int32]:
     """Vectors from a place to another one: for every channel, then every shift along the axes."""
     steps = np.array(layout.steps)
     taps = np.array(shifts, dtype=np.int64).reshape(-1, 3) @ steps
@@ -419,12 +420,11 @@ def offsets_of(layout: Blocks, channels: int, shifts: Sequence[Sequence[int]]) -
     return (places // VECTOR_BYTES).astype(np.int32)
 
 
-def taps_of(item: SparseConvolution) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=256)
+def taps_of(item: SparseConvolution) -> tuple[DHW, ...]:
     """Every tap of a window, as positions from its first element."""
-    return [
-        tuple(int(index) * spread for index, spread in zip(place, item.dilation, strict=True))
-        for place in np.ndindex(*item.kernel)
-    ]
+    depth, height, width = item.dilation
+    return tuple((z * depth, y * height, x * width) for z, y, x in np.ndindex(*item.kernel))
 
 
 def phases_of(item: SparseConvolution, size: DHW) -> list[Phase]:

@@ -14,7 +14,7 @@ from sparsefx.errors import ArgumentError
 from sparsefx.kernels.runtime.threads import available_threads
 from sparsefx.kernels.training.forms import TensorForm, contiguous_form
 from sparsefx.kernels.training.layers import ConvolutionLayer, NormalisationLayer
-from sparsefx.kernels.training.memory_pool import Borrowed
+from sparsefx.kernels.training.memory_pool import Borrowed, return_free_memory
 from sparsefx.kernels.training.program import Combination, SparseConvolution, TrainingProgram
 
 _MOST_STEPS = 8  # compiled, of the last forms
@@ -116,6 +116,7 @@ class TrainingRegion(nn.Module):
             self._steps[key] = self._make_step(forms, norms, needs, differentiated, threads)
             for old in list(self._steps)[:-_MOST_STEPS]:
                 del self._steps[old]
+            return_free_memory()
         return self._steps[key], forms
 
     def _make_step(
