@@ -128,7 +128,9 @@ def main() -> None:
 def measure(record: workers.Record, options: argparse.Namespace) -> None:
     """Measure one model at one batch size, in a process of its own."""
     torch.set_num_threads(options.threads)
-    records = [record | {"threads": options.threads} | found for found in COMMANDS[record["kind"]](record, options)]
+    records = [
+        record | {"threads": options.threads} | found for found in COMMANDS[record["kind"]](record, options)
+    ]
     for one in records:
         print(*one.values(), flush=True)
     workers.append(options.results, records)
@@ -224,7 +226,7 @@ CONTENDERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
 def take_turns(steps: dict[str, Step], turns: int) -> dict[str, float]:
     """The median milliseconds of each; the first two turns are not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    repeats = {name: 1 for name in steps}
+    repeats = dict.fromkeys(steps, 1)
     for turn in range(turns + 2):
         for name, step in steps.items():
             start = time.perf_counter()

@@ -110,6 +110,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--channels-last", action="store_true", help="keep images in that memory format")
     add("--compile", action="store_true", help="run the model through torch.compile")
+    add(
+        "--kernels",
+        default="dense",
+        choices=["dense", "auto", "sparse"],
+        help="what trains the layers: torch's kernels, the faster ones, or sparse ones; default: %(default)s",
+    )
     add("--runs", type=Path, default=Path("runs"), help="folder for checkpoints; default: %(default)s")
     add("--results", type=Path, default=Path("results"), help="the ledger; default: %(default)s")
     add("--minutes", type=float, default=10, help="between checkpoints; default: %(default)s")
@@ -253,6 +259,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         precision=options.precision,
         channels_last=options.channels_last,
         compile=options.compile,
+        kernels=options.kernels,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from sparsefx._common.seeds import all_ranks, cpu_generator
 from sparsefx._common.values import check_count
+from sparsefx.accelerate import accelerate
 from sparsefx.cycle import NEVER, Clock
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.selection import Selector
@@ -20,6 +21,7 @@ from sparsefx.methods.beginning import first_model, first_regulariser, prune_to_
 from sparsefx.methods.rounds import RoundPlan
 from sparsefx.methods.row import Method
 from sparsefx.methods.snapshot import Snapshot
+from sparsefx.optim.gradient_window import Window
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 from sparsefx.pruning.prune import prune
@@ -57,6 +59,10 @@ class Training:
             torch's default generator, so that ``torch.manual_seed`` decides; where torch.distributed is
             initialised, by the first rank for all.
         generator: CPU generator for what is random in the method, instead of a seed.
+        kernels: ``"auto"`` or ``"sparse"`` train by sparse kernels, as :func:`sparsefx.accelerate` says;
+            methods with a regulariser refuse them.
+        example_inputs: positional arguments of the network, of a batch as in training, for these.
+        window: as of :class:`sparsefx.SparseOptimizer`, for these.
 
     Attributes:
         method: the method.
@@ -98,10 +104,14 @@ class Training:
         samples: int | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        kernels: Literal["dense", "auto", "sparse"] = "dense",
+        example_inputs: Sequence[Any] | None = None,
+        window: Window = "auto",
     ) -> None:
         for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
             check_count(name, value)
         _check(method, make_optimizer)
+        _check_kernels(method, kernels, example_inputs)
         self.method = method
         self.round = 0
         self._plan = RoundPlan(method.rounds, steps)
@@ -111,7 +121,11 @@ class Training:
         self._snapshot: Snapshot | None = None
         self.regulariser: Regulariser | None = None
         self._penalised = False
+        self._window = window
         self.model = first_model(method, network, dense, self._generator, self._prune_by_first_score)
+        if kernels != "dense":
+            assert example_inputs is not None
+            self.model = accelerate(self.model, example_inputs, kernels=kernels)
         self.optimizer = self._begin_round()
         self._update_at_start()
         if self._plan.rewinds and self._plan.rewound_to == 0:
@@ -299,6 +313,7 @@ class Training:
             schedule,
             generator=self._generator,
             after_step=self._after_step,
+            window=self._window,
         )
 
     def _after_step(self) -> None:
@@ -314,6 +329,22 @@ class Training:
         self._penalised = False
         if self._plan.rewinds and self._snapshot is None and done >= self._plan.rewound_to:
             self._snapshot = Snapshot.of(self.model, self.optimizer)
+
+
+def _check_kernels(method: Method, kernels: str, example_inputs: object) -> None:
+    if kernels not in ("dense", "auto", "sparse"):
+        raise ArgumentError(f"kernels={kernels!r} is none of 'dense', 'auto', 'sparse'")
+    if kernels == "dense":
+        return
+    if method.penalty is not None:
+        raise ArgumentError(
+            f"kernels={kernels!r}: the regulariser of method {method.name!r} computes weights anew at every "
+            "step, which sparse kernels do not see; pass kernels='dense'"
+        )
+    if example_inputs is None:
+        raise ArgumentError(
+            f"kernels={kernels!r} needs example_inputs=, positional arguments of the network, e.g. (x,)"
+        )
 
 
 def _check(method: object, make_optimizer: object) -> None:

@@ -22,6 +22,7 @@ from sparsefx.cycle import LayerState
 from sparsefx.cycle.positions.for_all_layers import best_of_each, largest_of_all
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.masking.masks import MaskedWeight, check_unsharded, masked_weights
+from sparsefx.passes.graph.plain_graphs import plain
 from sparsefx.pruning.budgets import falling_densities, pools_of
 from sparsefx.scores import SCORES, Batch, Loss, Score, ScoringContext, compensated_weights
 
@@ -85,6 +86,7 @@ def prune(
         >>> model.get_buffer("mask")
         tensor([[False,  True,  True]])
     """
+    model = plain(model)  # scores read gradients of all weights
     layers = _layers(model)
     _check(scope, distribution, rounds, min_active)
     score = resolve("score", score, SCORES)

@@ -42,6 +42,7 @@ class Settings:
         precision: of the forward pass: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` by autocast.
         channels_last: keep images in that memory format.
         compile: run the model through ``torch.compile``.
+        kernels: ``"dense"``, or ``"auto"`` or ``"sparse"`` to train by sparse kernels on the CPU.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class Settings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     compile: bool = False
+    kernels: Literal["dense", "auto", "sparse"] = "dense"
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)
@@ -72,6 +74,11 @@ class Settings:
             raise ArgumentError(f"device={self.device!r}: runs are for 'cpu' and 'cuda'")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ArgumentError(f"device={self.device!r}: this machine has no CUDA; pass device='cpu'")
+        if self.kernels != "dense" and (self.device != "cpu" or self.compile or self.precision != "float32"):
+            raise ArgumentError(
+                f"kernels={self.kernels!r}: sparse kernels train on device='cpu' in precision='float32' "
+                f"without compile, not on {self.device!r} in {self.precision!r}"
+            )
         if not self.setting:
             object.__setattr__(self, "setting", next(iter(self.network.dense)))
         self.network.dense_layers(self.setting)
@@ -106,6 +113,8 @@ class Settings:
     def _plain_recipe(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self.recipe)
         extras: dict[str, Any] = {"setting": self.setting, "precision": self.precision}
+        if self.kernels != "dense":
+            extras["kernels"] = self.kernels
         if self.tuned:
             extras["tuned"] = dict(self.tuned)
         return {**fields, **extras, "milestones": list(self.recipe.milestones)}
@@ -136,7 +145,7 @@ def settings(
         recipe_name: a name in ``RECIPES``; the data set's own by default.
         options: other values for fields of the method.
         changes: other values for fields of the recipe; fewer ``epochs`` shorten it, milestones in proportion.
-        where: ``setting``, ``device``, ``precision``, ``channels_last`` and ``compile`` of :class:`Settings`.
+        where: ``setting``, ``device``, ``precision``, ``channels_last``, ``compile`` and ``kernels`` of :class:`Settings`.
 
     Raises:
         ArgumentError: a name is unknown or a value cannot be used.

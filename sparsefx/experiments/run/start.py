@@ -47,6 +47,8 @@ def start_training(settings: Settings, data: Data, epoch_steps: int) -> Training
         batches=_score_batches(settings, data),
         samples=len(data.train),
         generator=torch.Generator().manual_seed(settings.seed),
+        kernels=settings.kernels,
+        example_inputs=next(iter(data.train.batches(settings.recipe.batch_size)))[:1],
     )
 
 
