@@ -21,6 +21,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,15 +302,17 @@ def of_cycles(record: workers.Record, options: argparse.Namespace) -> Iterator[w
     for density in options.densities:
         model = accelerated(dense, x, density)
         optimizer = sparsefx.SparseMomentum(sgd(model), model, cycles=1000, every=10**6, window=1)
+        step = partial(train, model, optimizer, x, labels)
         times: dict[str, list[float]] = {name: [] for name in ("dense", "window", "packed", "cycle")}
         for turn in range(options.turns + 1):
-            found = {"dense": seconds(dense_step)}
-            found["packed"] = min(seconds(lambda: train(model, optimizer, x, labels)) for _ in range(2))
-            hold(model, True)
-            found["window"] = min(seconds(lambda: train(model, optimizer, x, labels)) for _ in range(2))
-            found["cycle"] = seconds(optimizer.cycle) - found["packed"]
             hold(model, False)
-            found["cycle"] += seconds(lambda: train(model, optimizer, x, labels))
+            step()  # packs
+            found = {"dense": seconds(dense_step), "packed": seconds(step)}
+            hold(model, True)
+            step()  # unpacks
+            found["window"] = seconds(step)
+            hold(model, False)
+            found["cycle"] = seconds(optimizer.cycle) + seconds(step) - found["packed"]
             for name, value in found.items():
                 times[name] += [1e3 * value] if turn else []
         yield {"density": density, **{name: statistics.median(values) for name, values in times.items()}}

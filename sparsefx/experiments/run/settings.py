@@ -145,7 +145,8 @@ def settings(
         recipe_name: a name in ``RECIPES``; the data set's own by default.
         options: other values for fields of the method.
         changes: other values for fields of the recipe; fewer ``epochs`` shorten it, milestones in proportion.
-        where: ``setting``, ``device``, ``precision``, ``channels_last``, ``compile`` and ``kernels`` of :class:`Settings`.
+        where: ``setting``, ``device``, ``precision``, ``channels_last``, ``compile`` and ``kernels`` of
+            :class:`Settings`.
 
     Raises:
         ArgumentError: a name is unknown or a value cannot be used.
