@@ -93,6 +93,8 @@ class Packing:
         """Let what an optimizer keeps of the parameter change along with it."""
         self._optimizers.add(optimizer)
         _packings[self.parameter] = self
+        if self.is_packed:  # some optimizers begin their state before the first step
+            self._change_states([optimizer], self._packed, self.shape)
 
     @torch.no_grad()
     def pack(self) -> None:
@@ -102,8 +104,7 @@ class Packing:
             return
         _check_outside_ddp()
         self.follow_mask()
-        positions = self.positions
-        self._change(lambda tensor: tensor.detach().reshape(-1).index_select(0, positions), self.shape)
+        self._change(self._packed, self.shape)
         _packings[parameter] = self
 
     @torch.no_grad()
@@ -112,11 +113,7 @@ class Packing:
         if not self.is_packed:
             return
 
-        def dense(tensor: Tensor) -> Tensor:
-            result = torch.zeros(self.shape.numel(), dtype=tensor.dtype, device=tensor.device)
-            return result.index_copy_(0, self.positions, tensor.detach()).view(self.shape)
-
-        self._change(dense, self.positions.shape)
+        self._change(self._dense, self.positions.shape)
 
     @torch.no_grad()
     def follow_mask(self) -> None:
@@ -135,11 +132,7 @@ class Packing:
         """Give the parameter, its gradient and its optimizers' tensors of this shape another one."""
         parameter = self.parameter
         gradient, parameter.grad = parameter.grad, None
-        for optimizer in self._optimizers:
-            for state in _states(optimizer, parameter):
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == shape:
-                        state[name] = change(value)
+        self._change_states(self._optimizers, change, shape)
         changed = change(parameter)
         # A graph that is still alive holds a node that adds up gradients of the shape before; torch makes
         # another one where the type changes, but not where only the shape does.
@@ -147,6 +140,20 @@ class Packing:
         parameter.data = changed
         if gradient is not None:
             parameter.grad = change(gradient)
+
+    def _change_states(self, optimizers: Iterable[Optimizer], change: Any, shape: torch.Size) -> None:
+        for optimizer in optimizers:
+            for state in _states(optimizer, self.parameter):
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == shape:
+                        state[name] = change(value)
+
+    def _dense(self, tensor: Tensor) -> Tensor:
+        result = torch.zeros(self.shape.numel(), dtype=tensor.dtype, device=tensor.device)
+        return result.index_copy_(0, self.positions, tensor.detach()).view(self.shape)
+
+    def _packed(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().reshape(-1).index_select(0, self.positions)
 
 
 def attach_packing(holders: Sequence[tuple[nn.Module, str, str]]) -> Packing:
