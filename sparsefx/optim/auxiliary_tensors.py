@@ -13,7 +13,7 @@ from sparsefx.cycle.positions.select import magnitudes
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.sharding import copy_like, count_true, local, shard_like
 from sparsefx.optim.rules import Rules
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 _TINY = 1e-12  # "just above 0" of Bellec et al. 2018
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from sparsefx._common.values import is_count
 from sparsefx.cycle import Schedule
 from sparsefx.errors import ArgumentError
-from sparsefx.optim.active_gradients import mixes_positions
+from sparsefx.optim.gradients.active_gradients import mixes_positions
 from sparsefx.optim.rules import Rules
 
 Window = int | Literal["auto"]

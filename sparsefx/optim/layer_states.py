@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from sparsefx.cycle import LayerState
 from sparsefx.masking.sharding import local
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
-from sparsefx.optim.averages import GradientAverages
-from sparsefx.optim.momentum import finite
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.gradients.averages import GradientAverages
+from sparsefx.optim.gradients.momentum import finite
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 
 def layer_states(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.sharding import local
-from sparsefx.optim.momentum import state_of
+from sparsefx.optim.gradients.momentum import state_of
 
 
 @torch.no_grad()

@@ -21,20 +21,20 @@ from sparsefx.masking.masks import check_values
 from sparsefx.masking.packing import Packing, adopt
 from sparsefx.masking.replicas import check_equal, check_group, replicating_group, training_groups
 from sparsefx.masking.sharding import check_not_flattened, local
-from sparsefx.optim.active_gradients import ActiveGradients, forget_curvature, mixes_positions
 from sparsefx.optim.auxiliary_tensors import AuxiliaryTensors
-from sparsefx.optim.averages import GradientAverages
 from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
 from sparsefx.optim.gradient_window import GradientWindow, Window
+from sparsefx.optim.gradients.active_gradients import ActiveGradients, forget_curvature, mixes_positions
+from sparsefx.optim.gradients.averages import GradientAverages
+from sparsefx.optim.gradients.momentum import kept_weights
 from sparsefx.optim.layer_states import layer_states
-from sparsefx.optim.momentum import kept_weights
 from sparsefx.optim.optimizer_state import zero_state
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
-from sparsefx.optim.trained_weights import TrainedWeights
 from sparsefx.optim.transfer_state import carry_over
-from sparsefx.optim.weight_checks import ChangesBetweenSteps, warn_if_diverged
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.weights.trained_weights import TrainedWeights
+from sparsefx.optim.weights.weight_checks import ChangesBetweenSteps, warn_if_diverged
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
 

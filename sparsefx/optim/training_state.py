@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError, CheckpointError
 from sparsefx.masking.masks import masked_weights
-from sparsefx.optim.momentum import keeps_momentum
+from sparsefx.optim.gradients.momentum import keeps_momentum
 from sparsefx.optim.optimizer_state import begin_state
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import sparsefx
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import check_invariant, masked_weights
-from sparsefx.optim.momentum import keeps_momentum
+from sparsefx.optim.gradients.momentum import keeps_momentum
 
 SGD = torch.optim.SGD
 Weights = list[nn.Parameter]

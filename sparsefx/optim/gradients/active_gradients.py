@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from sparsefx.masking.masks import zero_outside
 from sparsefx.masking.sharding import local
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 
 def mixes_positions(optimizer: Optimizer) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsefx.masking.sharding import copy_like, local, shard_like
-from sparsefx.optim.momentum import keeps_momentum, read_momentum, unreadable_momentum
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.gradients.momentum import keeps_momentum, read_momentum, unreadable_momentum
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 _SMOOTHING = 0.1  # new = 0.9 * old + 0.1 * gradient
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, bare, is_masked_anywhere, masked_weights
 from sparsefx.masking.sharding import gather_back
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsefx.optim.momentum import finite, keeps_momentum, read_momentum
+from sparsefx.optim.gradients.momentum import finite, keeps_momentum, read_momentum
 
 OPTIM = torch.optim
 

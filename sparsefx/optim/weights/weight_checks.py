@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from sparsefx.masking.sharding import local
-from sparsefx.optim.weight_handles import WeightHandle
+from sparsefx.optim.weights.weight_handles import WeightHandle
 
 _STEPS = 16  # Lookahead goes back after 5 or 6 steps, and to other masks only after these have changed
 
