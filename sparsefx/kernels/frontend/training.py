@@ -241,7 +241,7 @@ class _Builder:
         window = self._image_of(source) if source in self.flat else _ONES
         channels = layer.in_features // prod(window)
         plain = (window, _ONES, (0, 0, 0), _ONES, 1, layer.bias is not None)
-        return SparseConvolution(number, index, channels, layer.out_features, *plain)
+        return SparseConvolution(number, index, channels, layer.out_features, *plain, whole=True)
 
     def _image_of(self, node: fx.Node) -> DHW:
         """The size of the images that a node has as rows."""

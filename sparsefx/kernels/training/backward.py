@@ -20,7 +20,7 @@ from sparsefx.kernels.codegen.weight_gradient import weight_gradient
 from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
-from sparsefx.kernels.training.forms import TensorForm
+from sparsefx.kernels.training.forms import TensorForm, as_int32
 from sparsefx.kernels.training.plan import (
     Draft,
     gradient_tile,
@@ -389,7 +389,7 @@ class _InputGradient:
         import torch
 
         assert isinstance(order, torch.Tensor)
-        indices = order.numpy().astype(np.int32)
+        indices = as_int32(order.numpy())
         if isinstance(positions, np.ndarray):
             indices = positions[indices]
         room = self._draft.scratch.take(4 * max(1, len(indices)))

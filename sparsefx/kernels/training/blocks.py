@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from sparsefx.kernels.codegen.vectors import LANES
 from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.training.forms import as_int32
 
 NONE: DHW = (0, 0, 0)
 
@@ -131,7 +132,7 @@ class Blocks:
         """Byte offsets within a channel of every place of a group's image."""
         where = np.indices(self.size).reshape(3, -1)
         offsets = np.tensordot(np.array(self.steps), where, axes=1) + group % self.together * self.vector
-        return offsets.astype(np.int32)
+        return as_int32(offsets)
 
 
 def groups_together(images: int, size: DHW, wanted: int) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsefx.errors import ArgumentError
 from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.training.patterns import Pattern
 
@@ -63,7 +65,7 @@ class NormState:
 
     Attributes:
         training: by the batch's statistics.
-        momentum: whether running statistics are updated.
+        updated: whether running statistics are updated.
     """
 
     training: bool
@@ -74,3 +76,17 @@ def contiguous_form(shape: tuple[int, ...]) -> TensorForm:
     """The form of a contiguous tensor of this shape."""
     strides = [math.prod(shape[index + 1 :]) for index in range(len(shape))]
     return TensorForm(tuple(shape), tuple(strides))
+
+
+def as_int32(places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    """The same numbers in 32 bits.
+
+    Raises:
+        ArgumentError: they do not fit.
+    """
+    if places.size and max(-int(places.min()), int(places.max())) >= 2**31:
+        raise ArgumentError(
+            "an image or a layer is too large for sparse kernels, which tell places by 32 bits; keep the layer "
+            "out with kernels='auto', or train the model that was not accelerated"
+        )
+    return places.astype(np.int32)

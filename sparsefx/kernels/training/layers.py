@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsefx.kernels.ir.program import DHW
-from sparsefx.kernels.training.forms import LayerState, NormState
+from sparsefx.kernels.training.forms import LayerState, NormState, as_int32
 from sparsefx.kernels.training.patterns import Pattern
 from sparsefx.kernels.training.program import SparseConvolution
 from sparsefx.masking.packing import packing_of
@@ -22,20 +22,24 @@ class ConvolutionLayer:
     Args:
         module: the layer; it may be masked or not.
         item: its convolution.
+
+    Attributes:
+        module: the layer.
+        item: its convolution.
     """
 
     def __init__(self, module: nn.Module, item: SparseConvolution) -> None:
-        self.module, self._item = module, item
+        self.module, self.item = module, item
         self._version: Any = None
         self._positions = torch.empty(0, dtype=torch.int64)
         self._indices = np.empty(0, np.int32)
         self._patterns: dict[tuple[DHW, bool], Pattern] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "_item": self._item}
+        return {"module": self.module, "item": self.item}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["module"], state["_item"])  # type: ignore[misc]
+        self.__init__(state["module"], state["item"])  # type: ignore[misc]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -74,7 +78,7 @@ class ConvolutionLayer:
 
     def _set(self, positions: Tensor, version: Any) -> None:
         self._version, self._positions, self._patterns = version, positions, {}
-        self._indices = positions.numpy().astype(np.int32)
+        self._indices = as_int32(positions.numpy())
 
     def state(self, size: DHW, trained: bool, bias_trained: bool) -> LayerState:
         """As it is now, for inputs of this size."""
@@ -87,7 +91,7 @@ class ConvolutionLayer:
     def _pattern(self, size: DHW, every: bool) -> Pattern:
         key = size, every
         if key not in self._patterns:
-            item = self._item
+            item = self.item
             count = item.out_channels * item.in_channels // item.groups * int(np.prod(item.kernel))
             self._patterns[key] = Pattern.of(item, size, torch.arange(count) if every else self._positions)
         return self._patterns[key]
@@ -109,6 +113,12 @@ class NormalisationLayer:
         return [tensor for tensor in (self.module.weight, self.module.bias) if tensor is not None]
 
     @property
+    def statistics(self) -> list[Tensor]:
+        """Its running mean and variance, if it has them."""
+        found = (self.module.running_mean, self.module.running_var)
+        return [tensor for tensor in found if tensor is not None]
+
+    @property
     def state(self) -> NormState:
         """As it is now."""
         training = self.module.training or self.module.running_mean is None
@@ -125,4 +135,4 @@ class NormalisationLayer:
         momentum = module.momentum
         if momentum is None:
             momentum = 1.0 / max(1.0, float(module.num_batches_tracked or 1))
-        return torch.tensor([momentum], dtype=torch.float32)
+        return torch.tensor([momentum], dtype=torch.float32, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import weakref
 from threading import Lock
 
 import torch
@@ -34,6 +35,13 @@ class MemoryPool:
         with self._lock:
             self._free = [*self._free, piece][-_MOST:]
 
+    def lend(self, size: int) -> Tensor:
+        """The same, for as long as anything holds the tensor, which autograd may do."""
+        piece = self.take(size)
+        lent = piece[:]
+        weakref.finalize(lent, self.give_back, piece).atexit = False
+        return lent
+
 
 POOL = MemoryPool()
 
@@ -45,13 +53,3 @@ def return_free_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-class Borrowed:
-    """A piece of memory that goes back when nothing holds this any more."""
-
-    def __init__(self, size: int) -> None:
-        self.tensor = POOL.take(size)
-
-    def __del__(self) -> None:
-        POOL.give_back(self.tensor)

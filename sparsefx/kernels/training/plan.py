@@ -27,7 +27,7 @@ from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, float_
 from sparsefx.kernels.planner.tiling import choose_tiling
 from sparsefx.kernels.training.arena import Arena
 from sparsefx.kernels.training.blocks import Blocks, groups_together
-from sparsefx.kernels.training.forms import LayerState, NormState, TensorForm
+from sparsefx.kernels.training.forms import LayerState, NormState, TensorForm, as_int32
 from sparsefx.kernels.training.patterns import Listed, Phase, phases
 from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand, TrainingProgram
 
@@ -374,7 +374,7 @@ class Draft:
             where = np.tensordot(np.array(form.steps), np.indices(layout.size).reshape(3, -1), axes=1)
             lanes = np.arange(LANES)
             elements = where[:, None] + lanes * form.strides[0]
-            self._tables[key] = np.where(lanes < filled, elements, -1).astype(np.int32)
+            self._tables[key] = as_int32(np.where(lanes < filled, elements, -1))
         return self._tables[key]
 
     @cached_property
@@ -417,7 +417,7 @@ def offsets_of(layout: Blocks, channels: int, shifts: tuple[DHW, ...]) -> NDArra
     steps = np.array(layout.steps)
     taps = np.array(shifts, dtype=np.int64).reshape(-1, 3) @ steps
     places = np.arange(channels, dtype=np.int64)[:, None] * layout.channel + taps
-    return (places // VECTOR_BYTES).astype(np.int32)
+    return as_int32(places // VECTOR_BYTES)
 
 
 @lru_cache(maxsize=256)

@@ -28,6 +28,7 @@ class SparseConvolution:
         dilation: as of the convolution.
         groups: as of the convolution.
         biased: whether it has a bias.
+        whole: whether the window must be the whole image, as of a linear layer.
     """
 
     source: int
@@ -40,6 +41,7 @@ class SparseConvolution:
     dilation: DHW
     groups: int
     biased: bool
+    whole: bool = False
 
     @property
     def operands(self) -> tuple[int, ...]:

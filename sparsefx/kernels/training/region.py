@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.runtime.threads import available_threads
+from sparsefx.kernels.training.checks import Image, check_inputs, check_parameters, images_of
 from sparsefx.kernels.training.forms import TensorForm, contiguous_form
 from sparsefx.kernels.training.layers import ConvolutionLayer, NormalisationLayer
-from sparsefx.kernels.training.memory_pool import Borrowed, return_free_memory
-from sparsefx.kernels.training.program import Combination, SparseConvolution, TrainingProgram
+from sparsefx.kernels.training.memory_pool import POOL, return_free_memory
+from sparsefx.kernels.training.program import SparseConvolution, TrainingProgram
 
 _MOST_STEPS = 8  # compiled, of the last forms
 
@@ -26,8 +28,20 @@ class _Run:
 
     region: TrainingRegion
     step: Any
-    kept: Borrowed
+    versions: Any
     inputs: tuple[TensorForm, ...]
+
+    def check_versions(self) -> None:
+        """Pack the weights again if something has made them dense meanwhile, such as ``state_dict()``.
+
+        Raises:
+            RuntimeError: they are no longer the weights of the forward pass.
+        """
+        if self.versions != self.region.versions():
+            raise RuntimeError(
+                "masks of an accelerated model, or which of its weights are packed, have changed between the "
+                "forward and the backward pass; call backward() before a cycle"
+            )
 
 
 class TrainingRegion(nn.Module):
@@ -63,6 +77,7 @@ class TrainingRegion(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": {}}
 
+    @torch._disable_dynamo  # a graph break: kernels read addresses, which tracers do not have
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs: a tensor, or a tuple of several.
 
@@ -70,13 +85,22 @@ class TrainingRegion(nn.Module):
             inputs: images ``[N, C, *size]`` in float32, or rows ``[..., C]``, as the layers take them.
 
         Raises:
-            ArgumentError: an input has other channels or dimensions than the layers take.
+            ArgumentError: an input is of another type, device, channels or size than the layers take, or too
+                large for tables of 32 bits; or parameters are not in float32 on the CPU.
+            RuntimeError: forward-mode differentiation is on.
             ValueError: a batch has one value a channel, which has no variance.
         """
         rows = [self._as_images(tensor) for tensor in inputs]
+        if forward_ad._current_level >= 0:
+            raise RuntimeError(
+                "sparse kernels have no forward-mode derivatives (jvp); take them with the model that was not "
+                "accelerated"
+            )
+        check_inputs(self.program, rows)
         parts = (*self._convolutions, *self._normalisations)
-        versions = tuple(layer.prepare() for layer in self._convolutions)
+        versions = self.versions()
         parameters = [tensor for part in parts for tensor in part.tensors]
+        check_parameters([*parameters, *(one for layer in self._normalisations for one in layer.statistics)])
         outputs = _Function.apply(self, versions, torch.is_grad_enabled(), len(rows), *rows, *parameters)
         if not self.program.dims:
             shape = inputs[0].shape[:-1]
@@ -86,6 +110,10 @@ class TrainingRegion(nn.Module):
             for output, flat in zip(outputs, self._flattened, strict=True)
         )
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def versions(self) -> tuple[Any, ...]:
+        """Pack the weights that may be; for each layer, what the places of its nonzeros are known by."""
+        return tuple(layer.prepare() for layer in self._convolutions)
 
     def pack(self) -> None:
         """Pack the weights that are masked."""
@@ -102,13 +130,18 @@ class TrainingRegion(nn.Module):
         return [tensor for part in (*self._convolutions, *self._normalisations) for tensor in part.tensors]
 
     def _as_images(self, tensor: Tensor) -> Tensor:
-        return tensor if self.program.dims else tensor.reshape(-1, tensor.shape[-1])
+        if self.program.dims:
+            return tensor
+        if tensor.dim() < 1 or (self._normalisations and tensor.dim() != 2):
+            wanted = "2" if self._normalisations else "1 or more"
+            raise ArgumentError(f"an input of {tuple(tensor.shape)} has not {wanted} dimensions")
+        return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
     def step(
         self, inputs: Sequence[Tensor], versions: Any, needs: Sequence[bool], differentiated: bool
     ) -> tuple[Any, tuple[TensorForm, ...]]:
         """The compiled step for tensors of these forms, and those forms."""
-        forms = tuple(TensorForm(tuple(x.shape), tuple(x.stride())) for x in inputs)
+        forms = tuple(map(_form_of, inputs))
         norms = tuple(layer.state for layer in self._normalisations)
         threads = available_threads()
         key = (forms, versions, norms, tuple(needs), differentiated, threads)
@@ -129,33 +162,39 @@ class TrainingRegion(nn.Module):
     ) -> Any:
         count = len(forms)
         needed = tuple(index for index in range(count) if needs[index] and differentiated)
-        sizes = _sizes(self.program, forms)
+        images = images_of(self.program, forms, self.features)
         trained = iter(needs[count:])
         layers = []
         for layer in self._convolutions:
             flags = [next(trained) and differentiated for _ in layer.tensors]
-            source = sizes[self._source_of(layer)]
-            layers.append(layer.state(source, flags[0], len(flags) > 1 and flags[1]))
+            layers.append(layer.state(images[layer.item.source].size, flags[0], len(flags) > 1 and flags[1]))
         from sparsefx.kernels.training.plan import Draft
         from sparsefx.kernels.training.step import make_step  # both need llvmlite
 
         draft = Draft(self.program, forms, layers, norms, needed, threads)
-        outputs = tuple(contiguous_form(shape) for shape in self.output_shapes(draft))
+        outputs = tuple(contiguous_form(shape) for shape in self.output_shapes(draft.images, images))
         wanted = differentiated and any(needs)
         inputs = tuple(contiguous_form(forms[index].shape) for index in needed)
         return make_step(draft, outputs, outputs if wanted else None, inputs)
 
-    def _source_of(self, layer: ConvolutionLayer) -> int:
-        return layer._item.source
+    @property
+    def features(self) -> list[int]:
+        """Channels of each normalisation."""
+        return [layer.module.num_features for layer in self._normalisations]
 
-    def output_shapes(self, draft: Any) -> list[tuple[int, ...]]:
-        """Of the outputs as tensors."""
+    def output_shapes(self, count: int, images: Sequence[Image]) -> list[tuple[int, ...]]:
+        """Of the outputs as tensors, of so many images.
+
+        Args:
+            count: of images.
+            images: one of every value.
+        """
         shapes = []
         for value in self.program.outputs:
-            layout = draft.values[value]
+            channels, whole = images[value]
             is_flat = value in self.program.flat or not self.program.dims
-            size = () if is_flat else layout.size[3 - self.program.dims :]
-            shapes.append((layout.images, layout.channels, *size))
+            size = () if is_flat else whole[3 - self.program.dims :]
+            shapes.append((count, channels, *size))
         return shapes
 
     def extra_repr(self) -> str:
@@ -170,42 +209,57 @@ class _Function(torch.autograd.Function):
     def forward(
         ctx: Any, region: TrainingRegion, versions: Any, differentiated: bool, count: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        ctx.count = count
         inputs = [_plain(tensor) for tensor in tensors[:count]]
+        if not len(inputs[0]):
+            return _empty_step(ctx, region, tuple(map(_form_of, inputs)), tensors)
         parameters = tensors[count:]
-        _check(region.program, inputs)
         step, forms = region.step(inputs, versions, ctx.needs_input_grad[4:], differentiated)
+        _check_variance(inputs[0], step)
         named = _named_parameters(region, [parameter.contiguous() for parameter in parameters])
         for index, layer in enumerate(region._normalisations):
-            _check_variance(layer, inputs[0], region, step)
             named[f"norm momentum {index}"] = layer.count()
-            for name in ("running_mean", "running_var"):
-                statistic = getattr(layer.module, name)
-                if statistic is not None:
-                    named[f"norm {name} {index}"] = statistic
+            statistics = zip(("running_mean", "running_var"), layer.statistics, strict=False)
+            named |= {f"norm {name} {index}": statistic for name, statistic in statistics}
         named |= {f"input {index}": tensor for index, tensor in enumerate(inputs)}
-        outputs = tuple(torch.empty(form.shape) for form in step.outputs)
+        outputs = tuple(torch.empty(form.shape, dtype=torch.float32, device="cpu") for form in step.outputs)
         named |= {f"output {index}": tensor for index, tensor in enumerate(outputs)}
-        kept = Borrowed(step.kept)
-        named["kept"] = kept.tensor
+        kept = named["kept"] = POOL.lend(step.kept)
         step.forward.run(named)
-        ctx.run = _Run(region, step, kept, forms) if step.backward is not None else None
-        ctx.count = count
-        ctx.save_for_backward(*parameters)
+        if step.backward is not None:
+            ctx.run = _Run(region, step, versions, forms)
+            ctx.save_for_backward(kept, *parameters)
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        run: _Run = ctx.run
-        parameters = [parameter.contiguous() for parameter in ctx.saved_tensors]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "sparse kernels cannot be differentiated twice (create_graph=True); do so with the model that "
+                "was not accelerated"
+            )
+        run: _Run | None = ctx.run
+        needs = ctx.needs_input_grad[4:]
+        if run is None:
+            zeros = [torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in ctx.shapes]
+            return (
+                None,
+                None,
+                None,
+                None,
+                *(z if need else None for z, need in zip(zeros, needs, strict=True)),
+            )
+        run.check_versions()
+        kept, *saved = ctx.saved_tensors
+        parameters = [parameter.contiguous() for parameter in saved]
         named = _named_parameters(run.region, parameters)
         named |= {f"gradient {index}": gradient.contiguous() for index, gradient in enumerate(gradients)}
-        named["kept"] = run.kept.tensor
-        needs = ctx.needs_input_grad[4:]
+        named["kept"] = kept
         results: list[Tensor | None] = [None] * len(needs)
         for index in range(ctx.count):
             if needs[index]:
-                results[index] = named[f"input gradient {index}"] = torch.zeros(run.inputs[index].shape)
+                gradient = torch.zeros(run.inputs[index].shape, dtype=torch.float32, device="cpu")
+                results[index] = named[f"input gradient {index}"] = gradient
         wanted = iter(range(ctx.count, len(needs)))
         for names in _names(run.region):
             for name in names:
@@ -237,46 +291,28 @@ def _named_parameters(region: TrainingRegion, parameters: Sequence[Tensor]) -> d
 def _plain(tensor: Tensor) -> Tensor:
     """A tensor that kernels can read: where its channels are neighbours, or its columns are."""
     tensor = tensor.detach().float()
-    if (
-        tensor.stride(1) == 1
-        and tensor.storage_offset() == 0
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-        if tensor.dim() == 4
-        else False
-    ):
-        return tensor
-    return tensor.contiguous()
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor if last and tensor.stride(1) == 1 else tensor.contiguous()
 
 
-def _check(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
-    for index, tensor in enumerate(inputs):
-        flat = index in program.flat or not program.dims
-        dims = 2 if flat else program.dims + 2
-        if tensor.dim() != dims:
-            raise ArgumentError(f"an input of {tuple(tensor.shape)} has not {dims} dimensions")
-    channels = {
-        item.source: item.in_channels for item in program.instructions if isinstance(item, SparseConvolution)
-    }
-    for index, tensor in enumerate(inputs):
-        wanted = channels.get(index, tensor.shape[1])
-        if tensor.shape[1] != wanted:
-            raise ArgumentError(f"an input of {tuple(tensor.shape)} has not {wanted} channels")
+def _form_of(tensor: Tensor) -> TensorForm:
+    return TensorForm(tuple(tensor.shape), tuple(tensor.stride()))
 
 
-def _check_variance(layer: NormalisationLayer, x: Tensor, region: TrainingRegion, step: Any) -> None:
+def _check_variance(x: Tensor, step: Any) -> None:
     """As torch, refuse a batch of one value a channel."""
-    if layer.state.training and step.least == 1:
+    if step.least == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
         )
 
 
-def _sizes(program: TrainingProgram, forms: Sequence[TensorForm]) -> list[Any]:
-    sizes = [form.size for form in forms]
-    for item in program.instructions:
-        size = sizes[item.operands[0]]
-        if isinstance(item, Combination):
-            sizes.append(item.windows.size(size) if item.windows else size)
-        else:
-            sizes.append(item.size(size))
-    return sizes
+def _empty_step(
+    ctx: Any, region: TrainingRegion, forms: tuple[TensorForm, ...], tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """What torch gives for no images: outputs without any, and gradients of zeros."""
+    images = images_of(region.program, forms, region.features)
+    ctx.run, ctx.shapes = None, [tensor.shape for tensor in tensors]
+    for layer in region._normalisations:
+        layer.count()
+    return tuple(torch.empty(shape, dtype=torch.float32) for shape in region.output_shapes(0, images))

@@ -56,7 +56,7 @@ class Step:
         backward: the backward pass; None where nothing is to be trained.
         kept: bytes that the forward pass leaves to the backward pass.
         outputs: forms of the outputs.
-        least: values a channel of the smallest value that is normalised; 0 where nothing is.
+        least: values a channel of the smallest value that the batch normalises; 0 where nothing is.
     """
 
     forward: Pass
@@ -100,7 +100,7 @@ def _least_normalised(draft: Draft) -> int:
         for item in draft.program.instructions
         if isinstance(item, Combination)
         for summand in item.summands
-        if summand.normalisation is not None
+        if summand.normalisation is not None and draft.norms[summand.normalisation.layer].training
     ]
     return min(counts, default=0)
 
