@@ -224,7 +224,7 @@ CONTENDERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
 def take_turns(steps: dict[str, Step], turns: int) -> dict[str, float]:
     """The median milliseconds of each; the first two turns are not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    repeats = {name: 1 for name in steps}
+    repeats = dict.fromkeys(steps, 1)
     for turn in range(turns + 2):
         for name, step in steps.items():
             start = time.perf_counter()

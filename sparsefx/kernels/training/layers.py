@@ -43,7 +43,7 @@ class ConvolutionLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its weight, packed or not, and its bias if it has one."""
+        """Its weight, ``[active]`` or ``[out, in / groups, *kernel]``, and its bias ``[out]`` if it has one."""
         bias = self.module.bias
         return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
 
@@ -109,12 +109,12 @@ class NormalisationLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its weight and bias, if it has them."""
+        """Its weight and bias ``[C]``, if it has them."""
         return [tensor for tensor in (self.module.weight, self.module.bias) if tensor is not None]
 
     @property
     def statistics(self) -> list[Tensor]:
-        """Its running mean and variance, if it has them."""
+        """Its running mean and variance ``[C]``, if it has them."""
         found = (self.module.running_mean, self.module.running_var)
         return [tensor for tensor in found if tensor is not None]
 
