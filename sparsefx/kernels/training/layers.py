@@ -43,7 +43,7 @@ class ConvolutionLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its weight, ``[active]`` or ``[out, in / groups, *kernel]``, and its bias ``[out]`` if it has one."""
+        """Its weight, ``[active]`` or ``[out, in / groups, *kernel]``, and its bias ``[out]``, if any."""
         bias = self.module.bias
         return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
 
@@ -128,7 +128,7 @@ class NormalisationLayer:
         return NormState(training, updated)
 
     def count(self) -> Tensor:
-        """Count a batch; the share that it has in the running statistics."""
+        """Count a batch; the share ``[1]`` that it has in the running statistics."""
         module = self.module
         if self.state.updated and module.num_batches_tracked is not None:
             module.num_batches_tracked.add_(1)
