@@ -327,7 +327,7 @@ class Draft:
     # -- outside -----------------------------------------------------------------------------------------
 
     def pack(self, tensor: Address, form: TensorForm, layout: Blocks, start: Address) -> None:
-        """A tensor into lanes."""
+        """A tensor ``[N, C, *size]`` into lanes."""
         for group in range(layout.groups):
             arguments = self._moved(tensor, form, layout, start, group, into=True)
             if form.strides[1] == 1 and layout.channels >= LANES:
@@ -341,7 +341,7 @@ class Draft:
                 self.call(gather(), arguments | channels)
 
     def unpack(self, start: Address, layout: Blocks, tensor: Address, form: TensorForm) -> None:
-        """Lanes into a tensor."""
+        """Lanes into a tensor ``[N, C, *size]``."""
         for group in range(layout.groups):
             arguments = self._moved(tensor, form, layout, start, group, into=False)
             if form.strides[1] == 1 and layout.channels >= LANES:

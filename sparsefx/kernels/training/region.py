@@ -144,7 +144,7 @@ class TrainingRegion(nn.Module):
     def step(
         self, inputs: Sequence[Tensor], versions: Any, needs: Sequence[bool], differentiated: bool
     ) -> tuple[Any, tuple[TensorForm, ...]]:
-        """The compiled step for tensors of these forms, and those forms."""
+        """The compiled step for tensors ``[N, C, *size]`` of these forms, and those forms."""
         forms = tuple(map(_form_of, inputs))
         norms = tuple(layer.state for layer in self._normalisations)
         threads = available_threads()
