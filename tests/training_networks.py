@@ -311,7 +311,7 @@ def step(pair: Twins, x: Tensor, integers: bool = True) -> tuple[Tensor, Tensor]
 
 
 def equal(actual: Tensor, expected: Tensor, exactly: bool, scale: float = 0.0, what: str = "") -> None:
-    """Compare with float64; without ``exactly``, relative to the largest number, or to ``scale``: terms cancel."""
+    """Compare with float64; without ``exactly``, beside the largest number, or ``scale``: terms cancel."""
     assert actual.shape == expected.shape, what
     largest = max(scale, float(expected.detach().abs().max())) if expected.numel() else 0.0
     torch.testing.assert_close(

@@ -87,9 +87,9 @@ def left_out(graph_module: fx.GraphModule, recorded: Recorded) -> dict[str, str]
 
 def _why_not(lowering: NodeLowering) -> str:
     reason = lowering.why_not()
-    values = lowering.recorded.node_values.get(lowering.node, ())
-    if not reason and {value.dtype for value in values} != {torch.float32}:
-        return f"it computes in {values[0].dtype}"
+    types = {value.dtype for value in lowering.recorded.node_values.get(lowering.node, ())}
+    if not reason and types != {torch.float32}:
+        return f"it computes in {' and '.join(map(str, types))}"
     return reason
 
 

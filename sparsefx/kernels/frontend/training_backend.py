@@ -83,7 +83,9 @@ def _seconds(region: TrainingRegion, part: Part, values: Mapping[fx.Node, Any]) 
 
 def _run_both_ways(module: nn.Module, inputs: list[Tensor]) -> None:
     outputs = module(*inputs)
-    total = sum(output.sum() for output in ([outputs] if isinstance(outputs, Tensor) else outputs))
+    total = torch.stack(
+        [output.sum() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    ).sum()
     parameters = module.trained() if isinstance(module, TrainingRegion) else module.parameters()
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
     if wanted:

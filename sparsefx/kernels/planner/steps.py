@@ -38,7 +38,7 @@ class Address:
         return replace(self, offset=self.offset + more)
 
 
-Argument: TypeAlias = int | Address | NDArray[np.int32] | NDArray[np.int64]
+Argument: TypeAlias = int | Address | NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float32]
 KernelCall: TypeAlias = tuple[Kernel, Mapping[str, Argument]]
 
 

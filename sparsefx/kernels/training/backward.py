@@ -21,6 +21,7 @@ from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
 from sparsefx.kernels.training.forms import TensorForm, as_int32
+from sparsefx.kernels.training.patterns import dhw
 from sparsefx.kernels.training.plan import (
     Draft,
     gradient_tile,
@@ -312,7 +313,7 @@ class _Backward:
                     last = phase.begin[axis] + phase.count[axis] - 1 + max(shifts)
                     before[axis] = max(before[axis], -first)
                     after[axis] = max(after[axis], last - (bare.size[axis] - 1))
-        return replace(bare, before=_three(before), after=_three(after))
+        return replace(bare, before=dhw(before), after=dhw(after))
 
     def _fill(
         self, value: int, route: _Route | None, block: int, target: tuple[Blocks, Address], room: Address
@@ -443,7 +444,7 @@ def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[
 
     Args:
         draft: of the step.
-        outputs: forms of the gradients of the outputs.
+        outputs: forms of the gradients of the outputs, each of its output's shape.
         inputs: forms of the tensors that the gradients of the needed inputs go to.
     """
     program, backward = draft.program, _Backward(draft)
@@ -469,10 +470,6 @@ def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[
 def _reach(item: SparseConvolution) -> DHW:
     depth, height, width = (-(-window // step) for window, step in zip(item.kernel, item.stride, strict=True))
     return depth, height, width
-
-
-def _three(values: list[int]) -> DHW:
-    return values[0], values[1], values[2]
 
 
 def _side_of(draft: Draft, block: int, layout: Blocks, start: Address) -> dict[str, Argument]:

@@ -37,8 +37,8 @@ def check_inputs(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
     for index, tensor in enumerate(inputs):
         if tensor.device.type != "cpu":
             raise ArgumentError(
-                f"an input is on {tensor.device}; sparse kernels run on the CPU: input.cpu(), or train the model "
-                "that was not accelerated"
+                f"an input is on {tensor.device}; sparse kernels run on the CPU: input.cpu(), or train the "
+                "model that was not accelerated"
             )
         if tensor.dtype not in types:
             raise ArgumentError(
@@ -47,7 +47,7 @@ def check_inputs(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
         dims = 2 if index in program.flat or not program.dims else program.dims + 2
         if tensor.dim() != dims:
             raise ArgumentError(
-                f"an input of {tuple(tensor.shape)} has not {dims} dimensions, as the example of accelerate had"
+                f"an input of {tuple(tensor.shape)} has not {dims} dimensions, as the example had"
             )
         if len(tensor) != len(inputs[0]):
             raise ArgumentError(
@@ -58,14 +58,17 @@ def check_inputs(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
 def check_parameters(tensors: Sequence[Tensor]) -> None:
     """Refuse parameters and buffers of another type or device.
 
+    Args:
+        tensors: of any shape.
+
     Raises:
         ArgumentError: one is.
     """
     for tensor in tensors:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ArgumentError(
-                f"a parameter is of {tensor.dtype} on {tensor.device}; sparse kernels compute in float32 on the "
-                "CPU: model.float().cpu(), and torch.autocast for less"
+                f"a parameter is of {tensor.dtype} on {tensor.device}; sparse kernels compute in float32 "
+                "on the CPU: model.float().cpu(), and torch.autocast for less"
             )
 
 
@@ -74,7 +77,7 @@ def images_of(program: TrainingProgram, forms: Sequence[TensorForm], features: S
 
     Args:
         program: what is computed.
-        forms: of the inputs.
+        forms: of the inputs, ``[N, C, *size]`` or ``[N, C]``.
         features: channels of each normalisation.
 
     Raises:

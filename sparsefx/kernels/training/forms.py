@@ -86,7 +86,7 @@ def as_int32(places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
     """
     if places.size and max(-int(places.min()), int(places.max())) >= 2**31:
         raise ArgumentError(
-            "an image or a layer is too large for sparse kernels, which tell places by 32 bits; keep the layer "
-            "out with kernels='auto', or train the model that was not accelerated"
+            "an image or a layer is too large for sparse kernels, which tell places by 32 bits; keep the "
+            "layer out with kernels='auto', or train the model that was not accelerated"
         )
     return places.astype(np.int32)

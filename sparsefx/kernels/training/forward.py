@@ -20,7 +20,7 @@ def write_forward(draft: Draft, outputs: tuple[TensorForm, ...]) -> None:
 
     Args:
         draft: of the step.
-        outputs: forms of the tensors that the outputs go to.
+        outputs: forms of the tensors that the outputs go to, ``[N, C, *size]`` or ``[N, C]``.
     """
     program = draft.program
     for value, form in enumerate(draft.sources):

@@ -43,7 +43,7 @@ class ConvolutionLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its weight, packed or not, and its bias if it has one."""
+        """Its weight, ``[active]`` or ``[out, in / groups, *kernel]``, and its bias ``[out]``, if any."""
         bias = self.module.bias
         return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
 
@@ -109,12 +109,12 @@ class NormalisationLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its weight and bias, if it has them."""
+        """Its weight and bias ``[C]``, if it has them."""
         return [tensor for tensor in (self.module.weight, self.module.bias) if tensor is not None]
 
     @property
     def statistics(self) -> list[Tensor]:
-        """Its running mean and variance, if it has them."""
+        """Its running mean and variance ``[C]``, if it has them."""
         found = (self.module.running_mean, self.module.running_var)
         return [tensor for tensor in found if tensor is not None]
 
@@ -128,7 +128,7 @@ class NormalisationLayer:
         return NormState(training, updated)
 
     def count(self) -> Tensor:
-        """Count a batch; the share that it has in the running statistics."""
+        """Count a batch; the share ``[1]`` that it has in the running statistics."""
         module = self.module
         if self.state.updated and module.num_batches_tracked is not None:
             module.num_batches_tracked.add_(1)

@@ -31,12 +31,12 @@ class MemoryPool:
         return torch.empty(size, dtype=torch.uint8)
 
     def give_back(self, piece: Tensor) -> None:
-        """Let others use it."""
+        """Let others use a piece: uint8 ``[bytes]``."""
         with self._lock:
             self._free = [*self._free, piece][-_MOST:]
 
     def lend(self, size: int) -> Tensor:
-        """The same, for as long as anything holds the tensor, which autograd may do."""
+        """The same, uint8 ``[bytes]``, for as long as anything holds the tensor, which autograd may do."""
         piece = self.take(size)
         lent = piece[:]
         weakref.finalize(lent, self.give_back, piece).atexit = False

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,14 +59,21 @@ def phases(padding: DHW, size: DHW, *, kernel: DHW, stride: DHW, dilation: DHW) 
         for of_axis in zip(kernel, stride, dilation, padding, size, strict=True)
     ]
     for axes in itertools.product(*by_axis):
-        first, count, begin = (tuple(axis[n] for axis in axes) for n in range(3))
+        firsts, counts, begins, reached = zip(*axes, strict=True)
+        first, count, begin = dhw(firsts), dhw(counts), dhw(begins)
         if min(count) < 1:
             continue
         taps, shifts = [], []
-        for (d, sd), (h, sh), (w, sw) in itertools.product(*(axis[3] for axis in axes)):
+        for (d, sd), (h, sh), (w, sw) in itertools.product(*reached):
             taps.append((d * kernel[1] + h) * kernel[2] + w)
             shifts.append((sd, sh, sw))
-        yield Phase(first, count, begin, tuple(taps), tuple(shifts))  # type: ignore[arg-type]
+        yield Phase(first, count, begin, tuple(taps), tuple(shifts))
+
+
+def dhw(values: Sequence[int]) -> DHW:
+    """Three numbers, by depth, height and width."""
+    depth, height, width = values
+    return depth, height, width
 
 
 def _along(
@@ -143,7 +150,9 @@ class Pattern:
             order = torch.argsort((rows * item.out_channels + columns) * count + of_phase)
             backward.append(
                 _listed(
-                    *(each[order] for each in (rows, columns, of_phase)),
+                    rows[order],
+                    columns[order],
+                    of_phase[order],
                     item.in_channels,
                     item.out_channels,
                     count,

@@ -86,16 +86,16 @@ class Draft:
                 channels.append(channels[item.operands[0]])
         layouts: list[Blocks] = []
         for value, size in enumerate(sizes):
-            item = program.of(value)
+            made = program.of(value)
             readers = [program.of(user) for user in program.users(value)]
             reading = [reader for reader in readers if isinstance(reader, SparseConvolution)]
-            if isinstance(item, SparseConvolution):
-                together = layouts[item.source].together
+            if isinstance(made, SparseConvolution):
+                together = layouts[made.source].together
             elif reading:
                 strided = any(reader.stride[2] > 1 for reader in reading)
                 together = 1 if strided else groups_together(self.images, size_of(reading, size), _WANTED)
-            elif item is not None:
-                together = layouts[item.operands[0]].together
+            elif made is not None:
+                together = layouts[made.operands[0]].together
             else:
                 together = 1
             layouts.append(Blocks(channels[value], size, self.images, together))
@@ -327,7 +327,7 @@ class Draft:
     # -- outside -----------------------------------------------------------------------------------------
 
     def pack(self, tensor: Address, form: TensorForm, layout: Blocks, start: Address) -> None:
-        """A tensor into lanes."""
+        """A tensor ``[N, C, *size]`` into lanes."""
         for group in range(layout.groups):
             arguments = self._moved(tensor, form, layout, start, group, into=True)
             if form.strides[1] == 1 and layout.channels >= LANES:
@@ -341,7 +341,7 @@ class Draft:
                 self.call(gather(), arguments | channels)
 
     def unpack(self, start: Address, layout: Blocks, tensor: Address, form: TensorForm) -> None:
-        """Lanes into a tensor."""
+        """Lanes into a tensor ``[N, C, *size]``."""
         for group in range(layout.groups):
             arguments = self._moved(tensor, form, layout, start, group, into=False)
             if form.strides[1] == 1 and layout.channels >= LANES:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from sparsefx.errors import ArgumentError
@@ -77,7 +78,7 @@ class TrainingRegion(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": {}}
 
-    @torch._disable_dynamo  # a graph break: kernels read addresses, which tracers do not have
+    @_disable_dynamo  # a graph break: kernels read addresses, which tracers do not have
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs: a tensor, or a tuple of several.
 
@@ -93,13 +94,12 @@ class TrainingRegion(nn.Module):
         rows = [self._as_images(tensor) for tensor in inputs]
         if forward_ad._current_level >= 0:
             raise RuntimeError(
-                "sparse kernels have no forward-mode derivatives (jvp); take them with the model that was not "
-                "accelerated"
+                "sparse kernels have no forward-mode derivatives (jvp); take them with the model that "
+                "was not accelerated"
             )
         check_inputs(self.program, rows)
-        parts = (*self._convolutions, *self._normalisations)
         versions = self.versions()
-        parameters = [tensor for part in parts for tensor in part.tensors]
+        parameters = self.trained()
         check_parameters([*parameters, *(one for layer in self._normalisations for one in layer.statistics)])
         outputs = _Function.apply(self, versions, torch.is_grad_enabled(), len(rows), *rows, *parameters)
         if not self.program.dims:
@@ -127,7 +127,11 @@ class TrainingRegion(nn.Module):
 
     def trained(self) -> list[Tensor]:
         """The parameters of the layers: weights, packed or not, and biases ``[out]``."""
-        return [tensor for part in (*self._convolutions, *self._normalisations) for tensor in part.tensors]
+        parts: tuple[ConvolutionLayer | NormalisationLayer, ...] = (
+            *self._convolutions,
+            *self._normalisations,
+        )
+        return [tensor for part in parts for tensor in part.tensors]
 
     def _as_images(self, tensor: Tensor) -> Tensor:
         if self.program.dims:
@@ -140,7 +144,7 @@ class TrainingRegion(nn.Module):
     def step(
         self, inputs: Sequence[Tensor], versions: Any, needs: Sequence[bool], differentiated: bool
     ) -> tuple[Any, tuple[TensorForm, ...]]:
-        """The compiled step for tensors of these forms, and those forms."""
+        """The compiled step for tensors ``[N, C, *size]`` of these forms, and those forms."""
         forms = tuple(map(_form_of, inputs))
         norms = tuple(layer.state for layer in self._normalisations)
         threads = available_threads()
@@ -183,7 +187,7 @@ class TrainingRegion(nn.Module):
         return [layer.module.num_features for layer in self._normalisations]
 
     def output_shapes(self, count: int, images: Sequence[Image]) -> list[tuple[int, ...]]:
-        """Of the outputs as tensors, of so many images.
+        """Of the outputs as tensors: ``(count, channels, *size)``, or ``(count, channels)``.
 
         Args:
             count: of images.
@@ -235,8 +239,8 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "sparse kernels cannot be differentiated twice (create_graph=True); do so with the model that "
-                "was not accelerated"
+                "sparse kernels cannot be differentiated twice (create_graph=True); do so with the model "
+                "that was not accelerated"
             )
         run: _Run | None = ctx.run
         needs = ctx.needs_input_grad[4:]

@@ -39,7 +39,7 @@ class Pass:
     threads: int
 
     def run(self, tensors: Mapping[str, Tensor]) -> None:
-        """Run it on tensors, by name; each must stay where it is meanwhile."""
+        """Run it on tensors of any shape, by name; each must stay where it is meanwhile."""
         memory = POOL.take(self.bytes + VECTOR_BYTES)
         addresses = np.array([tensors[n].data_ptr() if n in tensors else 0 for n in self.names], np.int64)
         cells = self.calls.at(aligned(memory), addresses)
@@ -81,7 +81,7 @@ def make_step(
 
     Args:
         draft: of the step, empty.
-        outputs: forms of the tensors that the outputs go to.
+        outputs: forms of the tensors that the outputs go to, ``[N, C, *size]`` or ``[N, C]``.
         gradients: forms of their gradients; None for no backward pass.
         input_gradients: forms of the tensors for the gradients of the needed inputs.
     """

@@ -58,7 +58,8 @@ def test_norms(case: Case, training: bool):
     try:
         pair = twins(case.network, x, case.density, case.seed, integers=False)
     except ArgumentError as error:
-        assert "more than 1 value per channel" in str(error)
+        if "more than 1 value per channel" not in str(error):
+            raise
         return
     pair.train(training)
     with margin() as found:
@@ -154,6 +155,7 @@ def test_double_backward_is_refused(pair: Twins):
         torch.autograd.grad(pair.fast(x).sum(), x, create_graph=True)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 def test_forward_mode_is_refused(pair: Twins):
     x = whole_numbers(*SHAPE)
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivatives"):

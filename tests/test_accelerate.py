@@ -1,0 +1,125 @@
+"""``accelerate``: what it refuses, what it leaves as it was, and a training loop on top of it."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparsefx
+from sparsefx import ArgumentError, accelerate, sparsify
+from sparsefx.kernels.training.region import TrainingRegion
+
+X = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(128, 4),
+    )
+
+
+@pytest.fixture
+def sparse() -> nn.Module:
+    torch.manual_seed(0)
+    return sparsify(network(), density=0.3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda model: network(), "no masked weights"),
+        (lambda model: sparsify(network(), density=0.3, trace=False), "no graph"),
+        (lambda model: accelerate(model, (X,), kernels="sparse"), "accelerated already"),
+        (lambda model: model.to("meta"), "sparse kernels run on the CPU"),
+        (lambda model: torch.nn.DataParallel(model), "wrapped by DataParallel"),
+        (lambda model: 3, "must be a torch.nn.Module, got int"),
+    ],
+)
+def test_what_cannot_be_accelerated(sparse: nn.Module, prepare, message: str):
+    with pytest.raises(ArgumentError, match=message):
+        accelerate(prepare(sparse), (X,), kernels="sparse")
+
+
+def test_arguments(sparse: nn.Module):
+    with pytest.raises(ArgumentError, match="kernels='fast' is none of 'auto', 'sparse'"):
+        accelerate(sparse, (X,), kernels="fast")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="example_inputs do not run through the model"):
+        accelerate(sparse, (X[:, :2],), kernels="sparse")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_and_random_numbers_stay_as_they_were(sparse: nn.Module, training: bool):
+    sparse.train(training)
+    before, drawn = copy.deepcopy(sparse.state_dict()), torch.random.get_rng_state()
+    fast = accelerate(sparse, (X,), kernels="sparse")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert fast.training is training
+    for model in (sparse, fast):
+        state = model.state_dict()
+        assert state.keys() == before.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    assert not any(isinstance(module, TrainingRegion) for module in sparse.modules())
+
+
+def test_an_optimizer_trains_it_as_the_model_itself(sparse: nn.Module):
+    fast = accelerate(sparse, (X,), kernels="sparse")
+    labels = torch.arange(9) % 4
+    for model in (sparse, fast):
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), labels).backward()
+            for weight in sparsefx.masking.masks.masked_weights(model):
+                if model is sparse:
+                    weight.weight.grad.mul_(weight.mask)
+            optimizer.step()
+    expected = sparse.state_dict()
+    for name, tensor in fast.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+    for model in (sparse, fast):
+        model.eval()
+    torch.testing.assert_close(fast(X), sparse(X), rtol=1e-4, atol=1e-4)
+
+
+def test_state_dicts_fit_both_ways(sparse: nn.Module):
+    fast = accelerate(sparse, (X,), kernels="sparse").eval()
+    expected = fast(X)
+    file = io.BytesIO()
+    torch.save(fast.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file)
+    with torch.no_grad():
+        for parameter in sparse.parameters():
+            parameter.zero_()
+    sparse.load_state_dict(state)
+    torch.testing.assert_close(sparse.eval()(X), expected)
+    with torch.no_grad():
+        for model in (fast, sparse):
+            model.get_submodule("6").bias.add_(1)
+    fast.load_state_dict(sparse.state_dict())
+    torch.testing.assert_close(fast(X), expected + 1)
+
+
+def test_pickle_keeps_the_regions(sparse: nn.Module):
+    fast = accelerate(sparse, (X,), kernels="sparse").eval()
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert any(isinstance(module, TrainingRegion) for module in loaded.modules())
+    assert torch.equal(loaded(X), fast(X))
+
+
+def test_auto_computes_the_same(sparse: nn.Module):
+    fast = accelerate(sparse, (X,)).eval()
+    torch.testing.assert_close(fast(X), sparse.eval()(X), rtol=1e-4, atol=1e-5)
