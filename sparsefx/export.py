@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import prune
 
-from sparsefx._common.copying import copy_model
+from sparsefx._common.copying import copy_model, without_weight_hooks
 from sparsefx._common.inputs import positional
+from sparsefx._common.plain_tensors import check_plain, dense
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.export_passes import ExportOptions, Kernels, default_passes
@@ -118,7 +118,7 @@ def export(
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, trains: bool) -> nn.Module:
-    original = _plain_copy(model)
+    original = _plain_copy(model, trains=trains)
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
@@ -205,6 +205,7 @@ def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
             "model has sparse kernels in it, so it was exported already; export the model it came from"
         )
     check_unsharded(model, "export")
+    check_plain(model, "export")
     inputs = positional(example_inputs)
     _check_tensors(model, inputs)
     return inputs
@@ -220,7 +221,11 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
                 f"{name} of model is on the meta device and has no values; give it some before, by "
                 "model.to_empty(device='cpu') and model.load_state_dict(...)"
             )
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if (
+            isinstance(tensor, nn.Parameter)
+            and tensor.is_floating_point()
+            and bool(dense(tensor).isnan().any())
+        ):
             raise ArgumentError(
                 f"{name} of model is not finite: it holds NaN, and 0 times that is not 0; load a "
                 "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"
@@ -233,24 +238,17 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
             )
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
+def _plain_copy(model: nn.Module, *, trains: bool) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    plain = copy_model(model).eval()
+    hookless = without_weight_hooks(model, norms=not trains)  # whose own parameters an optimizer has
+    plain = (copy_model(model) if hookless is model else hookless).eval()
     for module in plain.modules():
-        _make_permanent(module)
         if isinstance(module, MaskedLayer):
             unmask_layer(module)
         else:
             detach_masks(module)
     return plain
-
-
-def _make_permanent(module: nn.Module) -> None:
-    """What ``torch.nn.utils.prune`` multiplies by masks at each call becomes the weight."""
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)
 
 
 def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparsefx.passes.graph.in_place import FUNCTIONAL
 from sparsefx.passes.graph.layers import is_plain
@@ -53,9 +56,10 @@ class _Recorder(EagerMode):
         outputs = [self._output(tensor, written) for tensor in tensors_in(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
+        op = _functional(func)
         call = Call(
-            _functional(func),
-            recorded_args,
+            op,
+            _in_order_of(op, func, recorded_args),
             recorded_kwargs,
             outputs,
             self.node,
@@ -105,6 +109,47 @@ class _Recorder(EagerMode):
         return [tensor for other, tensor in sharing.items() if other != key]
 
 
+class _LayersWhole(TorchFunctionMode):
+    """Has some layers recorded as one call, which torch computes by several, whose parts say less.
+
+    Some recurrent layers are calls for each step of time. An instance norm moves channels among the samples.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is F.instance_norm:
+            call = torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs)
+        elif name in _RECURRENT:
+            packed = isinstance(args[3], (tuple, list))  # weights come after the lengths of packed sequences
+            call = getattr(getattr(torch.ops.aten, name), "data" if packed else "input"), args
+        else:
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            return self.recorder.__torch_dispatch__(call[0], types, call[1])
+
+
+_RECURRENT = frozenset({"gru", "lstm", "rnn_tanh", "rnn_relu"})
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    """The arguments of ATen's instance norm, from those of ``F.instance_norm``."""
+    return (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, False)
+
+
 class _RecordingInterpreter(Interpreter):
     def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -116,7 +161,7 @@ class _RecordingInterpreter(Interpreter):
         self.recorder.program.node_inputs[n] = self._values(arguments)
         self.recorder.opaque_node = self._is_opaque(n)
         self.recorder.computed_node = self._is_computed(n)
-        with self.recorder:
+        with self.recorder, _LayersWhole(self.recorder):
             result = super().run_node(n)
         if n.op == "placeholder":
             for tensor in tensors_in(result):
@@ -193,5 +238,11 @@ def _functional(func: Any) -> Any:
     return next((one for one in overloads if _parameters(one) == _parameters(func)), func)
 
 
-def _parameters(func: Any) -> list[tuple[str, str, bool]]:
-    return [(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments]
+def _parameters(func: Any) -> set[tuple[str, str, bool]]:
+    return {(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments}
+
+
+def _in_order_of(op: Any, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Positional arguments as another operator takes them: ``polygamma_(x, n)`` is ``polygamma(n, x)``."""
+    named = dict(zip((one.name for one in func._schema.arguments), args, strict=False))
+    return tuple(named[one.name] for one in op._schema.arguments if one.name in named)

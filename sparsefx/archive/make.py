@@ -102,6 +102,7 @@ CONSTRUCTIBLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     _PARTIAL_NORM: lambda values: PartialLayerNorm.of_attributes(values),
     NAMES_IN_FILES[SparseRegion]: lambda values: SparseRegion.of_attributes(values),
     "torch.nn.modules.linear.Linear": lambda values: nn.Linear(1, 1, device="meta"),
+    "torch.nn.modules.normalization.GroupNorm": lambda kept: nn.GroupNorm(1, 1, kept["eps"], device="meta"),
     "torch.nn.modules.normalization.LayerNorm": lambda values: nn.LayerNorm(1, values["eps"], device="meta"),
     **{
         f"torch.nn.modules.conv.{kind.__name__}": _construct_convolution(kind)

@@ -7,10 +7,11 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
+from sparsefx._common.plain_tensors import is_wrapped
 from sparsefx.errors import ArgumentError, unknown_name
 from sparsefx.masking.layers import MASKABLE
 
@@ -79,11 +80,25 @@ def find_candidates(model: nn.Module, graphs: Iterable[fx.Graph]) -> list[Candid
                 continue
             if isinstance(module, MASKABLE) and is_lazy(tensor):
                 raise ArgumentError(f"layer {path!r} is lazy and has no shape yet; run model(x) once first")
-            if _is_maskable(module, parameter, functional):
+            if _is_maskable(module, parameter, functional) and _is_maskable_tensor(tensor):
                 held.setdefault(id(tensor), []).append((path, module, parameter))
             else:
                 excluded.add(id(tensor))
     return [_candidate(holders) for key, holders in held.items() if key not in excluded]
+
+
+def find_computed(model: nn.Module) -> list[Candidate]:
+    """The layers with a weight that cannot be masked: it is computed at each call, or quantised.
+
+    These are layers that ``weight_norm``, a parametrization or ``torch.nn.utils.prune`` took apart, and those
+    that torchao or bitsandbytes quantised.
+    """
+    return [
+        Candidate(path, ((path, module, "weight"),))
+        for path, module in model.named_modules()
+        if isinstance(module, MASKABLE)
+        and not ("weight" in module._parameters and _is_maskable_tensor(module._parameters["weight"]))
+    ]
 
 
 def select_dense(
@@ -119,6 +134,11 @@ def _parameters_used_by(
                     held = operator.attrgetter(str(weight.target))(model)
                     if isinstance(held, nn.Parameter):
                         yield id(held)
+
+
+def _is_maskable_tensor(tensor: Tensor | None) -> bool:
+    """Whether a tensor holds the numbers that it stands for; one that a library quantised does not."""
+    return tensor is not None and tensor.is_floating_point() | tensor.is_complex() and not is_wrapped(tensor)
 
 
 def _is_maskable(module: nn.Module, parameter: str, functional: set[int]) -> bool:

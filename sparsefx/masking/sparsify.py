@@ -21,7 +21,7 @@ from sparsefx.masking.first_masks import number_of_outputs, random_mask, warn_of
 from sparsefx.masking.layers import MASKABLE, mask_layer
 from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names, masked_weights
 from sparsefx.masking.replicas import leave_masks_out
-from sparsefx.masking.selection import Candidate, Selector, find_candidates, select_dense
+from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -90,14 +90,17 @@ def sparsify(
     sparse = copy_model(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
-    candidates = find_candidates(sparse, graphs)
-    kept_dense = select_dense(candidates, dense, sparse)
+    candidates, computed = find_candidates(sparse, graphs), find_computed(sparse)
+    kept_dense = select_dense(candidates + computed, dense, sparse)
     masked = [candidate for candidate in candidates if candidate.name not in kept_dense]
+    computed_names = [candidate.name for candidate in computed if candidate.name not in kept_dense]
     if not masked:
-        raise ArgumentError(_nothing_to_mask(model, kept_dense))
+        raise ArgumentError(_nothing_to_mask(model, kept_dense, computed_names))
     _attach_masks(masked, density, distribution, generator)
     warn_of_empty(masked_weights(sparse), "sparsify")
     _warn_conv1d(sparse)
+    if computed_names:
+        warnings.warn(f"sparsify: {_stay_dense(computed_names)}", stacklevel=2)
     if trace:
         traced = _as_graph_module(sparse, captures, held_back)
         differs = "" if inputs is None or traced is sparse else _difference(sparse, traced, inputs)
@@ -117,14 +120,29 @@ def _check(model: nn.Module, density: float) -> None:
         raise ArgumentError("model is masked already; sparsify the dense model it came from")
 
 
-def _nothing_to_mask(model: nn.Module, kept_dense: set[str]) -> str:
+def _nothing_to_mask(model: nn.Module, kept_dense: set[str], computed: list[str]) -> str:
     if kept_dense:
         return f"dense= keeps every maskable layer of {type(model).__name__} dense; leave some to mask"
+    if computed:
+        return f"model {type(model).__name__} has no layer to mask: {_stay_dense(computed)}"
     kinds = ", ".join(kind.__name__ for kind in MASKABLE)
     looked = f"model {type(model).__name__} has no layer to mask (looked for {kinds} and functional uses)"
     if _conv1d(model):
         looked += "; sparsefx.integrations.transformers.conv1d_to_linear makes its Conv1D linear layers"
     return looked
+
+
+def _stay_dense(computed: list[str]) -> str:
+    return (
+        f"{len(computed)} layers stay dense ({_some(computed)}), because their weight is no plain parameter: "
+        "it is computed at each call, or quantised. torch.nn.utils.prune.remove(layer, 'weight'), "
+        "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') and the like make it one; name "
+        "them in dense= to leave them so"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _conv1d(model: nn.Module) -> list[str]:
@@ -141,9 +159,8 @@ def _conv1d(model: nn.Module) -> list[str]:
 def _warn_conv1d(model: nn.Module) -> None:
     names = _conv1d(model)
     if names:
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         warnings.warn(
-            f"sparsify: {len(names)} Conv1D layers stay dense ({some}); "
+            f"sparsify: {len(names)} Conv1D layers stay dense ({_some(names)}); "
             "sparsefx.integrations.transformers.conv1d_to_linear makes them linear layers, which are masked",
             stacklevel=3,
         )

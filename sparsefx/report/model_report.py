@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from sparsefx._common.plain_tensors import plain_values
 from sparsefx._common.table import Table, Tabular, format_count
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.masks import masked_weights
@@ -183,7 +184,7 @@ def empty_channels(weight: Tensor, transposed: bool, groups: int) -> tuple[int, 
 
 
 def _describe_layer(name: str, layer: nn.Module, mask: Tensor | None, flops: int | None) -> LayerReport:
-    weight = cast(Tensor, layer.weight).detach()
+    weight = plain_values(cast(Tensor, layer.weight), f"the weight of {name}")
     transposed = isinstance(layer, _ConvTransposeNd)
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
     return _describe_weight(
