@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from sparsefx._common.copying import copy_model
-from sparsefx._common.inputs import positional
+from sparsefx._common.inputs import call_of
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.export_passes import ExportOptions, Kernels, default_passes
@@ -37,8 +37,9 @@ from sparsefx.report.export_report import attach_report, compare
 
 def export(
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] = (),
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     align: int = 1,
     gather: When = "auto",
     round_groups: When = "auto",
@@ -58,6 +59,7 @@ def export(
             and the data types. Export finds by trial which dimensions can vary (``.report.sizes``). The
             result accepts other sizes of these; another size of a fixed dimension raises a ``ValueError``.
             One or two samples suffice; more only take longer.
+        example_kwargs: arguments of ``model`` that go by name, e.g. ``{"mask": mask}``.
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it. ``"auto"`` does so where it is faster on this machine at the
@@ -108,7 +110,7 @@ def export(
         3
     """
     options = ExportOptions(align, gather, round_groups, fold_batchnorm, kernels)
-    inputs = _check(model, example_inputs)
+    inputs = _check(model, example_inputs, example_kwargs)
     pipeline = _pipeline(_with_compiler(options), passes)
     check_invariant(model)
     with _undisturbed():
@@ -195,7 +197,9 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
+def _check(
+    model: nn.Module, example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None
+) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, SparseRegion) for module in model.modules()):
@@ -203,7 +207,7 @@ def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
             "model has sparse kernels in it, so it was exported already; export the model it came from"
         )
     check_unsharded(model, "export")
-    inputs = positional(example_inputs)
+    inputs = call_of(example_inputs, example_kwargs)
     _check_tensors(model, inputs)
     return inputs
 

@@ -9,6 +9,7 @@ asks for, and keeps all of the model's modules, so its ``state_dict`` is the mod
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,8 @@ class TwoModeGraphModule(fx.GraphModule):
                 return train_forward(self, *args, **kwargs)
             return eval_forward(self, *args, **kwargs)
 
+        # torch.export and others name arguments by it
+        forward.__signature__ = inspect.signature(eval_forward)  # type: ignore[attr-defined]
         type(self).forward = forward
         return code
 
