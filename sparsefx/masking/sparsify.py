@@ -19,7 +19,14 @@ from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.first_masks import number_of_outputs, random_mask, warn_of_empty
 from sparsefx.masking.layers import MASKABLE, mask_layer
-from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names, masked_weights
+from sparsefx.masking.masks import (
+    attach_mask,
+    check_unsharded,
+    expect_all_masks,
+    has_masks,
+    mask_names,
+    masked_weights,
+)
 from sparsefx.masking.replicas import leave_masks_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
@@ -98,6 +105,7 @@ def sparsify(
     masked = [candidate for candidate in candidates if candidate.name not in kept_dense]
     if not masked:
         raise ArgumentError(_nothing_to_mask(model, kept_dense))
+    expect_all_masks(sparse)
     _attach_masks(masked, density, distribution, generator)
     warn_of_empty(masked_weights(sparse), "sparsify")
     _warn_conv1d(sparse)
