@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 
 from sparsefx._common.copying import copy_model
 from sparsefx._common.inputs import call_of
+from sparsefx._common.subnormal import subnormal
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.export_passes import ExportOptions, Kernels, default_passes
@@ -119,9 +120,10 @@ def export(
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, trains: bool) -> nn.Module:
     original = _plain_copy(model)
+    expected = _expected(original, inputs)
+    _flush(original, inputs, expected)
     if trains:
         mark(bare(original))
-    expected = _expected(original, inputs)
     trials = at_other_sizes(lambda values: run(original, values), inputs)
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
@@ -137,6 +139,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, tr
         if _trains(original, inputs) and not _trains(compiled.model, inputs):
             compiled = Compiled(original, opaque={"": "what is left of it would not run in training"})
         compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
+    _flush(compiled.model, inputs, expected)  # what passes have multiplied
     _warn(compiled)
     attach_report(compiled.model, compare(original, compiled.model, inputs, compiled))
     remember(compiled.model, original)
@@ -261,6 +264,28 @@ def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return run(model, inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
+
+
+@torch.no_grad()
+def _flush(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> None:
+    """Set subnormal parameters to 0, which computes the same and not tens of times slower.
+
+    Warns:
+        UserWarning: the results would differ, as where a model divides by the norm of what it computes.
+    """
+    found = [(one, where) for one in model.parameters() if bool((where := subnormal(one)).any())]
+    before = [one[where] for one, where in found]
+    for one, where in found:
+        one.masked_fill_(where, 0)
+    if not found or gives(lambda: run(model, inputs), expected):
+        return
+    for (one, where), values in zip(found, before, strict=True):
+        one[where] = values
+    warnings.warn(
+        f"export: {sum(map(len, before))} parameters are subnormal (less than about 1e-38); results depend "
+        "on them, so they stay, and many CPUs compute slowly with them: scale the weights up",
+        stacklevel=4,
+    )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
+from sparsefx._common.subnormal import flush_subnormal
 from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
 from sparsefx.cycle.updates.update import names_of
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
@@ -25,7 +26,7 @@ from sparsefx.optim.averages import GradientAverages
 from sparsefx.optim.checkpoint_schema import check_own_state, saved_notes
 from sparsefx.optim.layer_states import layer_states
 from sparsefx.optim.momentum import kept_weights
-from sparsefx.optim.optimizer_state import zero_state
+from sparsefx.optim.optimizer_state import flush_states, zero_state
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.trained_weights import TrainedWeights
@@ -34,6 +35,7 @@ from sparsefx.optim.weight_checks import ChangesBetweenSteps, warn_if_diverged
 from sparsefx.optim.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
+_FLUSHED_EVERY = 128  # steps; momentum takes 150 from the least normal number to the least of all
 
 
 class SparseOptimizer(WrappedOptimizer):
@@ -288,11 +290,22 @@ class SparseOptimizer(WrappedOptimizer):
             self._mask_buffers()
         self._changes.end_step(self._handles)
         self._step += 1
+        if self._step % _FLUSHED_EVERY == 0:
+            self._flush()
         if due:
             self.cycle()
         if self._after_step is not None:
             self._after_step()
         return loss
+
+    def _flush(self) -> None:
+        """Set numbers to 0 that are too small to change anything, and slow a CPU down."""
+        flush_states(self._optimizer)
+        for average in self._averages.tensors.values():
+            flush_subnormal(local(average))
+        if self._rules.memory is None:  # what is stored may be as small as it likes
+            for handle in self._handles:
+                flush_subnormal(handle.values)
 
     def _begin_step(self) -> None:
         if self._retired:
