@@ -252,14 +252,17 @@ class SparseOptimizer(WrappedOptimizer):
 
         ``first_step(zero_grad=False)``; an optimizer without one has none here either.
         """
-        optimizer: Any = self._optimizer
-        return partial(self._first_step, optimizer.first_step)
+        return self._part_of_step("first_step", self._first_step)
 
     @property
     def second_step(self) -> Callable[..., None]:
         """The second step, ``second_step(zero_grad=False)``: with what :meth:`step` does besides."""
-        optimizer: Any = self._optimizer
-        return partial(self._second_step, optimizer.second_step)
+        return self._part_of_step("second_step", self._second_step)
+
+    def _part_of_step(self, name: str, own: Callable[..., None]) -> Callable[..., None]:
+        step: Callable[..., None] = getattr(self._optimizer, name)
+        is_proxy = isinstance(self._optimizer, SparseOptimizer)  # Lightning's, which has no state
+        return step if is_proxy else partial(own, step)
 
     def _first_step(self, step: Callable[[], None], zero_grad: bool = False) -> None:
         self._begin_step()
