@@ -46,8 +46,19 @@ TOOLS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [
+        *(("flags", tool) for tool in TOOLS),
+        ("own layer", "symbolic_trace"),
+        ("bottlenecks", "fuse"),
+        *(
+            pytest.param(name, tool, marks=pytest.mark.slow)
+            for name in ("own layer", "bottlenecks")
+            for tool in ("transformer", "split")
+        ),
+    ],
+)
 def test_a_sparsified_model_is_traced_again(name: str, tool: str) -> None:
     make, shape = MODELS[name]
     model = sparsefx.sparsify(make(), 0.4, seed=0).eval()
