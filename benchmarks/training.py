@@ -202,7 +202,7 @@ def channels_last(model: nn.Module, x: Tensor, labels: Tensor) -> Step:
     """In the layout that oneDNN likes."""
     if x.dim() != 4:
         return step_of(model, x, labels)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     return step_of(model, x.contiguous(memory_format=torch.channels_last), labels)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from sparsefx._common.copying import copy_model
-from sparsefx._common.inputs import positional
+from sparsefx._common.inputs import call_of
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.frontend.training_backend import TrainingKernels
 from sparsefx.kernels.runtime import native
@@ -71,7 +71,7 @@ def accelerate(
         >>> model.get_parameter("0.weight").grad.shape
         torch.Size([421])
     """
-    inputs = positional(example_inputs)
+    inputs = call_of(example_inputs)
     _check(model, inputs, kernels)
     result = copy_model(model)
     assert isinstance(result, TwoModeGraphModule)

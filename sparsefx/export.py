@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -14,8 +14,9 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from sparsefx._common.copying import copy_model, without_weight_hooks
-from sparsefx._common.inputs import positional
+from sparsefx._common.inputs import call_of
 from sparsefx._common.plain_tensors import check_plain, dense
+from sparsefx._common.subnormal import subnormal
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
 from sparsefx.export_passes import ExportOptions, Kernels, default_passes
@@ -38,8 +39,9 @@ from sparsefx.report.export_report import attach_report, compare
 
 def export(
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] = (),
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     align: int = 1,
     gather: When = "auto",
     round_groups: When = "auto",
@@ -59,6 +61,7 @@ def export(
             and the data types. Export finds by trial which dimensions can vary (``.report.sizes``). The
             result accepts other sizes of these; another size of a fixed dimension raises a ``ValueError``.
             One or two samples suffice; more only take longer.
+        example_kwargs: arguments of ``model`` that go by name, e.g. ``{"mask": mask}``.
         align: round layer widths up to a multiple of this with channels that could be removed.
         gather: whether a layer that reads few channels of a residual stream gathers them first, and one
             that writes few adds them to it. ``"auto"`` does so where it is faster on this machine at the
@@ -109,7 +112,7 @@ def export(
         3
     """
     options = ExportOptions(align, gather, round_groups, fold_batchnorm, kernels)
-    inputs = _check(model, example_inputs)
+    inputs = _check(model, example_inputs, example_kwargs)
     pipeline = _pipeline(_with_compiler(options), passes)
     model = plain(model)
     check_invariant(model)
@@ -119,9 +122,10 @@ def export(
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, trains: bool) -> nn.Module:
     original = _plain_copy(model, trains=trains)
+    expected = _expected(original, inputs)
+    _flush(original, inputs, expected)
     if trains:
         mark(bare(original))
-    expected = _expected(original, inputs)
     trials = at_other_sizes(lambda values: run(original, values), inputs)
 
     def rewrite(graph_module: fx.GraphModule, values: Inputs) -> list[PassReport]:
@@ -137,6 +141,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, tr
         if _trains(original, inputs) and not _trains(compiled.model, inputs):
             compiled = Compiled(original, opaque={"": "what is left of it would not run in training"})
         compiled.model.origins = take_origins(compiled.model)  # type: ignore[assignment]
+    _flush(compiled.model, inputs, expected)  # what passes have multiplied
     _warn(compiled)
     attach_report(compiled.model, compare(original, compiled.model, inputs, compiled))
     remember(compiled.model, original)
@@ -197,7 +202,9 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
+def _check(
+    model: nn.Module, example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None
+) -> tuple[Any, ...]:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, SparseRegion) for module in model.modules()):
@@ -206,7 +213,7 @@ def _check(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[Any, ...]:
         )
     check_unsharded(model, "export")
     check_plain(model, "export")
-    inputs = positional(example_inputs)
+    inputs = call_of(example_inputs, example_kwargs)
     _check_tensors(model, inputs)
     return inputs
 
@@ -257,6 +264,28 @@ def _expected(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return run(model, inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
+
+
+@torch.no_grad()
+def _flush(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> None:
+    """Set subnormal parameters to 0, which computes the same and not tens of times slower.
+
+    Warns:
+        UserWarning: the results would differ, as where a model divides by the norm of what it computes.
+    """
+    found = [(one, where) for one in model.parameters() if bool((where := subnormal(one)).any())]
+    before = [one[where] for one, where in found]
+    for one, where in found:
+        one.masked_fill_(where, 0)
+    if not found or gives(lambda: run(model, inputs), expected):
+        return
+    for (one, where), values in zip(found, before, strict=True):
+        one[where] = values
+    warnings.warn(
+        f"export: {sum(map(len, before))} parameters are subnormal (less than about 1e-38); results depend "
+        "on them, so they stay, and many CPUs compute slowly with them: scale the weights up",
+        stacklevel=4,
+    )
 
 
 @contextmanager

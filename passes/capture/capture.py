@@ -20,6 +20,8 @@ from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, at_unusual_sizes, call, graph_inputs
 from sparsefx.passes.running.untouched import untouched
 
+_FREE = "sparsify(model, trace=False) leaves it free"
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -146,4 +148,5 @@ def _restore_arguments(graph: fx.Graph, specialised: dict[str, Any]) -> None:
     with graph.inserting_after(placeholders[-1]):
         for node in placeholders:
             if node.target in specialised:
-                graph.call_function(require_default, (node, specialised[node.target], node.target))
+                values = (specialised[node.target], node.target, _FREE)
+                graph.call_function(require_default, (node, *values))

@@ -43,7 +43,8 @@ def known_to_proxies(create: Callable[..., Any] | None) -> Iterator[None]:
         create: makes a node that calls a function; None traces the forward of autograd functions.
     """
     scripted: Any = torch.jit.ScriptFunction
-    own_apply, own_call = Function.__dict__["apply"], scripted.__call__
+    functions: Any = Function
+    own_apply, own_call = functions.__dict__["apply"], scripted.__call__
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         if create is None or not _has_proxies((args, kwargs)):
@@ -55,11 +56,11 @@ def known_to_proxies(create: Callable[..., Any] | None) -> Iterator[None]:
         inline = original is not None and _has_proxies((args, kwargs))
         return original(*args, **kwargs) if inline else own_call(function, *args, **kwargs)
 
-    Function.apply, scripted.__call__ = classmethod(apply), call  # type: ignore[method-assign, assignment]
+    functions.apply, scripted.__call__ = classmethod(apply), call
     try:
         yield
     finally:
-        Function.apply, scripted.__call__ = own_apply, own_call  # type: ignore[method-assign]
+        functions.apply, scripted.__call__ = own_apply, own_call
 
 
 def _has_proxies(arguments: Any) -> bool:

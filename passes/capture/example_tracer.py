@@ -332,7 +332,9 @@ def require_length(value: Any, length: int, name: str) -> None:
         raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
 
 
-def require_default(value: Any, default: Any, name: str) -> None:
+def require_default(
+    value: Any, default: Any, name: str, remedy: str = "Give it such a value among the example inputs"
+) -> None:
     """Refuse a value other than the one that a graph was traced with.
 
     Raises:
@@ -342,10 +344,7 @@ def require_default(value: Any, default: Any, name: str) -> None:
         return
     if type(value) is not type(default) or value != default:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(
-            f"argument {name!r} was traced as {default!r} and cannot change; got {got}. Give it such a value "
-            "among the example inputs"
-        )
+        raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {got}. {remedy}")
 
 
 def traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:

@@ -9,6 +9,7 @@ asks for, and keeps all of the model's modules, so its ``state_dict`` is the mod
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -93,6 +94,8 @@ class TwoModeGraphModule(fx.GraphModule):
 
         # The choice is made in forward, not by swapping it in train(): torch.compile guards on
         # self.training and keeps one compiled version a mode.
+        # As a wrapper, it has the arguments' names for torch.export, and for fx, which traces it again.
+        @functools.wraps(eval_forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self.training:
                 return train_forward(self, *args, **kwargs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.passes.running.broadcast import broadcast_shapes
+from sparsefx.passes.running.copied_modes import in_modes_of
 
 _KEY = "_sparsefx_origin"
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -124,10 +125,9 @@ def duplicate(model: _Module, *, share: bool = False) -> _Module:
         share: keep the very parameters and buffers, in copied modules.
     """
     if share:
-        return copy.deepcopy(
-            model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        )
-    copied = copy.deepcopy(model)
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        return in_modes_of(model, copy.deepcopy(model, shared))
+    copied = in_modes_of(model, copy.deepcopy(model))
     pairs = zip(
         model.named_parameters(remove_duplicate=False),
         copied.named_parameters(remove_duplicate=False),

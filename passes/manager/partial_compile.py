@@ -25,6 +25,7 @@ from sparsefx.passes.graph.graph_module import CompiledGraphModule, TwoModeGraph
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
+from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
@@ -109,7 +110,8 @@ class _Compiler:
     def _whole(self, model: nn.Module) -> fx.GraphModule | None:
         """The model itself as a rewritten graph; None if it stays Python."""
         try:
-            trials = self.trials.renamed(lambda values: bind(_in_mode(model, False), values, {}))
+            called = _in_mode(model, False)
+            trials = self.trials.renamed(lambda values: bind(called, *args_and_kwargs(values)))
         except (TypeError, ValueError) as error:  # a pre-hook or a decorator takes other arguments
             reason = _stays_python(model) or f"its arguments have no names ({reason_of(error)})"
             self.compiled.opaque[""] = reason

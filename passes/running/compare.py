@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import leaves
 from sparsefx.passes.running.suppress_stderr import suppress_stderr
@@ -22,7 +23,8 @@ _COARSE_ROUNDING = 5e-2
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's outputs; it and the inputs stay as they are."""
     with torch.no_grad(), untouched(model, inputs) as copies:
-        return model(*copies)
+        args, kwargs = args_and_kwargs(copies)
+        return model(*args, **kwargs)
 
 
 def interpret(graph_module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.running.arguments import Arguments
 from sparsefx.passes.running.attributes import kept_attributes
 
 
@@ -29,8 +30,11 @@ def same_buffers(model: nn.Module, inputs: Sequence[Any]) -> Iterator[tuple[Any,
     """Copies of the inputs for what is done to the model, after which its buffers are what they were."""
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        yield pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
+        values = inputs if isinstance(inputs, Arguments) else tuple(inputs)
+        yield pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
     finally:
         with torch.no_grad():
             for buffer, before in saved:
+                if buffer.shape != before.shape:  # the forward has resized it
+                    buffer.set_(before)  # type: ignore[call-overload]
                 buffer.copy_(before)

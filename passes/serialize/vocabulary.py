@@ -49,6 +49,7 @@ _OPERATORS = _words("""
 """)
 _BUILTINS = _words("abs bool divmod float getattr int len max min pow round sum")
 _FACTORIES = _words("_assert arange empty eye finfo full iinfo linspace ones tensor zeros")
+_OPERATORS_OF = "torch._ops"
 _PACKING = _words("_pack_padded_sequence _pad_packed_sequence")  # private, and called by torch.nn.utils.rnn
 _CONTAINERS = _words("Counter OrderedDict")
 _NAMESPACES: dict[str, ModuleType] = {
@@ -98,12 +99,17 @@ class Names:
     Args:
         own_graphs: gives the graphs of the user's model; called only if a name is not a general one.
         containers: the classes of results that the model's code knows, by qualified name.
+        names_operator: whether the model's code names an operator, by its namespace and name.
     """
 
     def __init__(
-        self, own_graphs: Callable[[], Iterable[fx.Graph]], containers: Mapping[str, type] | None = None
+        self,
+        own_graphs: Callable[[], Iterable[fx.Graph]],
+        containers: Mapping[str, type] | None = None,
+        names_operator: Callable[[str, str], bool] = lambda namespace, name: False,
     ) -> None:
         self._own_graphs, self._containers = own_graphs, containers or {}
+        self._names_operator = names_operator
 
     @cached_property
     def _own(self) -> Vocabulary:
@@ -116,7 +122,7 @@ class Names:
             DataError: the name is in no table.
         """
         found = general_vocabulary().functions.get(name) or _aten(name) or self._containers.get(name)
-        found = found or self._own.functions.get(name)
+        found = found or self._own.functions.get(name) or _operator(name, self._names_operator)
         if found is None:
             raise DataError(f"function {name[:80]!r} is neither known nor used by the model given")
         return found
@@ -202,6 +208,19 @@ def _is_pure(overload: torch._ops.OpOverload) -> bool:
     return listed and not overload._schema.is_mutable
 
 
+def _operator(name: str, is_named: Callable[[str, str], bool]) -> Callable[..., Any] | None:
+    """An operator of another library by its name, such as ``torch._ops.torchvision.nms``."""
+    path = name.removeprefix(f"{_OPERATORS_OF}.").split(".")
+    known = name.startswith(f"{_OPERATORS_OF}.") and len(path) == 2 and all(map(str.isidentifier, path))
+    if not known or not is_named(*path):
+        return None
+    packet = getattr(getattr(torch.ops, path[0]), path[1], None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return None
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    return None if any(schema.is_mutable for schema in schemas) else packet
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """The name under which a graph's function is saved.
 
@@ -227,6 +246,8 @@ def _general_names() -> dict[Callable[..., Any], str]:
 
 def qualified(function: Callable[..., Any]) -> str:
     """Where a function or class is defined, as a name."""
+    if isinstance(function, torch._ops.OpOverloadPacket):  # its own names may be those of C++
+        return f"{_OPERATORS_OF}.{function}"
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or str(function)
     return f"{getattr(function, '__module__', None)}.{name}"
 

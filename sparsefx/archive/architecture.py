@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -74,11 +75,29 @@ class Architecture:
     @cached_property
     def containers(self) -> dict[str, type]:
         """The classes of results that the code of the model's modules can see: dicts and named tuples."""
+        found = [value for value in self._visible if isinstance(value, type)]
+        return {qualified(kind): kind for kind in found if _is_container(kind)}
+
+    def names_operator(self, namespace: str, name: str) -> bool:
+        """Whether code that the model's modules can see calls ``torch.ops.<namespace>.<name>``."""
+        wanted = {"ops", namespace, name}
+        return any(wanted <= {*code.co_names} for code in self._codes)
+
+    @cached_property
+    def _visible(self) -> list[Any]:
+        """What the files see that define the classes of the model's modules."""
         kinds = {kind for module in self.model.modules() for kind in type(module).__mro__}
         spaces = {kind.__module__ for kind in kinds} & sys.modules.keys()
-        seen = (value for name in sorted(spaces) for value in vars(sys.modules[name]).values())
-        found = [value for value in seen if isinstance(value, type)]
-        return {qualified(kind): kind for kind in found if _is_container(kind)}
+        return [value for name in sorted(spaces) for value in vars(sys.modules[name]).values()]
+
+    @cached_property
+    def _codes(self) -> list[CodeType]:
+        """The code of these files, and of those whose functions they see."""
+        spaces = {str(getattr(value, "__module__", "")) for value in self._visible if callable(value)}
+        spaces |= {value.__name__ for value in self._visible if isinstance(value, ModuleType)}
+        values = [value for name in spaces & sys.modules.keys() for value in vars(sys.modules[name]).values()]
+        methods = [one for value in values if isinstance(value, type) for one in vars(value).values()]
+        return [function.__code__ for function in [*values, *methods] if isinstance(function, FunctionType)]
 
     def arguments_of(self, path: str) -> list[str] | None:
         """The arguments of the forward of one of the model's modules, as fx names them."""

@@ -55,7 +55,8 @@ def rebuild(
         if plan.same_as is None:
             _fill(plan, module, tensors.by_name)
     _check_tree(plans, modules)
-    names = Names(lambda: _own_graphs(plans, architecture), architecture.containers)
+    own = lambda: _own_graphs(plans, architecture)  # noqa: E731
+    names = Names(own, architecture.containers, architecture.names_operator)
     for plan in plans:
         if plan.graph is not None:
             _set_graph(plan, cast(fx.GraphModule, modules[plan.path]), names, architecture)

@@ -36,6 +36,7 @@ class MaskedLayer(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _stay_leaf(self)
         attach_mask(self, "weight", torch.ones_like(self.get_parameter("weight"), dtype=torch.bool))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,6 +102,7 @@ def mask_layer(layer: nn.Module, mask: Tensor) -> None:
         mask: bool tensor of the shape of ``layer.weight``.
     """
     layer.__class__ = masked_class(type(layer))
+    _stay_leaf(layer)
     attach_mask(layer, "weight", mask)
 
 
@@ -108,7 +110,17 @@ def unmask_layer(layer: nn.Module) -> None:
     """Undo :func:`mask_layer`: the plain layer again, weights as they are, no mask."""
     mro = type(layer).__mro__[1:]
     layer.__class__ = next(c for c in mro if issubclass(c, nn.Module) and not issubclass(c, MaskedLayer))
+    layer.__dict__.pop("__module__", None)
     detach_masks(layer)
+
+
+def _stay_leaf(layer: nn.Module) -> None:
+    """Let tracers stop at a masked layer as they do at torch's own, or they lose its mask.
+
+    torch.fx, and with it feature extractors and quantisation, asks each module for its ``__module__``.
+    """
+    torchs = next(kind for kind in type(layer).__mro__ if kind in MASKABLE)
+    layer.__dict__["__module__"] = torchs.__module__
 
 
 def masked_class(plain: type[nn.Module]) -> type[MaskedLayer]:

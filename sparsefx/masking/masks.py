@@ -167,6 +167,11 @@ def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
         zero_outside(module.get_parameter(parameter), mask)
 
 
+def expect_all_masks(model: nn.Module) -> None:
+    """Have ``load_state_dict`` of a model report masks that are missing, before any mask is attached."""
+    model.register_load_state_dict_pre_hook(_complete_masks)
+
+
 def detach_masks(module: nn.Module) -> None:
     """Remove the masks of one module (not of its children); its weights stay as they are."""
     detach_packings(module)
@@ -174,7 +179,8 @@ def detach_masks(module: nn.Module) -> None:
         delattr(module, buffer)
         _has_values(module, buffer)
     hooks = module._load_state_dict_pre_hooks
-    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is _mask_incoming]:
+    ours = (_mask_incoming, _complete_masks)
+    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) in ours]:
         del hooks[key]
 
 
@@ -359,6 +365,29 @@ def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
             with torch.no_grad():
                 held = module.get_parameter(parameter)
                 zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
+
+
+def _complete_masks(
+    model: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: object,
+    strict: bool,
+    missing_keys: list[str],
+    *_: object,
+) -> None:
+    """Before a state dict is loaded: report the masks that it lacks, unless it is a dense one, without any.
+
+    A tied mask that is there under one of its names is reported by the others, too, as torch does of a tied
+    weight: safetensors, which saves one of the names, counts on it. All of them take its values.
+    """
+    names = {f"{prefix}{name}": id(model.get_buffer(name)) for name in mask_names(model)}
+    given = {mask: name for name, mask in names.items() if name in state_dict}
+    for name, mask in names.items() if given else ():
+        if name not in state_dict:
+            missing_keys.append(name)
+            if mask in given:
+                state_dict[name] = state_dict[given[mask]]
 
 
 def _as_bool(mask: Tensor, what: str, error: type[SparseFxError], remedy: str) -> Tensor:

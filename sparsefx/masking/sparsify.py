@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,12 +14,19 @@ from torch import fx, nn
 
 from sparsefx._common.copying import copy_model
 from sparsefx._common.distributions import Distribution, active_counts
-from sparsefx._common.inputs import positional
+from sparsefx._common.inputs import call_of
 from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.first_masks import number_of_outputs, random_mask, warn_of_empty
 from sparsefx.masking.layers import MASKABLE, mask_layer
-from sparsefx.masking.masks import attach_mask, check_unsharded, has_masks, mask_names, masked_weights
+from sparsefx.masking.masks import (
+    attach_mask,
+    check_unsharded,
+    expect_all_masks,
+    has_masks,
+    mask_names,
+    masked_weights,
+)
 from sparsefx.masking.replicas import leave_masks_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
@@ -38,6 +45,7 @@ def sparsify(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return a copy of a model whose Linear and Conv weights are masked, sparse from the start.
 
@@ -63,6 +71,7 @@ def sparsify(
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. With them, the graphs are run beside
             the model's own forward, in training and in evaluation; where the results differ the model stays
             Python, with a warning. A BatchNorm needs two samples in training.
+        example_kwargs: arguments of ``model`` that go by name, e.g. ``{"mask": mask}``, for the same.
 
     Returns:
         The sparse model, in the mode (train or eval) of the original. Its ``state_dict`` has the
@@ -86,7 +95,8 @@ def sparsify(
     """
     _check(model, density)
     generator = given_generator(seed, generator)
-    inputs = None if example_inputs is None else positional(example_inputs)
+    given = example_inputs is not None or example_kwargs
+    inputs = call_of(example_inputs or (), example_kwargs) if given else None
     sparse = copy_model(model)
     captures, held_back = _capture_both_modes(sparse) if trace else ({}, {})
     graphs = [captured.graph for captured in captures.values() if captured.graph is not None]
@@ -96,6 +106,7 @@ def sparsify(
     computed_names = [candidate.name for candidate in computed if candidate.name not in kept_dense]
     if not masked:
         raise ArgumentError(_nothing_to_mask(model, kept_dense, computed_names))
+    expect_all_masks(sparse)
     _attach_masks(masked, density, distribution, generator)
     warn_of_empty(masked_weights(sparse), "sparsify")
     _warn_conv1d(sparse)
@@ -103,7 +114,9 @@ def sparsify(
         warnings.warn(f"sparsify: {_stay_dense(computed_names)}", stacklevel=2)
     if trace:
         traced = _as_graph_module(sparse, captures, held_back)
-        differs = "" if inputs is None or traced is sparse else _difference(sparse, traced, inputs)
+        differs = ""
+        if traced is not sparse:
+            differs = _own_call(model) if inputs is None else _difference(sparse, traced, inputs)
         _warn_opaque(captures, differs)
         sparse = sparse if differs else traced
     leave_masks_out(sparse, mask_names(sparse))
@@ -223,6 +236,13 @@ def _as_graph_module(
     if _same(train_graph, eval_graph):
         eval_graph = train_graph
     return TwoModeGraphModule(model, train_graph, eval_graph, held_back)
+
+
+def _own_call(model: nn.Module) -> str:
+    """What a graph of the forward alone would lose; nothing can tell without example inputs."""
+    if isinstance(model, fx.GraphModule) or type(model).__call__ is nn.Module.__call__:
+        return ""
+    return "its class has a __call__ of its own, which its graph has not; with example_inputs= it is tried"
 
 
 def _difference(model: nn.Module, traced: nn.Module, inputs: tuple[Any, ...]) -> str:

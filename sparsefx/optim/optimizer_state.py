@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsefx._common.subnormal import flush_subnormal
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.sharding import local
 from sparsefx.optim.gradients.momentum import state_of
@@ -53,6 +54,26 @@ def zero_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
     for buffer in state_of(optimizer, weight).values():
         if isinstance(buffer, Tensor) and buffer.shape == weight.shape:
             local(buffer).masked_fill_(where, 0)
+
+
+_SMOOTHED = ("momentum_buffer", "exp_avg", "grad_avg")
+_SQUARED = ("exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg")  # divided by, if with eps
+
+
+def flush_states(optimizer: Optimizer) -> None:
+    """Set averages that an optimizer on the CPU keeps to 0 where they are subnormal.
+
+    Where a neuron is dead its gradient is 0, and its averages fall below 1e-38, but never to 0: the least
+    number there is, times 0.9, is rounded to itself. Next to any weight, and next to ``eps``, that is
+    nothing. Without ``eps``, squares that something is divided by are left alone.
+    """
+    for group in optimizer.param_groups:
+        names = _SMOOTHED + (_SQUARED if group.get("eps", 0) else ())
+        for weight in group["params"]:
+            state = state_of(optimizer, weight)
+            for name in names:
+                if isinstance(state.get(name), Tensor):
+                    flush_subnormal(local(state[name]))
 
 
 def _step(optimizer: Optimizer) -> None:

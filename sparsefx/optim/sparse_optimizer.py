@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparsefx._common.registry import described
 from sparsefx._common.seeds import cpu_generator
+from sparsefx._common.subnormal import flush_subnormal
 from sparsefx.cycle import CycleRecord, LayerState, Schedule, UpdateContext, in_turn
 from sparsefx.cycle.updates.update import names_of
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
@@ -28,7 +29,7 @@ from sparsefx.optim.gradients.active_gradients import ActiveGradients, forget_cu
 from sparsefx.optim.gradients.averages import GradientAverages
 from sparsefx.optim.gradients.momentum import kept_weights
 from sparsefx.optim.layer_states import layer_states
-from sparsefx.optim.optimizer_state import zero_state
+from sparsefx.optim.optimizer_state import flush_states, zero_state
 from sparsefx.optim.optimizer_wrapper import WrappedOptimizer
 from sparsefx.optim.rules import Rules
 from sparsefx.optim.transfer_state import carry_over
@@ -37,6 +38,7 @@ from sparsefx.optim.weights.weight_checks import ChangesBetweenSteps, warn_if_di
 from sparsefx.optim.weights.weight_handles import WeightHandle
 
 _LONGEST_HISTORY = 2_000
+_FLUSHED_EVERY = 128  # steps; momentum takes 150 from the least normal number to the least of all
 
 
 class SparseOptimizer(WrappedOptimizer):
@@ -264,14 +266,17 @@ class SparseOptimizer(WrappedOptimizer):
 
         ``first_step(zero_grad=False)``; an optimizer without one has none here either.
         """
-        optimizer: Any = self._optimizer
-        return partial(self._first_step, optimizer.first_step)
+        return self._part_of_step("first_step", self._first_step)
 
     @property
     def second_step(self) -> Callable[..., None]:
         """The second step, ``second_step(zero_grad=False)``: with what :meth:`step` does besides."""
-        optimizer: Any = self._optimizer
-        return partial(self._second_step, optimizer.second_step)
+        return self._part_of_step("second_step", self._second_step)
+
+    def _part_of_step(self, name: str, own: Callable[..., None]) -> Callable[..., None]:
+        step: Callable[..., None] = getattr(self._optimizer, name)
+        is_proxy = isinstance(self._optimizer, SparseOptimizer)  # Lightning's, which has no state
+        return step if is_proxy else partial(own, step)
 
     def _first_step(self, step: Callable[[], None], zero_grad: bool = False) -> None:
         self._begin_step()
@@ -302,12 +307,23 @@ class SparseOptimizer(WrappedOptimizer):
             self._mask_buffers()
         self._changes.end_step(self._handles)
         self._step += 1
+        if self._step % _FLUSHED_EVERY == 0:
+            self._flush()
         if due:
             self.cycle()
         self._hold_dense()
         if self._after_step is not None:
             self._after_step()
         return loss
+
+    def _flush(self) -> None:
+        """Set numbers to 0 that are too small to change anything, and slow a CPU down."""
+        flush_states(self._optimizer)
+        for average in self._averages.tensors.values():
+            flush_subnormal(local(average))
+        if self._rules.memory is None:  # what is stored may be as small as it likes
+            for handle in self._handles:
+                flush_subnormal(handle.values)
 
     def _begin_step(self) -> None:
         if self._retired:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsefx._common.inputs import positional
+from sparsefx._common.inputs import call_of
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MASKABLE
+from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.untouched import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
@@ -102,14 +103,15 @@ def calls(
     It runs in evaluation mode on copies of the inputs; buffers, attributes and modes stay as they were.
     """
     seen: list[Call] = []
-    copies = untouched(model, positional(example_inputs))
+    copies = untouched(model, call_of(example_inputs))
     with (
         _listening(modules, seen),
         _evaluating(model),
         torch.no_grad(),
         copies as inputs,
     ):
-        model(*inputs)
+        args, kwargs = args_and_kwargs(inputs)
+        model(*args, **kwargs)
     yield from seen
 
 
