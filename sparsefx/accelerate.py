@@ -68,8 +68,8 @@ def accelerate(
         >>> x = torch.randn(32, 64)
         >>> model = sparsefx.accelerate(sparsefx.sparsify(net, density=0.1), (x,), kernels="sparse")
         >>> _ = model(x).sum().backward()
-        >>> model.get_parameter("0.weight").grad.shape
-        torch.Size([421])
+        >>> model.get_parameter("0.weight").grad.dim()
+        1
     """
     inputs = call_of(example_inputs)
     _check(model, inputs, kernels)

@@ -52,7 +52,7 @@ def known_to_proxies(create: Callable[..., Any] | None) -> Iterator[None]:
         return create("call_function", Applied(cls), args, kwargs)
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        original = getattr(function, "_torchdynamo_inline", None)
+        original: Any = getattr(function, "_torchdynamo_inline", None)
         inline = original is not None and _has_proxies((args, kwargs))
         return original(*args, **kwargs) if inline else own_call(function, *args, **kwargs)
 
