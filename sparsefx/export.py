@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from sparsefx._common.copying import copy_model, without_pruning
+from sparsefx._common.copying import copy_model, without_weight_hooks
 from sparsefx._common.inputs import positional
 from sparsefx._common.plain_tensors import check_plain, dense
 from sparsefx.archive.trial import remember
@@ -116,7 +116,7 @@ def export(
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline, *, trains: bool) -> nn.Module:
-    original = _plain_copy(model)
+    original = _plain_copy(model, trains=trains)
     if trains:
         mark(bare(original))
     expected = _expected(original, inputs)
@@ -236,11 +236,11 @@ def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
             )
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
+def _plain_copy(model: nn.Module, *, trains: bool) -> nn.Module:
     """A copy in evaluation mode with ordinary layers in the place of masked ones."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
-    pruned = without_pruning(model)
-    plain = (copy_model(model) if pruned is model else pruned).eval()
+    hookless = without_weight_hooks(model, norms=not trains)  # whose own parameters an optimizer has
+    plain = (copy_model(model) if hookless is model else hookless).eval()
     for module in plain.modules():
         if isinstance(module, MaskedLayer):
             unmask_layer(module)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.capture.assignable import NotReplayable
@@ -30,6 +31,7 @@ from sparsefx.passes.capture.branches import (
 from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
 from sparsefx.passes.capture.module_tracer import ModuleTracer
+from sparsefx.passes.graph.layers import CONTRACTIONS
 from sparsefx.passes.running.examples import Examples
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
@@ -73,7 +75,7 @@ class ExampleTracer(ModuleTracer):
         return contexts[2:]  # gradients matter only in training
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _CONTAINERS):
+        if isinstance(m, _CONTAINERS) or (not self.keeps_idle and _computes_a_weight(m)):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -237,6 +239,13 @@ def _run_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             return layer(*args, **kwargs)
         finally:
             layer.training = True
+
+
+def _computes_a_weight(module: nn.Module) -> bool:
+    """Whether a module is a layer with a parametrized weight, or one of torch's that computes it."""
+    if isinstance(module, CONTRACTIONS):
+        return parametrize.is_parametrized(module)
+    return type(module).__module__.startswith("torch.nn.utils.parametriz")
 
 
 _CONTAINERS = (

@@ -19,14 +19,26 @@ def is_plain(module: nn.Module | None) -> bool:
     A subclass with a forward of its own, a hook, a parametrization or torch.jit may do anything with the
     weight, so such a layer is never edited.
     """
-    if module is None or isinstance(module, torch.jit.ScriptModule):
-        return False
+    return module is not None and why_not_plain(module) is None
+
+
+def why_not_plain(module: nn.Module) -> str | None:
+    """Why a module may compute something else than its torch class does; None if it does not."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "torch.jit compiled it"
     if module._forward_hooks or module._forward_pre_hooks:
-        return False
+        return "it has a hook, which may do anything; remove it before the export"
     if not all(_is_torchs_own(module, method) for method in ("forward", "_conv_forward")):
-        return False
+        return "its class has a forward of its own"
+    if not isinstance(module, CONTRACTIONS):
+        return None
     weight = module._parameters.get("weight")
-    return not isinstance(module, CONTRACTIONS) or (weight is not None and not weight.is_complex())
+    if weight is None:
+        return (
+            "its weight is computed at each call, by a parametrization; before the export, "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') computes it for good"
+        )
+    return "its weight is complex" if weight.is_complex() else None
 
 
 def _is_torchs_own(module: nn.Module, method: str) -> bool:
@@ -133,6 +145,17 @@ def is_evenly_padded(layer: nn.Linear | _ConvNd) -> bool:
 def double(tensor: Tensor | None, like: Tensor) -> Tensor:
     """A tensor in float64 (zeros of the shape of ``like`` for None), so that folding rounds once."""
     return torch.zeros_like(like, dtype=torch.float64) if tensor is None else tensor.detach().double()
+
+
+def drop_unread(graph_module: fx.GraphModule, names: Iterable[str]) -> None:
+    """Take parameters and buffers of the given names out of the module, where no node reads or calls them."""
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
+    for name in names:
+        if not any(f"{name}.".startswith(f"{target}.") for target in used):
+            path, _, attribute = name.rpartition(".")
+            holder = graph_module.get_submodule(path)
+            holder._parameters.pop(attribute, None)
+            holder._buffers.pop(attribute, None)
 
 
 def erase_unused(graph: fx.Graph, nodes: Iterable[fx.Node | None]) -> None:

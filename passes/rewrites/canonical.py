@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.analysis.analyses import Analyses
-from sparsefx.passes.graph.layers import erase_unused, is_plain, layer_of
+from sparsefx.passes.graph.layers import drop_unread, erase_unused, is_plain, layer_of
 from sparsefx.passes.graph.origins import follow
 from sparsefx.passes.manager.pipeline import Outcome
 
@@ -100,13 +100,11 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Erase a node, its reads of parameters that no other node needs, and parameters of the root itself."""
+    """Erase a node with its reads of parameters that no other node needs, and these parameters."""
     reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
     graph_module.graph.erase_node(node)
     erase_unused(graph_module.graph, reads)
-    read = {other.target for other in graph_module.graph.nodes if other.op == "get_attr"}
-    for name in {str(node.target) for node in reads} - read:
-        graph_module._parameters.pop(name, None)  # the layer holds it now, and need not share it
+    drop_unread(graph_module, {str(read.target) for read in reads})  # the layer holds it now
 
 
 def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:

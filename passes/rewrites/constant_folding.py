@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.graph.in_place import writes
-from sparsefx.passes.graph.layers import erase_unused
+from sparsefx.passes.graph.layers import drop_unread, erase_unused
 from sparsefx.passes.graph.recorder import is_torch_function
 from sparsefx.passes.manager.pipeline import Outcome
 
@@ -41,13 +42,16 @@ class ConstantFolding:
             graph_module.register_parameter(name, nn.Parameter(value.detach().clone(), trainable))
             with graph_module.graph.inserting_before(node):
                 node.replace_all_uses_with(graph_module.graph.get_attr(name))
+        reads = {str(node.target) for node in known if node.op == "get_attr"}
         erase_unused(graph_module.graph, reversed(list(known)))
+        drop_unread(graph_module, reads)
         return Outcome(bool(computed), f"{len(computed)} computed")
 
 
 def _known(graph_module: fx.GraphModule) -> dict[fx.Node, Any]:
     """The nodes that follow from parameters and buffers alone, with their values."""
     known: dict[fx.Node, Any] = {}
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
     nodes = list(graph_module.graph.nodes)
     written = {source.target for node in nodes if writes(node) for source in _ancestors(node)}
     for node in nodes:
@@ -59,25 +63,26 @@ def _known(graph_module: fx.GraphModule) -> dict[fx.Node, Any]:
             and all(source in known for source in node.all_input_nodes)
         ):
             state = torch.get_rng_state()
-            value = _value(node, known)
+            value = _value(node, known, modules)
             if torch.equal(torch.get_rng_state(), state):  # it drew no random numbers
                 known[node] = value
     return known
 
 
 @torch.no_grad()
-def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def _value(node: fx.Node, known: dict[fx.Node, Any], modules: Mapping[str, nn.Module]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
-    target: Any = node.target
+    target: Any = modules[str(node.target)] if node.op == "call_module" else node.target
     return (
         getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
     )
 
 
 def _is_pure(node: fx.Node) -> bool:
-    """Whether a node runs code of torch's that only computes."""
+    """Whether a node runs code of torch's that only computes, or a parametrization, which does no more."""
     is_torchs = node.op == "call_method" or (node.op == "call_function" and is_torch_function(node.target))
-    return is_torchs and not writes(node)
+    parametrizes = node.op == "call_module" and ".parametrizations." in f".{node.target}"
+    return (is_torchs and not writes(node)) or parametrizes
 
 
 def _is_worth_it(node: fx.Node, known: dict[fx.Node, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +20,7 @@ from sparsefx.passes.analysis.ops.movement import Permute, View
 from sparsefx.passes.analysis.ops.reduction import Mix
 from sparsefx.passes.analysis.sizes import find_pins
 from sparsefx.passes.capture.module_tracer import reason_of
-from sparsefx.passes.graph.layers import own_contractions
+from sparsefx.passes.graph.layers import CONTRACTIONS, layer_of, own_contractions, why_not_plain
 from sparsefx.passes.graph.program import Call, Program, Value
 from sparsefx.passes.manager.pipeline import REPORT_IT, KeptChannels, Outcome
 
@@ -52,18 +53,39 @@ def _explain(graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
         for side, empty in _empty(layer)
         for node in nodes[:1]
     ]
-    if not sites:
+    uneditable = _uneditable(graph_module)
+    if not sites and not uneditable:
         return Outcome(False, "no empty channel is left")
+    found = uneditable + (_traced(graph_module, analyses, sites) if sites else [])
+    return Outcome(False, f"{sum(one.count for one in found)} empty channels are left", tuple(found))
+
+
+def _uneditable(graph_module: fx.GraphModule) -> list[KeptChannels]:
+    """The empty channels of layers that no pass may edit."""
+    called = {str(node.target): layer_of(graph_module, node) for node in graph_module.graph.nodes}
+    reasons = {
+        name: why_not_plain(layer) for name, layer in called.items() if isinstance(layer, CONTRACTIONS)
+    }
+    return [
+        KeptChannels(name, side, len(empty), reason)
+        for name, reason in reasons.items()
+        if reason is not None
+        for side, empty in _empty(cast("nn.Linear | _ConvNd", called[name]))
+    ]
+
+
+def _traced(
+    graph_module: fx.GraphModule, analyses: Analyses, sites: list[tuple[fx.Node, str, Tensor]]
+) -> list[KeptChannels]:
     program = analyses.program_of_first  # widths follow no size of the input
     pins = [pin for found in find_pins(graph_module, program).values() for pin in found]
     kept = find_kept(program, analyses.live(program), pinned=pins)
     search = _Search(program, kept)
-    found = [
+    return [
         KeptChannels(str(node.target), side, count, reason)
         for node, side, empty in sites
         for reason, count in search.reasons(node, side, empty).items()
     ]
-    return Outcome(False, f"{sum(one.count for one in found)} empty channels are left", tuple(found))
 
 
 def _empty(layer: nn.Linear | _ConvNd) -> list[tuple[str, Tensor]]:

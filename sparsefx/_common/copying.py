@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn, strided
 from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from sparsefx._common.plain_tensors import dense
 from sparsefx.errors import ArgumentError
@@ -40,17 +44,36 @@ def _dense(model: nn.Module) -> dict[int, Tensor]:
     return {id(tensor): dense(tensor) for tensor in held if tensor.layout != strided}
 
 
-def without_pruning(model: nn.Module) -> nn.Module:
-    """The model or, where ``torch.nn.utils.prune`` masks parameters at each call, a copy with masked ones."""
-    if not any(_prunings(module) for module in model.modules()):
+def without_weight_hooks(model: nn.Module, *, norms: bool = True) -> nn.Module:
+    """A model whose hooks compute no parameters: the model, or a copy in which they are computed for good.
+
+    Args:
+        model: a model; it is not changed.
+        norms: remove the hooks of the older ``weight_norm`` and ``spectral_norm``, beside those of
+            ``torch.nn.utils.prune``.
+    """
+    if not any(_weight_hooks(module, norms) for module in model.modules()):
         return model
     permanent = copy_model(model)
     for module in permanent.modules():
-        for hook in _prunings(module):
-            prune.remove(module, hook._tensor_name)
+        for remove, name in _weight_hooks(module, norms):
+            remove(module, name)
     return permanent
 
 
-def _prunings(module: nn.Module) -> list[prune.BasePruningMethod]:
-    hooks = module._forward_pre_hooks.values()
-    return [hook for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+def _weight_hooks(module: nn.Module, norms: bool) -> list[tuple[Callable[[nn.Module, str], Any], str]]:
+    """What removes each hook that computes a parameter, and the parameter's name."""
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    return [
+        (remove, getattr(hook, attribute))
+        for hook in hooks
+        for kind, (remove, attribute) in _REMOVE.items()
+        if isinstance(hook, kind) and (norms or kind is prune.BasePruningMethod)
+    ]
+
+
+_REMOVE: dict[type, tuple[Callable[..., Any], str]] = {
+    prune.BasePruningMethod: (prune.remove, "_tensor_name"),
+    WeightNorm: (remove_weight_norm, "name"),
+    SpectralNorm: (remove_spectral_norm, "name"),
+}

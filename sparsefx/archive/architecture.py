@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from sparsefx._common.copying import without_pruning
+from sparsefx._common.copying import without_weight_hooks
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import detach_masks
 from sparsefx.passes.capture.capture import capture
@@ -29,7 +29,7 @@ class Architecture:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = without_pruning(getattr(model, "_orig_mod", model))  # torch.compile
+        self.model = without_weight_hooks(getattr(model, "_orig_mod", model))  # torch.compile
         self.tensors = dict(named_tensors(self.model))
         devices = (tensor.device for tensor in self.tensors.values() if not tensor.is_meta)
         self._device = next(devices, torch.device("cpu"))

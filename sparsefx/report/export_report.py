@@ -138,8 +138,7 @@ class ExportReport(Tabular):
         if change.after.empty_inputs or change.after.empty_outputs:
             return (
                 f"{layer} has {change.after.empty_inputs} input and {change.after.empty_outputs} output "
-                "channels empty: it is not cut, because it has a hook or a forward of its own, shares its "
-                "weight, or belongs to what stays Python"
+                "channels empty: it is not cut, because it shares its weight or belongs to what stays Python"
             )
         return f"{layer} has no empty channels"
 
