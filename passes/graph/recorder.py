@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparsefx.passes.graph.in_place import FUNCTIONAL
 from sparsefx.passes.graph.layers import is_plain
@@ -105,6 +107,25 @@ class _Recorder(EagerMode):
         return [tensor for other, tensor in sharing.items() if other != key]
 
 
+class _RecurrentLayersWhole(TorchFunctionMode):
+    """Has a recurrent layer recorded as one call; torch computes some by several calls a step of time."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in _RECURRENT:
+            return func(*args, **(kwargs or {}))
+        packed = isinstance(args[3], (tuple, list))  # the weights come after the lengths of packed sequences
+        op = getattr(getattr(torch.ops.aten, func.__name__), "data" if packed else "input")
+        with _disable_current_modes():
+            return self.recorder.__torch_dispatch__(op, types, args, kwargs)
+
+
+_RECURRENT = frozenset({"gru", "lstm", "rnn_tanh", "rnn_relu"})
+
+
 class _RecordingInterpreter(Interpreter):
     def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -116,7 +137,7 @@ class _RecordingInterpreter(Interpreter):
         self.recorder.program.node_inputs[n] = self._values(arguments)
         self.recorder.opaque_node = self._is_opaque(n)
         self.recorder.computed_node = self._is_computed(n)
-        with self.recorder:
+        with self.recorder, _RecurrentLayersWhole(self.recorder):
             result = super().run_node(n)
         if n.op == "placeholder":
             for tensor in tensors_in(result):
