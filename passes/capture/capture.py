@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,12 @@ class Capture:
         graph: the graph, or None where the model's own forward does not trace.
         opaque: the modules that did not trace and stay Python, by name, with the reason. The model
             itself is ``""``.
+        caches: attributes of the model that the graph makes anew in each call, and keeps no longer.
     """
 
     graph: fx.Graph | None
     opaque: dict[str, str] = field(default_factory=dict)
+    caches: frozenset[str] = frozenset()
 
 
 def capture(
@@ -81,13 +84,17 @@ def _trace(model: nn.Module, tracer: ModuleTracer, specialised: dict[str, Any] |
         return Capture(None, {"": reason_of(error)})
     if specialised:
         _restore_arguments(graph, specialised)
-    reads = (node for node in reversed(graph.nodes) if node.op == "get_attr" or is_metadata(node))
+    reads = (node for node in reversed(graph.nodes) if _only_reads(node))
     erase_unused(graph, list(reads))
     _adopt_constants(model)
     graph._tracer_cls = ModuleTracer  # fx unpickles a graph by tracing its code again, without examples
     for node in graph.nodes:
         node.type = None  # annotations do nothing here, and torch 2.6 cannot pickle those that are strings
-    return Capture(graph, tracer.opaque)
+    return Capture(graph, tracer.opaque, frozenset(tracer.caches.get(model, ())))
+
+
+def _only_reads(node: fx.Node) -> bool:
+    return node.op == "get_attr" or node.target is operator.getitem or is_metadata(node)
 
 
 def _holds_at_unusual_sizes(model: nn.Module, graph: fx.Graph | None, example: Example) -> bool:

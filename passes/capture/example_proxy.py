@@ -170,7 +170,9 @@ class Sizes(tuple[Any, ...]):
 
     def __eq__(self, other: object) -> Any:
         """False where fixed sizes differ, else whether the others are equal, which is a node."""
-        if not isinstance(other, tuple) or len(self) != len(other):
+        if not isinstance(other, tuple):
+            return NotImplemented
+        if len(self) != len(other):
             return False
         pairs = [one == its for one, its in zip(self, other, strict=True)]
         if any(pair is False for pair in pairs):

@@ -30,9 +30,12 @@ from sparsefx.passes.capture.branches import (
 )
 from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
 from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
+from sparsefx.passes.capture.handed import Handed
+from sparsefx.passes.capture.left_over import LeftOver, put_in
 from sparsefx.passes.capture.module_tracer import ModuleTracer
 from sparsefx.passes.graph.layers import CONTRACTIONS
-from sparsefx.passes.running.examples import Examples
+from sparsefx.passes.running.attributes import attributes_of, kept_attributes
+from sparsefx.passes.running.examples import Examples, call
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
 
@@ -65,7 +68,12 @@ class ExampleTracer(ModuleTracer):
         self._numbers: dict[fx.Node, list[Any]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _entered_functions(), self._recorded_constructors(), builtins_know_proxies():
+        with (
+            kept_attributes(root),
+            _entered_functions(),
+            self._recorded_constructors(),
+            builtins_know_proxies(),
+        ):
             return super().trace(root, concrete_args)
 
     def context(self) -> tuple[bool, ...]:
@@ -86,7 +94,7 @@ class ExampleTracer(ModuleTracer):
         positional: list[Any] = []
         named: dict[str, Any] = {}
         for name, first in self.calls[0].items():
-            values = [call[name] for call in self.calls]
+            values = [example[name] for example in self.calls]
             if name.startswith("*"):
                 if first:
                     positional = list(named.values()) + list(self._placeholder(name, values))
@@ -96,6 +104,46 @@ class ExampleTracer(ModuleTracer):
             else:
                 named[name] = self._specialised(name, values)
         return lambda: self.root.forward(*positional, **named), []
+
+    def traced(self, module: nn.Module, enter: Callable[[], Any], path: str, args: Any, kwargs: Any) -> Any:
+        """The result of a forward; one that keeps something for its next call is traced as in a first one."""
+        opaque, stack, last = dict(self.opaque), self.module_stack.copy(), self.last_node()
+        handed = Handed((args, kwargs))
+        enter_checked = functools.partial(super().traced, module, enter, path, args, kwargs)
+        try:
+            return enter_checked()
+        except Exception as error:
+            self.take_back(last)
+            self.opaque, self.module_stack = opaque, stack
+            if handed.changed():
+                raise
+            return self._traced_as_first(
+                module, enter_checked, self._real_calls(module, path, args, kwargs), error
+            )
+
+    def _traced_as_first(
+        self, module: nn.Module, enter: Callable[[], Any], calls: list[Callable[[], Any]], error: Exception
+    ) -> Any:
+        left, before, result = LeftOver(), attributes_of(module), None
+        try:
+            changed = put_in(module, calls, left)
+            for part, names in changed.items():
+                self.caches[part] = self.caches.get(part, set()) | names
+            result = enter() if changed else None
+        except Exception:  # the first reason says more
+            left.asked = False
+        if left.asked:
+            return result
+        for attributes in before.values():
+            attributes.restore()
+        raise error
+
+    def _real_calls(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> list[Callable[[], Any]]:
+        """The calls of a module in each example."""
+        if not path:
+            return [functools.partial(self._really, call, module.forward, example) for example in self.calls]
+        values = [_values((args, kwargs), number) for number in range(len(self.calls))]
+        return [functools.partial(self._really, _run_layer, module, *arguments) for arguments in values]
 
     def _placeholder(self, name: str, values: list[Any]) -> ExampleProxy:
         # after an argument with a default, Python wants one here too
@@ -125,8 +173,10 @@ class ExampleTracer(ModuleTracer):
         return ExampleProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        if target in (operator.eq, operator.ne) and isinstance(args[1], LeftOver):
+            return target(args[1], None)
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        call = functools.partial(self._evaluate, kind, target)
+        evaluate = functools.partial(self._evaluate, kind, target)
         operands: list[ExampleProxy] = []
 
         def first_value(operand: ExampleProxy) -> Any:
@@ -135,11 +185,11 @@ class ExampleTracer(ModuleTracer):
 
         first = _map((args, kwargs), first_value)
         with SizesFromData() as data:
-            proxy.examples = [call(*first)]
-        proxy.examples += [call(*_values((args, kwargs), number)) for number in range(1, len(self.calls))]
+            proxy.examples = [evaluate(*first)]
+        proxy.examples += [evaluate(*_values((args, kwargs), number)) for number in range(1, len(self.calls))]
         proxy.loose = inherited(proxy, operands)
         if data.seen:
-            proxy.loose = either(proxy.loose, from_data(call, first, proxy.examples[0]))
+            proxy.loose = either(proxy.loose, from_data(evaluate, first, proxy.examples[0]))
         if target is operator.getitem and isinstance(args[0].loose, tuple) and isinstance(args[1], int):
             proxy.loose = args[0].loose[args[1]]
         if not any(isinstance(value, Tensor) for value in proxy.examples):
@@ -169,11 +219,11 @@ class ExampleTracer(ModuleTracer):
     def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace into a function that fx would leave alone, since values are known; or leave it too."""
         if inspect.isfunction(function):
-            last = next(iter(reversed(self.graph.nodes)), None)
+            last = self.last_node()
             try:
                 return function(*args, **kwargs)
             except Exception:  # it runs on proxies: anything may be raised
-                self._take_back(last)
+                self.take_back(last)
         return self.create_proxy("call_function", function, args, kwargs)
 
     def iter(self, obj: Any) -> Iterator[Any]:
@@ -194,15 +244,22 @@ class ExampleTracer(ModuleTracer):
         return asks_for_more_than_one(condition, outcome) or relates_sizes(condition, self._numbers)
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "call_function":
+            return self._really(target, *args, **kwargs)
+        if kind == "call_method":
+            return self._really(lambda: getattr(args[0], target)(*args[1:], **kwargs))
+        found = self._really(operator.attrgetter(str(target)), self.root)
+        if kind != "call_module":
+            return found
+        with kept_attributes(found):  # what it keeps for its next call is no effect of its caller
+            return self._really(_run_layer, found, args, kwargs)
+
+    def _really(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function on values of an example, without a trace and without effects on random numbers."""
         state, self._evaluating = torch.get_rng_state(), True
         try:
             with torch.no_grad():
-                if kind == "call_function":
-                    return target(*args, **kwargs)
-                if kind == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
-                found = operator.attrgetter(str(target))(self.root)
-                return _run_layer(found, args, kwargs) if kind == "call_module" else found
+                return function(*args, **kwargs)
         finally:
             self._evaluating = False
             torch.set_rng_state(state)
@@ -298,8 +355,8 @@ _PIECES = {"split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "un
 
 def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
     """Chunks and the like as a tuple of proxies, which Python may slice, join and unpack."""
-    if any(type(value) not in (tuple, list) for value in proxy.examples):
-        return proxy
+    if target is list or any(type(value) not in (tuple, list) for value in proxy.examples):
+        return proxy  # a list that is made in the graph is there to be written to
     place = _PIECES.get(getattr(target, "__name__", target))
     if place is not None and isinstance(args[0], ExampleProxy):
         dim = args[place] if len(args) > place else kwargs.get("dim", 0)

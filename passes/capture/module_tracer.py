@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import traceback
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.capture.assignable import Assignable, NotReplayable
+from sparsefx.passes.capture.handed import Handed
+from sparsefx.passes.capture.left_over import Names
 from sparsefx.passes.graph.in_place import written
 from sparsefx.passes.running.attributes import attributes_of
 
@@ -30,6 +33,7 @@ class ModuleTracer(fx.Tracer):
 
     Attributes:
         opaque: these, and the modules that did not trace, by name, with the reason.
+        caches: attributes that the graph makes anew in each call, by the module that keeps them.
     """
 
     # A buffer read while tracing would otherwise be folded in as a constant, and go stale when a
@@ -41,6 +45,7 @@ class ModuleTracer(fx.Tracer):
         self.keeps_idle = keeps_idle
         self.opaque = dict(opaque or {})
         self.contexts = self.context()
+        self.caches: Names = {}
         self._reads: dict[str, fx.Proxy] = {}
         self._versions: dict[Tensor, int] = {}
 
@@ -97,25 +102,45 @@ class ModuleTracer(fx.Tracer):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)  # what fails here is its caller's doing
+        changed: list[Any] = []
+        handed = Handed((args, kwargs))
         if path not in self.opaque and not (self.keeps_idle and self._is_idle(m, forward, args, kwargs)):
-            last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
+            last, stack = self.last_node(), self.module_stack.copy()
+            enter = functools.partial(super().call_module, m, forward, args, kwargs)
             try:
                 if m._forward_hooks or m._forward_pre_hooks:
                     raise NotReplayable("it has forward hooks")
                 if isinstance(m, torch.jit.ScriptModule):
                     raise NotReplayable(SCRIPTED)
-                with must_be_replayable(m):
-                    result = super().call_module(m, forward, args, kwargs)
-                self._check_constants()
-                return result
+                return self.traced(m, enter, path, args, kwargs)
             except Exception as error:  # tracing runs the user's code on proxies: anything may be raised
-                self._take_back(last)
+                self.take_back(last)
                 self.module_stack = stack
                 inside = [name for name in self.opaque if name.startswith(f"{path}.")]
                 for name in inside:  # part of this leaf now
                     del self.opaque[name]
                 self.opaque[path] = reason_of(error)
-        return self.create_proxy("call_module", path, args, kwargs)
+            changed = handed.restore()
+        create = functools.partial(self.create_proxy, "call_function", kwargs={})
+        return handed.call(changed, create, functools.partial(self.create_proxy, "call_module", path))
+
+    def traced(self, module: nn.Module, enter: Callable[[], Any], path: str, args: Any, kwargs: Any) -> Any:
+        """The result of a forward, whose effects must not get lost in its graph.
+
+        Args:
+            module: the module whose forward it is.
+            enter: traces it.
+            path: the name of the module; ``""`` for the model.
+            args: the forward's positional arguments.
+            kwargs: the forward's keyword arguments.
+
+        Raises:
+            NotReplayable: they would.
+        """
+        with must_be_replayable(module, self.caches):
+            result = enter()
+        self._check_constants()
+        return result
 
     def _is_idle(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,7 +148,7 @@ class ModuleTracer(fx.Tracer):
         """Whether a module without parameters, buffers or children does nothing in evaluation."""
         if m._parameters or m._buffers or m._modules or m._forward_hooks or m._forward_pre_hooks or not args:
             return False
-        last, mode = next(iter(reversed(self.graph.nodes)), None), m.training
+        last, mode = self.last_node(), m.training
         m.training = False
         try:
             with must_be_replayable(m):
@@ -132,16 +157,18 @@ class ModuleTracer(fx.Tracer):
             return False
         finally:
             m.training = mode
-            self._take_back(last)
+            self.take_back(last)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with must_be_replayable(root):
-            graph = super().trace(root, concrete_args)
-        self._check_constants()
+        graph: fx.Graph = self.traced(root, functools.partial(super().trace, root, concrete_args), "", (), {})
         return graph
 
-    def _take_back(self, last: fx.Node | None) -> None:
-        """Erase the nodes after one."""
+    def last_node(self) -> fx.Node | None:
+        """The last node of the graph so far."""
+        return next(iter(reversed(self.graph.nodes)), None) if hasattr(self, "graph") else None
+
+    def take_back(self, last: fx.Node | None) -> None:
+        """Erase the nodes after one; all, if it is None."""
         for node in reversed(list(self.graph.nodes)):
             if node is last:
                 break
@@ -182,20 +209,29 @@ def _place(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def must_be_replayable(module: nn.Module) -> Iterator[None]:
+def must_be_replayable(module: nn.Module, caches: Names | None = None) -> Iterator[None]:
     """Refuse a forward with an effect that its graph would lose; undo that effect.
+
+    Args:
+        module: whose forward runs.
+        caches: attributes that may change, and stay changed if nothing is raised.
 
     Raises:
         NotReplayable: the forward changed an attribute or drew random numbers outside the graph.
     """
     before = attributes_of(module)
     seeds = rng_state()
+    kept: Names = {}
     try:
         yield
+        kept = caches or {}
     finally:
-        changed = [name for attributes in before.values() for name in attributes.restore()]
+        changed = [name for part, state in before.items() for name in state.restore(kept.get(part, ()))]
         drawn = rng_state() != seeds
         restore_rng(seeds)
+        if changed or drawn:
+            for state in before.values():
+                state.restore()
     if changed:
         raise NotReplayable(f"its forward changes its attribute {changed[0]!r}")
     if drawn:

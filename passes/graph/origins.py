@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sparsefx.passes.running.broadcast import broadcast_shapes
+
 _KEY = "_sparsefx_origin"
 _Module = TypeVar("_Module", bound=nn.Module)
 _Tensor = TypeVar("_Tensor", bound=Tensor)
@@ -44,7 +46,7 @@ class Origin:
     @property
     def kept(self) -> torch.Size:
         """The parameter's shape."""
-        return torch.Size(torch.broadcast_shapes(*(indices.shape for indices in self.indices)))
+        return torch.Size(broadcast_shapes(*(indices.shape for indices in self.indices)))
 
     def taken(self, take: Take) -> Origin:
         """The origin of what is made of the parameter by taking some of its elements."""
@@ -62,7 +64,7 @@ class Origin:
         indices = [i.to(tensor.device) for i in self.indices]
         for dim in dims:
             indices[dim] = torch.zeros((1,) * tensor.dim(), dtype=torch.int32, device=tensor.device)
-        shape = torch.broadcast_shapes(*(i.shape for i in indices))
+        shape = broadcast_shapes(*(i.shape for i in indices))
         if any(tensor.shape[dim] != 1 or shape[dim] != 1 for dim in dims):
             return None
         return tensor.detach()[tuple(indices)].clone()

@@ -25,12 +25,11 @@ from sparsefx.passes.graph.graph_module import CompiledGraphModule, TwoModeGraph
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
-from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.trials import Check, Trials, at_other_sizes
-from sparsefx.passes.running.untouched import untouched
+from sparsefx.passes.running.untouched import same_buffers, untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
 """Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""
@@ -141,12 +140,12 @@ class _Compiler:
             return None
         # a copy, so that nothing is lost if its graph cannot be used
         own = _in_mode(duplicate(module), False)
-        with untouched(own, examples) as copies:
+        with same_buffers(own, examples) as copies:
             captured = capture(own, copies, keeps_idle=self.trains)
         if captured.graph is None:
             self.compiled.opaque[name] = captured.opaque[""]
             return None
-        graph = _graph_module(own, captured.graph, whole=name == "")
+        graph = _graph_module(own, captured, whole=name == "")
         inputs = graph_inputs(captured.graph, examples)
         held_back, differs = self._follow_mode(graph, module, examples, captured)
         try:
@@ -179,7 +178,7 @@ class _Compiler:
         training = copy.deepcopy(module).train()
         held_back = [path for path, part in training.named_modules() if not part.training]
         root = _in_mode(training, True)
-        with untouched(root, examples) as copies:
+        with same_buffers(root, examples) as copies:
             captured = capture(root, copies, keeps_idle=True, opaque=evaluation.opaque)
         traced = captured.graph
         differs = captured.opaque[""] if traced is None else follow_mode(graph, traced)
@@ -320,7 +319,7 @@ def _trials_of(module: nn.Module, calls: Sequence[_Call]) -> Trials | None:
     """
 
     def try_call(example: Any) -> Any:
-        with torch.no_grad(), kept_attributes(module), untouched(module, (example,)) as (copied,):
+        with torch.no_grad(), untouched(module, (example,)) as (copied,):
             return call(module, copied)
 
     some = [arguments for arguments in calls if all(tensor.numel() for tensor in tensors_in(arguments))]
@@ -341,15 +340,16 @@ def _distinct(calls: Sequence[_Call]) -> list[_Call]:
     return [*kinds[:1], *kinds[1:][-2:]]
 
 
-def _graph_module(model: nn.Module, graph: fx.Graph, whole: bool) -> fx.GraphModule:
+def _graph_module(model: nn.Module, captured: Capture, whole: bool) -> fx.GraphModule:
     """A graph over a model's modules; a part keeps what else its parent may read of it."""
-    graph_module = CompiledGraphModule(model, graph, type(model).__name__).eval()
+    assert captured.graph is not None
+    graph_module = CompiledGraphModule(model, captured.graph, type(model).__name__).eval()
     kept = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
     for hooks in kept:
         graph_module.__dict__[hooks] = copy.copy(model.__dict__[hooks])
     if not whole:
         plain = {key: value for key, value in model.__dict__.items() if not isinstance(value, Tensor)}
-        for key, value in plain.items():
+        for key, value in ((key, value) for key, value in plain.items() if key not in captured.caches):
             graph_module.__dict__.setdefault(key, value)
     return graph_module
 

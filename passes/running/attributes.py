@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,24 +33,37 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.live = module.__dict__
         self.attributes = dict(module.__dict__)
-        containers = {k: v for k, v in module.__dict__.items() if isinstance(v, (list, dict, set))}
-        self.contents = {key: copy.copy(value) for key, value in containers.items()}
+        containers = {k: v for k, v in module.__dict__.items() if isinstance(v, _CONTAINERS)}
+        self.contents = {key: _contents(value) if value else () for key, value in containers.items()}
 
-    def restore(self) -> list[str]:
-        """Undo every change since then; the names of what changed."""
+    def restore(self, but: Collection[str] = ()) -> list[str]:
+        """Undo every change since then; the names of what changed.
+
+        Args:
+            but: attributes that stay as they are now, and are not named.
+        """
         constants = {key: value for key, value in self.live.items() if key.startswith("_tensor_constant")}
         before = self.attributes | constants  # fx's own, for tensors made in forward
+        before |= {key: self.live[key] for key in but if key in self.live}
         changed = [key for key in self.live | before if self.live.get(key, self) is not before.get(key, self)]
         if changed:
             self.live.clear()
             self.live.update(before)
-        for key, contents in self.contents.items():
-            container = self.live[key]
-            if _identities(container) != _identities(contents):
+        for key in self.contents.keys() - set(but):
+            container, contents = self.live[key], self.contents[key]
+            if (container or contents) and _identities(container) != _identities(contents):
                 changed.append(key)
                 container.clear()
                 container.extend(contents) if isinstance(container, list) else container.update(contents)
         return changed
+
+
+_CONTAINERS = (list, dict, set)
+
+
+def _contents(container: Any) -> Any:
+    """What a container holds, in a plain one of its kind."""
+    return next(kind for kind in _CONTAINERS if isinstance(container, kind))(container)
 
 
 def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.interpreter import Interpreter
 from sparsefx.passes.running.leaves import leaves
 from sparsefx.passes.running.suppress_stderr import suppress_stderr
@@ -22,7 +21,7 @@ _COARSE_ROUNDING = 5e-2
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's outputs; it and the inputs stay as they are."""
-    with torch.no_grad(), kept_attributes(model), untouched(model, inputs) as copies:
+    with torch.no_grad(), untouched(model, inputs) as copies:
         return model(*copies)
 
 

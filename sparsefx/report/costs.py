@@ -15,7 +15,6 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsefx._common.inputs import positional
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MASKABLE
-from sparsefx.passes.running.attributes import kept_attributes
 from sparsefx.passes.running.untouched import untouched
 
 Arrival = tuple[str, nn.Module, Tensor, Tensor]
@@ -107,7 +106,6 @@ def calls(
     with (
         _listening(modules, seen),
         _evaluating(model),
-        kept_attributes(model),
         torch.no_grad(),
         copies as inputs,
     ):

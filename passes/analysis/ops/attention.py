@@ -9,6 +9,7 @@ from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
 from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call, Value
+from sparsefx.passes.running.broadcast import broadcast_shapes
 
 
 class Attention:
@@ -25,7 +26,7 @@ class Attention:
         first = known.value.narrow(-2, 0, 1)
         alike = ~(known.varies | (known.value != first)).any(-2, keepdim=True)
         constant = alike & (first == 0) if masks else alike
-        constant = constant.expand(torch.broadcast_shapes(constant.shape, first.shape))
+        constant = constant.expand(broadcast_shapes(constant.shape, first.shape))
         parts = (constant, first, known.fixed.all(-2, keepdim=True))
         constant, first, fixed = (_to_queries(part, v, q) for part in parts)
         result = fact(~constant, first.where(constant, 0).expand(constant.shape), fixed & constant)

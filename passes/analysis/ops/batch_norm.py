@@ -9,6 +9,7 @@ from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
 from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts
 from sparsefx.passes.graph.program import Call, Value
+from sparsefx.passes.running.broadcast import broadcast_shapes
 
 
 class BatchNorm:
@@ -25,7 +26,7 @@ class BatchNorm:
         value = (known.value - mean) * torch.rsqrt(var + call.args[-1])
         value = value if weight is None else value * weight
         value = value if bias is None else value + bias
-        shape = torch.broadcast_shapes(known.varies.shape, value.shape)
+        shape = broadcast_shapes(known.varies.shape, value.shape)
         result = fact(known.varies.expand(shape), value, known.fixed)
         return [result, *(unknown(output) for output in call.outputs[1:])]
 

@@ -11,6 +11,7 @@ from sparsefx.passes.analysis.domains.facts import Fact, fact
 from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, reduce_to
 from sparsefx.passes.graph.program import Call, Value
+from sparsefx.passes.running.broadcast import broadcast_shapes
 
 
 class Elementwise:
@@ -18,7 +19,7 @@ class Elementwise:
 
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         operands = [facts[value] for value in call.inputs]
-        shape = torch.broadcast_shapes(*(operand.value.shape for operand in operands))
+        shape = broadcast_shapes(*(operand.value.shape for operand in operands))
         # not every kernel broadcasts its first operand; of a scalar, torch wants to see that it is one
         values = [f.value.expand(shape) if f.value.dim() == len(shape) else f.value for f in operands]
         (value,) = call.run(values)

@@ -31,6 +31,7 @@ from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call, Value
 from sparsefx.passes.graph.view_groups import view_groups
+from sparsefx.passes.running.broadcast import broadcast_shapes
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Concatenate(Movement):
     def forward(self, call: Call, facts: Facts) -> list[Fact]:
         dim, operands = _cat_dim(call), [facts[value] for value in _side_by_side(call)]
         reps = [rep for operand in operands for rep in (operand.varies, operand.value, operand.fixed)]
-        common = torch.broadcast_shapes(*(_resized(rep.shape, dim, 1) for rep in reps))
+        common = broadcast_shapes(*(_resized(rep.shape, dim, 1) for rep in reps))
         shapes = [_resized(common, dim, value.shape[dim]) for value in _side_by_side(call)]
         varies = [f.varies.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
         values = [f.value.expand(shape) for f, shape in zip(operands, shapes, strict=True)]
@@ -205,7 +206,7 @@ def alike_along(known: Fact, dims: list[int]) -> Fact:
         first = value.narrow(dim, 0, 1)
         varies = (varies | (value != first)).any(dim, keepdim=True)
         value, fixed = first, fixed.all(dim, keepdim=True)
-    return fact(varies.expand(torch.broadcast_shapes(varies.shape, value.shape)), value, fixed)
+    return fact(varies.expand(broadcast_shapes(varies.shape, value.shape)), value, fixed)
 
 
 def dim_argument(call: Call) -> list[int]:

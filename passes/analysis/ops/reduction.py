@@ -16,6 +16,7 @@ from sparsefx.passes.analysis.domains.facts import Fact, fact, unknown
 from sparsefx.passes.analysis.domains.keep_sets import KeepSets
 from sparsefx.passes.analysis.ops.base import Facts, any_over
 from sparsefx.passes.graph.program import Call
+from sparsefx.passes.running.broadcast import broadcast_shapes
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Mix:
             varies = varies | (value != first).any(dim, keepdim=True)
             value, fixed = first, fixed.all(dim, keepdim=True)
         varies = any_over(varies, mixed)
-        varies = varies.expand(torch.broadcast_shapes(varies.shape, value.shape))
+        varies = varies.expand(broadcast_shapes(varies.shape, value.shape))
         if len(call.outputs[0].shape) < value.dim():
             varies, value, fixed = varies.squeeze(mixed), value.squeeze(mixed), fixed.squeeze(mixed)
         # the others are indices of maxima or saved statistics
