@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from sparsefx.passes.analysis.shape_arguments import cannot_follow, rewriter_of
@@ -20,10 +20,12 @@ from sparsefx.passes.graph.recorder import is_reshape
 Pin = tuple[Value, int | None]
 
 # Layers whose tensors may be cut: their attributes are made to follow, or play no part in forward.
-_CUTTABLE = (*CONTRACTIONS, _BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, PartialLayerNorm)
+_CUTTABLE = (*CONTRACTIONS, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, PartialLayerNorm)
 
 # Operations that take their sizes from arguments, so that a graph or a module may hold them literally.
-_SIZED = frozenset({"view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes"})
+_SIZED = frozenset(
+    {"view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes", "native_group_norm"}
+)
 
 # Torch's own functions that run a sized operation with sizes they read off their operands.
 _SIZE_FREE = frozenset({

@@ -82,6 +82,10 @@ class ExampleTracer(ModuleTracer):
             return contexts
         return contexts[2:]  # gradients matter only in training
 
+    @property
+    def needs_gradients(self) -> bool:
+        return self.keeps_idle
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _CONTAINERS) or (not self.keeps_idle and _computes_a_weight(m)):
             return False
@@ -360,7 +364,8 @@ def _unpacked(proxy: ExampleProxy, target: Any, args: Any, kwargs: Any) -> Any:
     place = _PIECES.get(getattr(target, "__name__", target))
     if place is not None and isinstance(args[0], ExampleProxy):
         dim = args[place] if len(args) > place else kwargs.get("dim", 0)
-        if type(args[0].size(dim)) is not int:  # a proxy passes for an int to isinstance
+        free = type(args[0].size(dim)) is not int  # a proxy passes for an int to isinstance
+        if free and not isinstance(args[1] if len(args) > 1 else None, (tuple, list)):  # whose count is fixed
             raise NotReplayable("it takes a dimension apart that follows the input")
     if len({len(value) for value in proxy.examples}) != 1:
         return proxy

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.capture.assignable import Assignable, NotReplayable
+from sparsefx.passes.capture.custom_functions import known_to_proxies
 from sparsefx.passes.capture.handed import Handed
 from sparsefx.passes.capture.left_over import Names
 from sparsefx.passes.graph.in_place import written
@@ -160,8 +161,15 @@ class ModuleTracer(fx.Tracer):
             self.take_back(last)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        graph: fx.Graph = self.traced(root, functools.partial(super().trace, root, concrete_args), "", (), {})
+        enter = functools.partial(super().trace, root, concrete_args)
+        with known_to_proxies(self.create_proxy if self.needs_gradients else None):
+            graph: fx.Graph = self.traced(root, enter, "", (), {})
         return graph
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the graph will be trained."""
+        return True
 
     def last_node(self) -> fx.Node | None:
         """The last node of the graph so far."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 CONTRACTIONS = (nn.Linear, _ConvNd)
@@ -107,7 +107,7 @@ def follow_weight(layer: nn.Module, inputs: torch.Size, outputs: torch.Size) -> 
         layer.groups = whole // layer.weight.shape[1]
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
-    elif isinstance(layer, _BatchNorm) and len(inputs) > 1:
+    elif isinstance(layer, _NormBase) and len(inputs) > 1:
         layer.num_features = inputs[1]
     elif isinstance(layer, nn.GroupNorm):
         layer.num_groups = layer.num_groups * inputs[1] // layer.num_channels

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -107,23 +108,45 @@ class _Recorder(EagerMode):
         return [tensor for other, tensor in sharing.items() if other != key]
 
 
-class _RecurrentLayersWhole(TorchFunctionMode):
-    """Has a recurrent layer recorded as one call; torch computes some by several calls a step of time."""
+class _LayersWhole(TorchFunctionMode):
+    """Has some layers recorded as one call, which torch computes by several, whose parts say less.
+
+    Some recurrent layers are calls for each step of time. An instance norm moves channels among the samples.
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") not in _RECURRENT:
-            return func(*args, **(kwargs or {}))
-        packed = isinstance(args[3], (tuple, list))  # the weights come after the lengths of packed sequences
-        op = getattr(getattr(torch.ops.aten, func.__name__), "data" if packed else "input")
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is F.instance_norm:
+            call = torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs)
+        elif name in _RECURRENT:
+            packed = isinstance(args[3], (tuple, list))  # weights come after the lengths of packed sequences
+            call = getattr(getattr(torch.ops.aten, name), "data" if packed else "input"), args
+        else:
+            return func(*args, **kwargs)
         with _disable_current_modes():
-            return self.recorder.__torch_dispatch__(op, types, args, kwargs)
+            return self.recorder.__torch_dispatch__(call[0], types, call[1])
 
 
 _RECURRENT = frozenset({"gru", "lstm", "rnn_tanh", "rnn_relu"})
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    """The arguments of ATen's instance norm, from those of ``F.instance_norm``."""
+    return (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, False)
 
 
 class _RecordingInterpreter(Interpreter):
@@ -137,7 +160,7 @@ class _RecordingInterpreter(Interpreter):
         self.recorder.program.node_inputs[n] = self._values(arguments)
         self.recorder.opaque_node = self._is_opaque(n)
         self.recorder.computed_node = self._is_computed(n)
-        with self.recorder, _RecurrentLayersWhole(self.recorder):
+        with self.recorder, _LayersWhole(self.recorder):
             result = super().run_node(n)
         if n.op == "placeholder":
             for tensor in tensors_in(result):

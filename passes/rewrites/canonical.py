@@ -60,12 +60,12 @@ def _hands_on(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class FunctionalToModules:
-    """Turn ``F.linear``, ``F.convNd``, ``F.layer_norm`` and ``addmm`` on parameters into layers."""
+    """Turn ``F.linear``, ``F.convNd``, ``F.layer_norm``, ``F.group_norm`` and ``addmm`` into layers."""
 
     name = "functional_to_modules"
 
     def run(self, graph_module: fx.GraphModule, analyses: Analyses) -> Outcome:
-        """Rewrite the calls in place; every other argument must be a literal."""
+        """Rewrite the calls on parameters in place; every other argument must be a literal."""
         converted = 0
         for node in list(graph_module.graph.nodes):
             layer = _as_layer(graph_module, node)
@@ -99,6 +99,12 @@ _CONVOLUTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
+_NORMS: dict[Any, tuple[str, ...]] = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+}
+
+
 def _erase_with_parameters(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """Erase a node with its reads of parameters that no other node needs, and these parameters."""
     reads = [read for read in node.all_input_nodes if read.op == "get_attr"]
@@ -111,11 +117,10 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The layer that computes what a functional call does; None where there is none."""
     if node.target is torch.addmm:
         return _addmm_as_layer(graph_module, node)
-    if node.op != "call_function" or node.target not in (F.linear, F.layer_norm, *_CONVOLUTIONS):
+    if node.op != "call_function" or node.target not in (F.linear, *_NORMS, *_CONVOLUTIONS):
         return None
     names = ("input", "weight", "bias", *(_CONVOLUTIONS.get(node.target, (None, ()))[1]))
-    if node.target is F.layer_norm:
-        names = ("input", "normalized_shape", "weight", "bias", "eps")
+    names = _NORMS.get(node.target, names)
     arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     arguments.pop("input", None)
     weight = _parameter(graph_module, arguments.pop("weight", None))
@@ -125,7 +130,7 @@ def _as_layer(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         return None
     if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(arguments)):
         return None
-    if (weight.dim() < 2) != (node.target is F.layer_norm) or weight.is_complex():
+    if (weight.dim() < 2) != (node.target in _NORMS) or weight.is_complex():
         return None
     layer: nn.Module = _empty_layer(node.target, weight, arguments)
     layer._parameters.update(weight=weight, bias=bias)
@@ -154,6 +159,8 @@ def _empty_layer(target: Any, weight: nn.Parameter, arguments: dict[str, Any]) -
     """A layer of the right kind and sizes, without storage: its parameters are replaced."""
     if target is F.layer_norm:
         return nn.LayerNorm(**arguments, device="meta")
+    if target is F.group_norm:
+        return nn.GroupNorm(num_channels=len(weight), **arguments, device="meta")
     if target is F.linear:
         return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     kind, _ = _CONVOLUTIONS[target]

@@ -66,7 +66,7 @@ def _contents(container: Any) -> Any:
     return next(kind for kind in _CONTAINERS if isinstance(container, kind))(container)
 
 
-def _identities(container: list[Any] | dict[Any, Any] | set[Any]) -> list[int]:
+def _identities(container: Collection[Any]) -> list[int]:
     keys = list(map(id, container))
     if isinstance(container, set):  # a copy may have them in another order
         return sorted(keys)

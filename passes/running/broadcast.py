@@ -10,4 +10,5 @@ from torch import Size
 
 def broadcast_shapes(*shapes: Size) -> Size:
     """The shape to which tensors of some shapes broadcast together."""
-    return Size(reduce(torch._C._infer_size, shapes, Size()))
+    common: Size = reduce(torch._C._infer_size, shapes, Size())  # type: ignore[arg-type]
+    return common

@@ -271,6 +271,10 @@ def _group_norm(x: Tensor) -> Tensor:
     return F.group_norm(x, 2)
 
 
+def _instance_norm(x: Tensor) -> Tensor:
+    return F.instance_norm(x)
+
+
 def _pixel_shuffle(x: Tensor) -> Tensor:
     return F.pixel_shuffle(x, 2).repeat(1, 4, 1, 1)
 
@@ -300,8 +304,8 @@ def _attended(x: Tensor) -> Tensor:
 
 OPERATIONS = [
     _chunked, _hard_coded, _shuffled, _scaled_by_width, _fourier, _sorted, _in_place_on_a_view, _softmax,
-    _layer_norm, _group_norm, _pixel_shuffle, _mean_over_channels, _padded_channels, _attended,
-    _windows, _windows_of_channels,
+    _layer_norm, _group_norm, _instance_norm, _pixel_shuffle, _mean_over_channels, _padded_channels,
+    _attended, _windows, _windows_of_channels,
 ]  # fmt: skip
 
 

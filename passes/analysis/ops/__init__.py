@@ -14,7 +14,7 @@ from sparsefx.passes.analysis.ops.base import Operation, Unknown
 from sparsefx.passes.analysis.ops.batch_norm import BatchNorm
 from sparsefx.passes.analysis.ops.contraction import Convolution, ConvolutionCall, MatrixProduct
 from sparsefx.passes.analysis.ops.elementwise import Copy, Elementwise, Like, Multiply, Restride
-from sparsefx.passes.analysis.ops.group_norm import GroupNorm
+from sparsefx.passes.analysis.ops.group_norm import GroupNorm, InstanceNorm
 from sparsefx.passes.analysis.ops.lookup import Embedding, Index
 from sparsefx.passes.analysis.ops.movement import (
     Concatenate,
@@ -78,6 +78,7 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"], BatchNorm()),
     "native_layer_norm": Normalisation(normalized_dims),
     "native_group_norm": GroupNorm(),
+    "instance_norm": InstanceNorm(),
     "_fused_rms_norm": Normalisation(normalized_dims),
     "_softmax": Softmax(dims_argument),
     **dict.fromkeys(["_log_softmax", "_safe_softmax", "logcumsumexp"], Mix(dims_argument)),
@@ -108,7 +109,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 _ANY_SIZE = frozenset({
-    "view", "_unsafe_view", "expand", "slice", "select",
+    "view", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes",
     *(name for name in OPERATIONS if name.startswith(("upsample_", "_adaptive_", "adaptive_"))),
 })  # fmt: skip
 

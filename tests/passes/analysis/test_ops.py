@@ -105,6 +105,13 @@ ROWS = [
     Row("scaled layer_norm", lambda x: F.layer_norm(x, (4,), _LINEAR[2], _LINEAR[3])),
     Row("scaled rms_norm", lambda x: F.rms_norm(x, (4,), _LINEAR[2])),
     Row("group_norm", lambda x: F.group_norm(x, 3)),
+    Row("group_norm of single channels", lambda x: F.group_norm(x, 6, _VECTOR, _VECTOR + 1)),
+    Row("instance_norm", F.instance_norm),
+    Row("scaled instance_norm", lambda x: F.instance_norm(x, None, None, _VECTOR, _VECTOR + 1)),
+    Row(
+        "instance_norm of running statistics",
+        lambda x: F.instance_norm(x, _VECTOR + 3, _VECTOR.abs() + 1, _VECTOR + 2, _VECTOR, False),
+    ),
     Row("softmax", lambda x: x.softmax(1)),
     Row("log_softmax", lambda x: x.log_softmax(-1)),
     Row("mean", lambda x: x.mean((2, 3))),
