@@ -196,6 +196,8 @@ class ExampleTracer(ModuleTracer):
             proxy.loose = either(proxy.loose, from_data(evaluate, first, proxy.examples[0]))
         if target is operator.getitem and isinstance(args[0].loose, tuple) and isinstance(args[1], int):
             proxy.loose = args[0].loose[args[1]]
+        if target is operator.getitem and all(value is None for value in proxy.examples):
+            return None  # Python asks `is None`, which no proxy can answer
         if not any(isinstance(value, Tensor) for value in proxy.examples):
             self._numbers[proxy.node] = proxy.examples
         return _unpacked(proxy, target, args, kwargs)

@@ -96,14 +96,13 @@ def _construct_convolution(kind: type[nn.Module]) -> Callable[[Mapping[str, Any]
     return lambda values: kind(1, 1, **{name: values[name] for name in names}, device="meta")
 
 
-_META = torch.device("meta")
 _PARTIAL_NORM = NAMES_IN_FILES[PartialLayerNorm]  # in the place of a LayerNorm
 
 CONSTRUCTIBLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     _PARTIAL_NORM: lambda values: PartialLayerNorm.of_attributes(values),
     NAMES_IN_FILES[SparseRegion]: lambda values: SparseRegion.of_attributes(values),
     "torch.nn.modules.linear.Linear": lambda values: nn.Linear(1, 1, device="meta"),
-    "torch.nn.modules.normalization.GroupNorm": lambda values: nn.GroupNorm(1, 1, values["eps"], device=_META),
+    "torch.nn.modules.normalization.GroupNorm": lambda kept: nn.GroupNorm(1, 1, kept["eps"], device="meta"),
     "torch.nn.modules.normalization.LayerNorm": lambda values: nn.LayerNorm(1, values["eps"], device="meta"),
     **{
         f"torch.nn.modules.conv.{kind.__name__}": _construct_convolution(kind)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from networks import relative_difference
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import sparsefx
 from sparsefx.passes.capture.capture import capture
 from sparsefx.passes.running.examples import bind
 
@@ -346,3 +348,27 @@ def test_what_depends_on_data_leaves_other_dimensions_fixed() -> None:
     assert isinstance(graph, fx.Graph)
     (view,) = [node for node in graph.nodes if node.target == "view"]
     assert view.args[1:] == (-1, 2, 2)
+
+
+def test_a_leaf_that_returns_none_beside_its_result() -> None:
+    class Leaf(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return (x, None) if x.sum() < 1e9 else (-x, None)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.leaf, self.last = nn.Linear(4, 8), Leaf(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, state = self.leaf(self.first(x))
+            if state is not None:
+                y = y + state[0]
+            return self.last(y)
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert [part.name for part in compact.report.opaque] == ["leaf"]
+    assert relative_difference(compact(x), model(x)) <= 1e-11
