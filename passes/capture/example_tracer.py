@@ -257,6 +257,8 @@ class ExampleTracer(ModuleTracer):
         found = self._really(operator.attrgetter(str(target)), self.root)
         if kind != "call_module":
             return found
+        if type(found).__module__.startswith("torch.nn.modules."):
+            return self._really(_run_layer, found, args, kwargs)
         with kept_attributes(found):  # what it keeps for its next call is no effect of its caller
             return self._really(_run_layer, found, args, kwargs)
 

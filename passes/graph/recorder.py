@@ -56,9 +56,10 @@ class _Recorder(EagerMode):
         outputs = [self._output(tensor, written) for tensor in tensors_in(result)]
         outputs += [self._new_value(tensor) for tensor in shared]
         assert self.node is not None
+        op = _functional(func)
         call = Call(
-            _functional(func),
-            recorded_args,
+            op,
+            _in_order_of(op, func, recorded_args),
             recorded_kwargs,
             outputs,
             self.node,
@@ -237,5 +238,11 @@ def _functional(func: Any) -> Any:
     return next((one for one in overloads if _parameters(one) == _parameters(func)), func)
 
 
-def _parameters(func: Any) -> list[tuple[str, str, bool]]:
-    return [(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments]
+def _parameters(func: Any) -> set[tuple[str, str, bool]]:
+    return {(one.name, str(one.type), one.kwarg_only) for one in func._schema.arguments}
+
+
+def _in_order_of(op: Any, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Positional arguments as another operator takes them: ``polygamma_(x, n)`` is ``polygamma(n, x)``."""
+    named = dict(zip((one.name for one in func._schema.arguments), args, strict=False))
+    return tuple(named[one.name] for one in op._schema.arguments if one.name in named)

@@ -44,3 +44,24 @@ def test_a_recurrent_layer_on_packed_sequences() -> None:
     compact = sparsefx.export(model, (x, lengths))
     assert compact.get_submodule("last").out_features == 3
     assert relative_difference(compact(x, lengths), model(x, lengths)) <= 1e-11
+
+
+def test_a_write_whose_functional_form_has_its_arguments_in_another_order() -> None:
+    """``polygamma_(x, n)`` is ``polygamma(n, x)``."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).abs().add(1).polygamma_(2))
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compact = sparsefx.export(model, (x,))
+    assert compact.get_submodule("first").out_features == 4
+    assert relative_difference(compact(x), model(x)) <= 1e-11
