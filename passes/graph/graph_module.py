@@ -148,10 +148,20 @@ def _blank(name: str) -> TwoModeGraphModule:
 
 
 class CompiledGraphModule(fx.GraphModule):
-    """A ``GraphModule`` whose pickle holds its graph (:mod:`sparsefx.passes.graph.pickled_graph`)."""
+    """A ``GraphModule`` whose pickle holds its graph (:mod:`sparsefx.passes.graph.pickled_graph`).
+
+    Unlike torch's, a deep copy has all its attributes: a parent that stays Python may read them.
+    """
 
     def __copy__(self) -> CompiledGraphModule:
         return CompiledGraphModule(self, self.graph, type(self).__name__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGraphModule:
+        result = _blank_compiled(type(self).__name__)
+        memo[id(self)] = result  # first, because a hook may lead back to this module
+        result.__dict__.update(copy.deepcopy({**_module_state(self), "meta": self.meta}, memo))
+        result.graph = copy.deepcopy(self.graph)
+        return result
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {**_module_state(self), "meta": self.meta}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import sparsefx
 from sparsefx.passes.capture.capture import capture
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 
@@ -247,3 +248,27 @@ def test_a_compiled_module_switches_modes() -> None:
     model = Net()
     compiled = torch.compile(two_mode(model), backend="eager")
     assert_behaves_as(compiled, model)
+
+
+def test_copies_of_a_compiled_part_keep_what_its_parent_reads() -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part: Any = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+            self.part.source = [-1]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.part(x) * self.part.source[0]
+            return y if y.sum() < 1e9 else x
+
+    torch.manual_seed(0)
+    model, x = Parent(), torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="stays Python"):
+        compact = sparsefx.export(model, (x,))
+    copied = copy.deepcopy(compact)
+    assert isinstance(copied.get_submodule("part"), fx.GraphModule)
+    assert torch.equal(copied(x), compact(x))
+    copied.get_submodule("part").source.append(1)  # type: ignore[union-attr, operator]
+    assert compact.get_submodule("part").source == [-1]
+    part = compact.get_submodule("part")
+    assert torch.equal(pickle.loads(pickle.dumps(part))(x), part(x))
