@@ -74,14 +74,24 @@ def install(extra: str) -> None:
 def run(arguments: list[str]) -> int:
     """Run the environment's Python in the checkout and return its exit status."""
     print("+ python", *arguments, flush=True)
-    return subprocess.run([PYTHON, *arguments], cwd=ROOT, check=False).returncode
+    return subprocess.run([PYTHON, *arguments], cwd=ROOT, env=environment(), check=False).returncode
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """Let the environment's Python run beside what follows; what it says is kept."""
     return subprocess.Popen(
-        [PYTHON, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [PYTHON, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+
+
+def environment() -> dict[str, str]:
+    """The environment, where byte code may be kept: each of the tests' processes would compile all of it."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def finish(arguments: list[str], started: subprocess.Popen[str]) -> int:

@@ -30,8 +30,8 @@ from sparsefx.passes.manager.pipeline import REPORT_IT, Pass, PassReport, Pipeli
 from sparsefx.passes.running.compare import gives, interpret, run
 from sparsefx.passes.running.examples import Inputs
 from sparsefx.passes.running.leaves import tensors_in
+from sparsefx.passes.running.size_search import at_other_sizes
 from sparsefx.passes.running.timing import When
-from sparsefx.passes.running.trials import at_other_sizes
 from sparsefx.report.export_report import attach_report, compare
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.googlenet import BasicConv2d, Inception
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 
 def mlp() -> nn.Module:
@@ -103,8 +104,15 @@ class WideResNet(nn.Module):
 
 
 def residual(block: type[BasicBlock | Bottleneck]) -> Callable[[], nn.Module]:
-    """A ResNet with one block a stage, at a fourth of its width if they are bottlenecks."""
-    return lambda: ResNet(block, [1] * 4, num_classes=10, width_per_group=64 if block is BasicBlock else 16)
+    """The first two stages of a ResNet, one block each, at a fourth of its width if they are bottlenecks."""
+
+    def make() -> nn.Module:
+        model = ResNet(block, [1] * 4, width_per_group=64 if block is BasicBlock else 16)
+        model.layer3, model.layer4 = nn.Sequential(), nn.Sequential()
+        model.fc = nn.Linear(128 * block.expansion, 10)
+        return model
+
+    return make
 
 
 def dense_net() -> nn.Module:
@@ -115,6 +123,11 @@ def mobile_net() -> nn.Module:
     """MobileNet v2's kinds of block: without expansion, with a stride, with a shortcut."""
     blocks = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
     return MobileNetV2(num_classes=10, width_mult=0.5, inverted_residual_setting=blocks)
+
+
+def shuffle_net() -> nn.Module:
+    """ShuffleNet v2's two kinds of block: with a stride, and one that splits its channels."""
+    return ShuffleNetV2([2, 1, 1], [8, 16, 24, 32, 48], num_classes=10)
 
 
 def inception() -> nn.Module:
@@ -143,6 +156,7 @@ _SMALL: dict[str, Network] = {
     "squeezenet": (torchvision_model("squeezenet1_1"), (32, 48)),
     "mobile_net": (mobile_net, (32, 48)),
     "inception": (inception, (16, 24)),
+    "shuffle_net": (shuffle_net, (32, 48)),
 }
 _WHOLE: dict[str, Network] = {
     "resnet18": (torchvision_model("resnet18"), (32, 48)),
@@ -154,8 +168,14 @@ _WHOLE: dict[str, Network] = {
 NETWORKS = _SMALL | _WHOLE
 """Name to (constructor, image sizes that it accepts)."""
 
-NAMES = [*_SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in _WHOLE)]
-"""All of them, for ``parametrize``: the quick run takes a small network of each kind of block."""
+
+def names(quick: Collection[str] = tuple(_SMALL)) -> list[Any]:
+    """All of them, for ``parametrize``; the quick run takes some, by default a small one of each kind."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in NETWORKS]
+
+
+KINDS = ("mlp", "lenet5", "residual", "dense_net", "mobile_net")
+"""Enough where blocks matter little: without convolution, without norm, sums, concatenations, depthwise."""
 
 PATTERNS = ("rows", "columns", "both", "random", "everything")
 

@@ -1,7 +1,7 @@
 """Scripts in processes of their own, as a user runs them, but for what every one of them imports first.
 
-Each is forked from a process that has imported torch and does nothing else, where the system has such;
-elsewhere it starts from nothing.
+Each is forked from a process that has imported torch, sparsefx and scikit-learn and does nothing else, where
+the system has such; elsewhere it starts from nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_IMPORTED = ["distributed.made", "torch._dynamo", "torch.distributed.checkpoint.state_dict"]
+_IMPORTED = [
+    "distributed.made",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+]
 
 context = multiprocessing.get_context(METHOD)
 if METHOD == "forkserver":
@@ -39,6 +44,13 @@ def run_script(script: Path, *options: object, **environment: object) -> Finishe
         process.join()
         out, err = (Path(folder, name).read_text("utf-8") for name in ("out", "err"))
     return Finished(process.exitcode, out, err)
+
+
+def run_source(source: str, folder: Path, *options: object, **environment: object) -> Finished:
+    """Run the text of a script, which is written to a folder, to its end; that is its working directory."""
+    script = folder / "script.py"
+    script.write_text(f"import os\nos.chdir({str(folder)!r})\n{source}", encoding="utf-8")
+    return run_script(script, *options, **environment)
 
 
 def start_script(

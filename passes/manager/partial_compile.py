@@ -28,7 +28,8 @@ from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
-from sparsefx.passes.running.trials import Check, Trials, at_other_sizes
+from sparsefx.passes.running.size_search import at_other_sizes
+from sparsefx.passes.running.trials import Check, Trials
 from sparsefx.passes.running.untouched import same_buffers, untouched
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]

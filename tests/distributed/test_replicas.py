@@ -26,7 +26,7 @@ def test_ranks_train_as_one(world):
 
 def _train_as_one(rank, world):
     for name, options in METHODS.items():
-        for make_optimizer in (made.sgd, made.adam):
+        for make_optimizer in (made.sgd, made.adam) if name == "sparse momentum" else (made.sgd,):
             alone = made.model()
             plain = sparsefx.SparseMomentum(make_optimizer(alone), alone, cycles=4, **options)
             expected = made.train(alone, plain, 8)

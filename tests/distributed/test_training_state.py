@@ -31,10 +31,20 @@ def begin(name, world=1, **options):
 @shards_on_cpus
 def test_resumes_on_another_number_of_ranks(tmp_path):
     launch(2, _save, 2, tmp_path)
-    launch(4, _resume, 4, tmp_path)
-    launch(1, _resume, 1, tmp_path)
-    launch(1, _save, 1, tmp_path / "alone")
+    launch(1, _resume_and_save, tmp_path)
     launch(2, _resume, 2, tmp_path / "alone")
+
+
+@pytest.mark.slow
+@shards_on_cpus
+def test_resumes_on_more_ranks(tmp_path):
+    launch(2, _save, 2, tmp_path)
+    launch(4, _resume, 4, tmp_path)
+
+
+def _resume_and_save(rank, folder):
+    _resume(rank, 1, folder)
+    _save(rank, 1, folder / "alone")
 
 
 def _save(rank, world, folder):
@@ -59,13 +69,17 @@ def _resume(rank, world, folder):
 
 @shards_on_cpus
 def test_a_killed_rank_and_a_restart_end_bit_for_bit(tmp_path):
-    launch(2, _train_and_save, tmp_path / "whole", 8)
     with pytest.raises(Exception, match="terminated with signal SIGKILL"):
         launch(2, _train_and_save, tmp_path / "killed", 8, 5)
-    launch(2, _train_and_save, tmp_path / "killed", 8)
+    launch(2, _go_on_and_train_anew, tmp_path)
     one, other = (torch.load(tmp_path / run / "end.pt") for run in ("whole", "killed"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _go_on_and_train_anew(rank, folder):
+    for run in ("killed", "whole"):
+        _train_and_save(rank, folder / run, 8)
 
 
 def _train_and_save(rank, folder, steps, killed_at=None):

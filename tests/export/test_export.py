@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NAMES, NETWORKS, PATTERNS, build, empty, randomize_norms, relative_difference, vgg
+from networks import NETWORKS, PATTERNS, build, empty, names, randomize_norms, relative_difference, vgg
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
@@ -20,12 +20,11 @@ from sparsefx import ArgumentError, ExportReport, InvariantError, MaskedLinear
 
 
 def _cases() -> Iterator[Any]:
-    """Every network with every pattern; the quick run takes two patterns of each network, in turn."""
-    for number, name in enumerate(NAMES):
+    """Every network with every pattern; the quick run takes one pattern of each network, in turn."""
+    for number, name in enumerate(names()):
         for turn, pattern in enumerate(PATTERNS):
-            quick = isinstance(name, str) and (turn - number) % len(PATTERNS) in (0, 1)
-            values = name if isinstance(name, str) else name.values[0]
-            yield pytest.param(values, pattern, marks=[] if quick else pytest.mark.slow)
+            marks = name.marks if turn == number % len(PATTERNS) else pytest.mark.slow
+            yield pytest.param(*name.values, pattern, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "pattern"), list(_cases()))

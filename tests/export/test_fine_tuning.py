@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NAMES, NETWORKS, build, relative_difference
+from networks import KINDS, NETWORKS, build, names, relative_difference
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -236,7 +236,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names(KINDS))
 def test_export_without_folding_computes_the_same_function_and_trains(name: str) -> None:
     sizes = NETWORKS[name][1]
     model = build(name, "both")

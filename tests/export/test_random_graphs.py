@@ -235,7 +235,7 @@ def check_random_network(data: st.DataObject, check: Check) -> None:
     check(built(plan, inputs(batch, size), first, end, pattern), inputs, batch, size)
 
 
-@properties(5000, quick=12)
+@properties(5000, quick=8)
 @given(st.data())
 def test_export_of_a_random_network(data: st.DataObject) -> None:
     check_random_network(data, check_export)

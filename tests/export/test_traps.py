@@ -724,7 +724,7 @@ def test_a_squeezed_dimension_before_a_gather() -> None:
 def test_a_transformer_with_a_padding_mask() -> None:
     """torch's fast path makes nested tensors of a padded batch, which have no shape."""
     torch.manual_seed(0)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).double().eval()
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).double().eval()
 
     class Padded(nn.Module):
         def __init__(self) -> None:

@@ -116,7 +116,9 @@ def test_a_long_training_has_a_cycle_after_each_epoch_but_the_last(tmp_path):
     assert steps_of(run.optimizers[0]) == [*range(3, 30, 3)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "rigl", "every": 3}, {"method": "set"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "rigl", "every": 3}, pytest.param({"method": "set"}, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("mid_epoch", [False, True])
 def test_resumed_training_ends_bit_for_bit_the_same(tmp_path, changes, mid_epoch):
     when = {"every_n_train_steps": 15} if mid_epoch else {"every_n_epochs": 2}

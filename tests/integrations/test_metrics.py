@@ -1,11 +1,11 @@
 """The metrics of a cycle, and where they go without a framework."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from helpers import masked_mlp
+from processes import run_source
 from torch import nn
 
 import sparsefx
@@ -157,7 +157,7 @@ def test_without_tensorboard(tmp_path, monkeypatch):
         TensorBoardWriter(tmp_path)
 
 
-def test_frameworks_are_optional_and_loaded_by_name_only():
+def test_frameworks_are_optional_and_loaded_by_name_only(tmp_path):
     """In a process of its own, where nothing has loaded them yet."""
     names = ["accelerate", "lightning", "transformers"]
     code = (
@@ -170,5 +170,6 @@ def test_frameworks_are_optional_and_loaded_by_name_only():
         "    try:\n        importlib.import_module(f'sparsefx.integrations.{name}')\n"
         "    except sparsefx.MissingPackageError as error:\n        print(error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = run_source(code, tmp_path)
+    assert found.returncode == 0, found.stderr
     assert all(f"pip install {name}" in found.stdout for name in names)

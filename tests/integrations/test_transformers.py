@@ -110,7 +110,8 @@ def test_a_long_training_has_a_cycle_after_each_epoch_but_the_last(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"), [("sparse-momentum", {}), ("rigl", {"every": 3}), ("set", {})]
+    ("method", "changes"),
+    [("sparse-momentum", {}), ("rigl", {"every": 3}), pytest.param("set", {}, marks=pytest.mark.slow)],
 )
 def test_resumed_training_ends_bit_for_bit_the_same(tmp_path, method, changes):
     options = {"save_strategy": "steps", "save_steps": 15, "method": method, "changes": changes}

@@ -556,6 +556,7 @@ def test_googlenet_and_its_auxiliary_heads() -> None:
     assert type(model.train()(torch.randn(2, 3, 64, 64))).__name__ == "GoogLeNetOutputs"
 
 
+@pytest.mark.slow  # as GoogLeNet
 def test_inception_and_its_auxiliary_head() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import masked_mlp
+from processes import run_source
 
 import sparsefx
 from sparsefx import MissingPackageError, plot
@@ -21,14 +22,15 @@ def test_without_matplotlib_the_error_says_what_to_do(monkeypatch: pytest.Monkey
         plot.channels(sparsefx.report(masked_mlp(4, 3)))
 
 
-def test_the_graph_of_an_export_needs_no_matplotlib_nor_does_the_import() -> None:
+def test_the_graph_of_an_export_needs_no_matplotlib_nor_does_the_import(tmp_path: Path) -> None:
     source = """
 import sys, torch, sparsefx
 model = torch.nn.Sequential(torch.nn.Linear(4, 3))
 sparsefx.plot.graph(sparsefx.export(model, (torch.randn(2, 4),)))
 assert not [name for name in sys.modules if name.startswith("matplotlib")]
 """
-    subprocess.run([sys.executable, "-c", source], check=True)
+    finished = run_source(source, tmp_path)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_figures_leave_pyplot_alone_and_are_their_own_png() -> None:

@@ -103,9 +103,9 @@ def test_large_masks_are_averaged() -> None:
 
 def test_many_layers_with_names_of_any_kind() -> None:
     model = nn.Module()
-    for number in range(50):
+    for number in range(20):
         model.add_module(f"$_{number}$<&\a", nn.Linear(2, 2))
-    assert len(images(plot.masks(mask_layers(model)))) == 50
+    assert len(images(plot.masks(mask_layers(model)))) == 20
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
 """What ``pip install .`` brings is enough for the main job: no torchvision, no pillow."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_source
 
 from sparsefx import MissingPackageError
 from sparsefx.experiments.data.folder import decode
 from sparsefx.experiments.data.imagenet import imagenet_folders
 
-BLOCK = "import sys; sys.modules.update(torchvision=None, PIL=None)\n"
+BLOCK = """
+import sys
+
+assert not {"torchvision", "PIL"} & set(sys.modules)
+sys.modules.update(torchvision=None, PIL=None)
+"""
 
 MAIN_JOB = """
 import torch, sparsefx
@@ -42,8 +47,7 @@ sys.exit(main(arguments.split()))
 def test_the_main_job_and_the_train_command_on_mnist(tmp_path: Path) -> None:
     pixels, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40, dtype=np.uint8) % 10
     np.savez(tmp_path / "mnist.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    command = [sys.executable, "-c", BLOCK + MAIN_JOB + TRAIN]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_source(BLOCK + MAIN_JOB + TRAIN, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "compact.safetensors").is_file()
     assert "test error" in done.stdout

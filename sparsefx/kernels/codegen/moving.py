@@ -75,15 +75,15 @@ def scatter() -> Kernel:
 
 @cache
 def exchange(patterns: tuple[tuple[int, ...], ...]) -> Kernel:
-    """Lanes of a value to other lanes of the same; ``fill`` (the bits of a float) where a lane has no source.
+    """Lanes of a value to other lanes of the same; 0 where a lane has no source.
 
     Args:
         patterns: for each lane the one that it gets, or -1. Each pattern has its own places, which end at
             the argument ``end_0``, ``end_1`` and so on; ``origins`` are the places they come from.
     """
     ends = [f"end_{index}" for index in range(len(patterns))]
-    code = Code(("*target", "*places", "*origins", *ends, "channels", "target_channel", "fill"))
-    fill = code.bits_as_float("fill")
+    code = Code(("*target", "*places", "*origins", *ends, "channels", "target_channel"))
+    zeros = ir.Constant(VECTOR, None)
     with code.loop(*code.share(code["channels"])) as channel:
         target = code.at(code["target"], code.mul(channel, code["target_channel"]))
         start = number(0)
@@ -91,7 +91,7 @@ def exchange(patterns: tuple[tuple[int, ...], ...]) -> Kernel:
             order = [LANES + lane if origin < 0 else origin for lane, origin in enumerate(pattern)]
             with code.loop(start, code[end]) as index:
                 value = code.read_vector(target, code.read_index(code["origins"], index))
-                value = code.shuffle_vector(value, fill, ir.Constant(INDICES, order))
+                value = code.shuffle_vector(value, zeros, ir.Constant(INDICES, order))
                 code.write_vector(value, target, code.read_index(code["places"], index))
             start = code[end]
     return code.finish()

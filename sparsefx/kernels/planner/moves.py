@@ -148,7 +148,6 @@ class FillBorder(Step):
             **{f"end_{index}": int(end) for index, end in enumerate(ends)},
             "channels": layout.channels,
             "target_channel": layout.channel,
-            "fill": float_bits(self.value.outside),
         }
         yield exchange(tuple(tuple(int(lane) for lane in pattern) for pattern in patterns)), arguments
 

@@ -233,10 +233,11 @@ def test_sparsify_traces(name: str) -> None:
     assert len(sparsefx.masked_weights(sparse)) == len(layers(dense))
 
 
-FAMILIES = ["lenet-300-100", "lenet-300-100-norm", "lenet5-caffe", "alexnet-s", "vgg16-c", "wrn-16-8"]
+FAMILIES = ["lenet-300-100", "lenet-300-100-norm", "lenet5-caffe", "alexnet-s", "vgg16-c"]
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("wrn-16-8", "resnet-50")]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, pytest.param("resnet-50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*FAMILIES, *LARGE])
 def test_export_computes_the_same(name: str) -> None:
     chosen = network(name)
     sparse = sparsefx.sparsify(small(chosen).double(), density=0.3).eval()

@@ -33,7 +33,10 @@ def size_of_sparse(name: str, density: float, *, count_mask_bits: bool) -> int:
     return sparse_parameters(model, density, dense=dense, count_mask_bits=count_mask_bits)
 
 
-@pytest.mark.parametrize(("sparsity", "sparse", "width", "thin"), WRN_28)
+@pytest.mark.parametrize(
+    ("sparsity", "sparse", "width", "thin"),
+    [WRN_28[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in WRN_28[1:])],
+)
 def test_wide_resnets_of_mostafa_and_wang(sparsity: float, sparse: int, width: float, thin: int) -> None:
     assert parameters("wrn-28-2", width / 2) == thin
     assert size_of_sparse("wrn-28-2", 1 - sparsity, count_mask_bits=False) == sparse
@@ -42,7 +45,9 @@ def test_wide_resnets_of_mostafa_and_wang(sparsity: float, sparse: int, width: f
     assert 2 * thin_width(network("wrn-28-2"), budget) == pytest.approx(width, abs=0.02)
 
 
-@pytest.mark.parametrize(("width", "millions"), [(0.54, 8.17), (0.46, 5.77)])
+@pytest.mark.parametrize(
+    ("width", "millions"), [(0.54, 8.17), pytest.param(0.46, 5.77, marks=pytest.mark.slow)]
+)
 def test_resnets_of_mostafa_and_wang(width: float, millions: float) -> None:
     assert round(parameters("resnet-50", width) / 1e6, 2) == millions
     density = {0.54: 0.2, 0.46: 0.1}[width]

@@ -7,14 +7,15 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from processes import start_script
 
 import sparsefx
 from sparsefx.cli import documented, documented_options, main
@@ -281,20 +282,17 @@ def test_commands_that_cannot_be(root, tmp_path, capsys, change, message):
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(root, tmp_path):
     arguments = command(root, tmp_path, "--epochs", "400", "--minutes", "1000")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sparsefx", *arguments], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = start_script(Path(sparsefx.__file__).parent / "__main__.py", *arguments, folder=str(tmp_path))
     folders = tmp_path / "runs"
     deadline = time.monotonic() + 120
     while not any(len(path.read_text().splitlines()) > 2 for path in folders.glob("*/epochs.csv")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command with --resume goes on" in told
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert "the same command with --resume goes on" in (tmp_path / "err").read_text("utf-8")
     assert len(list(folders.glob("*/checkpoint.pt"))) == 1
 
 

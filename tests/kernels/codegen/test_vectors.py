@@ -1,29 +1,20 @@
 """Vectors of both widths compute the same, whatever the processor has; a wrong width is refused."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_source
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.codegen import vectors
 
 
-def test_the_other_width_computes_the_same():
+def test_the_other_width_computes_the_same(tmp_path):
     other = {8: "16", 16: "8"}[vectors.LANES]
-    tests = [
-        str(Path(__file__).parents[1] / "runtime" / "test_convolution.py"),
-        "-k",
-        "test_equals_torch or neighbours",
-    ]
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "SPARSEFX_LANES": other},
-        capture_output=True,
-        text=True,
-    )
+    tests = Path(__file__).parents[1] / "runtime" / "test_convolution.py"
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "test_equals_torch or neighbours"]
+    source = "import sys, pytest\nsys.exit(pytest.main(sys.argv[1:]))"
+    ended = run_source(source, tmp_path, *options, tests, SPARSEFX_LANES=other)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "21 passed" in ended.stdout
 

@@ -81,7 +81,7 @@ def test_equals_the_model_at_every_size():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["shufflenet_v2_x0_5", *map(slow, ["resnet18", "mobilenet_v3_small", "googlenet"])]
+    "name", [*map(slow, ["shufflenet_v2_x0_5", "resnet18", "mobilenet_v3_small", "googlenet"])]
 )
 def test_equals_networks_of_torchvision(name):
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_equals_networks_of_torchvision(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["residual", "mobile_net", "inception"])
+@pytest.mark.parametrize("name", ["residual", "mobile_net", "inception", "shuffle_net"])
 def test_equals_small_networks(name):
     torch.manual_seed(0)
     make, sizes = NETWORKS[name]

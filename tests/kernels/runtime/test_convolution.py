@@ -1,18 +1,15 @@
 """Sparse convolutions equal torch's, whatever their form, and touch nothing but their own memory."""
 
-import os
-import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-import kernel_programs
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_programs import Case, cases, region_of
+from processes import run_source
 from properties import properties
 
 from sparsefx.errors import ArgumentError
@@ -322,7 +319,7 @@ print("untouched")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are protected by mprotect")
-def test_touches_only_its_own_memory():
+def test_touches_only_its_own_memory(tmp_path):
     listed = [
         Case(images, size, stride=stride, padding=padding, groups=groups)
         for images in (1, 3, 16, 17)
@@ -335,15 +332,7 @@ def test_touches_only_its_own_memory():
     ]
     listed += [Case(images, inputs=17) for images in (1, 3, 16)]
     text = f"from kernel_programs import Case\nCASES = {listed!r}\n" + GUARDED
-    paths = os.pathsep.join([str(Path(kernel_programs.__file__).parent), *sys.path])
-    run = subprocess.run(
-        [sys.executable, "-c", text],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    run = run_source(text, tmp_path)
     assert run.stdout.strip() == "untouched", run.stderr[-2000:]
 
 

@@ -1,10 +1,7 @@
 """Compiled kernels are kept on disk, whole or not at all, and anything wrong there is compiled anew."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from processes import start_script
 
 from sparsefx.kernels.codegen.dispatch_loop import DRIVE
 from sparsefx.kernels.runtime import native
@@ -53,13 +50,17 @@ def test_the_key_depends_on_the_processor(monkeypatch):
     assert native._key(DRIVE) != key
 
 
-def test_many_processes_at_once(cache):
-    script = "from sparsefx.kernels.runtime import native\n"
-    script += "from sparsefx.kernels.codegen.dispatch_loop import DRIVE\n"
-    script += "assert native.compiled(DRIVE)"
-    environment = {**os.environ, "SPARSEFX_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+def test_many_processes_at_once(cache, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from sparsefx.kernels.runtime import native\n"
+        "from sparsefx.kernels.codegen.dispatch_loop import DRIVE\n"
+        "assert native.compiled(DRIVE)"
+    )
+    processes = [start_script(script, SPARSEFX_CACHE=cache) for _ in range(3)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(list(cache.iterdir())) == 1
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsefx.passes.running.trials import Trials, at_other_sizes
+from sparsefx.passes.running.size_search import at_other_sizes
+from sparsefx.passes.running.trials import Trials
 
 Shapes = list[tuple[int, ...]]
 
