@@ -10,5 +10,5 @@ from torch import Size
 
 def broadcast_shapes(*shapes: Size) -> Size:
     """The shape to which tensors of some shapes broadcast together."""
-    common: Size = reduce(torch._C._infer_size, shapes, Size())  # type: ignore[arg-type]
+    common: Size = reduce(torch._C._infer_size, shapes, Size())
     return common
