@@ -43,24 +43,25 @@ def known_to_proxies(create: Callable[..., Any] | None) -> Iterator[None]:
         create: makes a node that calls a function; None traces the forward of autograd functions.
     """
     scripted: Any = torch.jit.ScriptFunction
-    functions: Any = Function
-    own_apply, own_call = functions.__dict__["apply"], scripted.__call__
+    function: Any = Function
+    own_apply, own_call = function.__dict__["apply"], scripted.__call__
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         if create is None or not _has_proxies((args, kwargs)):
             return own_apply.__get__(None, cls)(*args, **kwargs)
         return create("call_function", Applied(cls), args, kwargs)
 
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        original: Any = getattr(function, "_torchdynamo_inline", None)
-        inline = original is not None and _has_proxies((args, kwargs))
-        return original(*args, **kwargs) if inline else own_call(function, *args, **kwargs)
+    def call(called: Any, *args: Any, **kwargs: Any) -> Any:
+        original = getattr(called, "_torchdynamo_inline", None)
+        if original is None or not _has_proxies((args, kwargs)):
+            return own_call(called, *args, **kwargs)
+        return original(*args, **kwargs)
 
-    functions.apply, scripted.__call__ = classmethod(apply), call
+    function.apply, scripted.__call__ = classmethod(apply), call
     try:
         yield
     finally:
-        functions.apply, scripted.__call__ = own_apply, own_call
+        function.apply, scripted.__call__ = own_apply, own_call
 
 
 def _has_proxies(arguments: Any) -> bool:

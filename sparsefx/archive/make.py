@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sparsefx.archive.plan import CONTAINER, GRAPH_MODULE, NAMES_IN_FILES, ModulePlan, class_name, hook_counts
 from sparsefx.kernels.runtime.region import SparseRegion
@@ -49,8 +49,9 @@ class Maker:
             return made[plan.same_as]
         is_holder = plan.kind in (GRAPH_MODULE, CONTAINER)
         module = self._holder(plan) if is_holder else self._layer(plan)
-        if module in self._made:
+        if module in self._made and not _holds_nothing(module):
             raise Mismatch(f"module {plan.path!r} is another's too in the model given")
+        module = copy.copy(module) if module in self._made else module
         self._made.add(module)
         if hook_counts(module) != plan.hooks:
             raise Mismatch(f"module {plan.path!r} had {sum(plan.hooks)} forward hooks when it was saved")
@@ -81,6 +82,12 @@ class Maker:
         for name, data in plan.attributes.items():
             _set_attribute(module, name, data, plan.path)
         return module
+
+
+def _holds_nothing(module: nn.Module) -> bool:
+    """Whether a module is an activation or the like, of which each part of an export has its own."""
+    held = (*module._parameters, *module._buffers, *module._modules)
+    return not held and not any(isinstance(value, Tensor) for value in vars(module).values())
 
 
 def _same_class(own: str, saved: str) -> bool:

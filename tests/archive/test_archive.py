@@ -561,3 +561,29 @@ def test_what_a_trial_knows_goes_with_the_model(tmp_path: Path) -> None:
     del compact
     gc.collect()
     assert architecture() is None
+
+
+def test_an_activation_that_parts_of_a_model_share(tmp_path: Path) -> None:
+    class Part(nn.Module):
+        def __init__(self, activation: nn.Module) -> None:
+            super().__init__()
+            self.first, self.activation, self.last = nn.Linear(4, 8), activation, nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.activation(self.first(x)))
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            activation = nn.SiLU()
+            self.one, self.other = Part(activation), Part(activation)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            return self.other(y) if y.sum() < 1e9 else y
+
+    model, x = Parts(), torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="stays Python"):
+        compact = sparsefx.export(model, (x,))
+    sparsefx.save(compact, tmp_path / "net")
+    assert torch.equal(sparsefx.load(tmp_path / "net", Parts())(x), compact(x))
