@@ -276,7 +276,7 @@ class _Backward:
                     arguments = _side_of(draft, block, layout, gradient)
                     draft.call(gradient_sums(Derivative()), arguments | {"sums": sums})
                 if state.trained:
-                    source = draft.filled(item.source, block, reads, Address("memory", filled))
+                    source = draft.filled(item, block, reads, Address("memory", filled))
                     self._weight(value, item, source, (layout, gradient))
                 if backward is not None:
                     backward.block(block, gradient)
@@ -306,7 +306,7 @@ class _Backward:
         columns = -(-(-(-bare.columns // tile.width) * tile.width) // bare.together)
         before, after = [0, 0, 0], [0, rows - height, columns - width]
         if item.source in self.wanted:
-            for phase in phases_of(item, self.draft.values[item.source].size):
+            for phase in phases_of(item.flattened, self.draft.seen(item).size):
                 for axis in range(3):
                     shifts = [shift[axis] for shift in phase.shifts] or [0]
                     first = phase.begin[axis] + min(shifts)
@@ -342,7 +342,7 @@ class _Backward:
         tile = replace(gradient_tile(bare), stride=item.stride[2], short=listed.codes.element_size() == 2)
         depth, height, _ = bare.size
         if self._reads_kept(source):
-            reads = draft.values[item.source]
+            reads = draft.seen(item)
         draft.call(
             weight_gradient(tile),
             {
@@ -356,7 +356,7 @@ class _Backward:
                 "weights": draft.tensor(f"weight gradient {item.layer}"),
                 "rows": listed.rows.numpy(),
                 "codes": listed.codes.numpy(),
-                "offsets": offsets_of(reads, item.in_channels, taps_of(item)),
+                "offsets": offsets_of(reads, item.flattened.in_channels, taps_of(item.flattened)),
                 "channels": item.out_channels,
                 "segments": listed.segments,
                 "depth": depth,
@@ -375,7 +375,8 @@ class _InputGradient:
     def __init__(self, backward: _Backward, value: int, item: SparseConvolution, layout: Blocks) -> None:
         self._backward, self._draft, self._item, self._layout = backward, backward.draft, item, layout
         draft = self._draft
-        self._source = draft.values[item.source]
+        self._source = draft.seen(item)
+        item = self._item = item.flattened
         self._added = backward.begin(item.source)
         self._room = draft.scratch.take(self._source.block) if self._added else None
         self._phases = phases_of(item, self._source.size)

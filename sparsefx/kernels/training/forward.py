@@ -51,6 +51,7 @@ def _convolution(draft: Draft, value: int, item: SparseConvolution) -> None:
     draft.keep(value)
     result = draft.values[value]
     layout = draft.source_layout(item, value)
+    flat = item.flattened
     listed = draft.layers[item.layer].pattern.forward
     values, borrowed = values_of(draft, item.layer)
     bias: Address | np.ndarray = (
@@ -59,21 +60,21 @@ def _convolution(draft: Draft, value: int, item: SparseConvolution) -> None:
     normalised = _normalisations(draft, value)
     sums = {norm: draft.sums(result.channels) for norm in normalised}
     steps = (layout.depth * item.stride[0], layout.row * item.stride[1], item.stride[2])
-    offsets = offsets_of(layout, item.in_channels, taps_of(item))
+    offsets = offsets_of(layout, flat.in_channels, taps_of(flat))
     depth, height, _ = result.size
     with draft.scratch.borrowed(layout.block) as room:
         for block in range(result.count):
-            source = draft.filled(item.source, block, layout, Address("memory", room))
+            source = draft.filled(item, block, layout, Address("memory", room))
             draft.convolve(
                 listed,
                 values,
                 bias,
-                (item.in_channels, item.out_channels),
+                (flat.in_channels, flat.out_channels),
                 offsets,
                 (source, steps, layout.pitch),
                 (draft.kept_at(value, block), result, (1, 1, 1)),
                 (depth, height, result.columns),
-                item.kernel,
+                flat.kernel,
             )
             for start in sums.values():
                 _moments(draft, value, block, start)

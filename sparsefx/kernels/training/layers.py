@@ -91,7 +91,8 @@ class ConvolutionLayer:
     def _pattern(self, size: DHW, every: bool) -> Pattern:
         key = size, every
         if key not in self._patterns:
-            item = self.item
+            item = self.item.flattened
+            size = (1, 1, 1) if self.item.whole else size
             count = item.out_channels * item.in_channels // item.groups * int(np.prod(item.kernel))
             self._patterns[key] = Pattern.of(item, size, torch.arange(count) if every else self._positions)
         return self._patterns[key]

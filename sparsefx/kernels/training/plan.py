@@ -180,9 +180,18 @@ class Draft:
         start = self.statistics[value, summand.normalisation.layer]
         return self.tensor("kept", start + 4 * index * self.values[summand.source].channels)
 
+    def seen(self, item: SparseConvolution) -> Blocks:
+        """A convolution's source as it reads it: where the window is the image, each element is a channel."""
+        bare = self.values[item.source]
+        if not item.whole:
+            return bare
+        return replace(bare, channels=bare.channels * math.prod(bare.size), size=(1, 1, 1))
+
     def source_layout(self, item: SparseConvolution, value: int) -> Blocks:
         """What a convolution reads: its source with zeros around it, also for the last tiles of positions."""
-        bare, result = self.values[item.source], self.values[value]
+        bare, result = self.seen(item), self.values[value]
+        if item.whole:
+            return bare
         tile = gradient_tile(result)
         covered = _covered(result, tile)
         after = [
@@ -193,21 +202,23 @@ class Draft:
         ]
         return replace(bare, before=item.padding, after=(after[0], after[1], after[2]))
 
-    def filled(self, value: int, block: int, layout: Blocks, room: Address) -> Address:
-        """A block of a value where a convolution can read it: where it is kept, or in ``room``."""
+    def filled(self, item: SparseConvolution, block: int, layout: Blocks, room: Address) -> Address:
+        """A block of a convolution's source where it can read it: where it is kept, or in ``room``."""
+        value = item.source
         bare = self.values[value]
+        layout = bare if item.whole else layout
         whole = self.is_whole(layout, block)
         if self.program.is_kept(value):
             if layout == bare and whole:
                 return self.kept_at(value, block)
-            item = Combination((Summand(value),))
+            made = Combination((Summand(value),))
         else:
-            made = self.program.of(value)
-            assert isinstance(made, Combination)
-            item = made
+            maker = self.program.of(value)
+            assert isinstance(maker, Combination)
+            made = maker
         if block == 0 or not whole:
             self.clear(room, layout)
-        self.combined(item, value, block, layout, room, whole)
+        self.combined(made, value, block, layout, room, whole)
         return room
 
     def combined(
@@ -392,7 +403,7 @@ def gradient_tile(layout: Blocks) -> GradientTile:
     best = None
     _, height, _ = layout.size
     for rows in (1, 2, 4):
-        for columns in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16):
+        for columns in range(1, _MOST_HELD + 1):  # so that small images need no zeros after them
             if rows * columns > _MOST_HELD or rows > height or columns > layout.columns:
                 continue
             tiles = -(-height // rows) * -(-layout.columns // columns)

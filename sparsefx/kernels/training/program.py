@@ -7,7 +7,8 @@ instructions read it, and otherwise computed again where it is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sparsefx.kernels.ir.program import DHW
@@ -47,6 +48,13 @@ class SparseConvolution:
     def operands(self) -> tuple[int, ...]:
         """What it reads."""
         return (self.source,)
+
+    @property
+    def flattened(self) -> SparseConvolution:
+        """The same for images seen as rows of elements, if the window is the whole image."""
+        if not self.whole:
+            return self
+        return replace(self, in_channels=self.in_channels * math.prod(self.kernel), kernel=(1, 1, 1))
 
     def size(self, size: DHW) -> DHW:
         """Of the result, from that of the source."""
