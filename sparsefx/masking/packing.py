@@ -30,10 +30,12 @@ _NOT_ELEMENTWISE = frozenset(
 )
 
 _packings: Any = WeakTensorKeyDictionary()
-"""The packing of each parameter that was packed."""
+"""Weakly, the packing of each parameter that was packed or unpacked; a packing holds its parameter."""
 
-_known: Any = weakref.WeakSet()
-"""The optimizers that were looked at."""
+_registered = 0  # so many parameters, ever
+
+_known: Any = weakref.WeakKeyDictionary()
+"""The optimizers that were looked at, with what there was to find then."""
 
 
 class Packing:
@@ -92,24 +94,27 @@ class Packing:
     def adopt(self, optimizer: Optimizer) -> None:
         """Let what an optimizer keeps of the parameter change along with it."""
         self._optimizers.add(optimizer)
-        _packings[self.parameter] = self
-        if self.is_packed:  # some optimizers begin their state before the first step
+        self._register()
+        # Some begin their state before the first step, and copies come with the state of either shape.
+        if self.is_packed:
             self._change_states([optimizer], self._packed, self.shape)
+        elif self.version:
+            self._change_states([optimizer], self._dense, self.positions.shape)
 
     @torch.no_grad()
     def pack(self) -> None:
         """Keep the active values alone; nothing where they are packed already."""
-        parameter = self.parameter
-        if parameter.shape != self.shape:
+        self._register()
+        if self.is_packed:
             return
         _check_outside_ddp()
         self.follow_mask()
         self._change(self._packed, self.shape)
-        _packings[parameter] = self
 
     @torch.no_grad()
     def unpack(self) -> None:
         """Keep the weight with its zeros; nothing where it is dense already."""
+        self._register()
         if not self.is_packed:
             return
 
@@ -140,6 +145,14 @@ class Packing:
         parameter.data = changed
         if gradient is not None:
             parameter.grad = change(gradient)
+
+    def _register(self) -> None:
+        """Let optimizers that hold the parameter be found; a copy may be packed from its beginning."""
+        global _registered
+        known = _packings.get(self.parameter)
+        if known is None or known() is not self:
+            _packings[self.parameter] = weakref.ref(self)
+            _registered += 1
 
     def _change_states(self, optimizers: Iterable[Optimizer], change: Any, shape: torch.Size) -> None:
         for optimizer in optimizers:
@@ -245,20 +258,21 @@ _watching: list[Any] = []
 
 
 def _before_step(optimizer: Optimizer, *_: object) -> None:
-    """Learn which optimizers hold packed weights."""
-    if optimizer in _known:
+    """Learn which optimizers hold packed weights; again where there are others, or groups have grown."""
+    present = _registered, sum(len(group["params"]) for group in optimizer.param_groups)
+    if _known.get(optimizer) == present:
         return
-    _known.add(optimizer)
-    found = list(packed_in(optimizer))
-    for packing in found:
+    for packing in list(packed_in(optimizer)):
         adopt(packing, optimizer)
+    _known[optimizer] = present
 
 
 def packed_in(optimizer: Optimizer) -> Iterator[Packing]:
     """The packings of the parameters that an optimizer holds, of those that were ever packed."""
     held: Iterable[Any] = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for parameter in held:
-        packing = _packings.get(parameter)
+        known = _packings.get(parameter)
+        packing = None if known is None else known()
         if packing is not None:
             yield packing
 

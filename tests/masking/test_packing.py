@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import weakref
 from typing import Any
@@ -153,16 +154,76 @@ def test_optimizers_that_look_at_a_whole_weight_keep_it_dense() -> None:
 def test_copies_and_pickles_are_packed_for_themselves() -> None:
     model, _ = packed_model()
     packings(model)[0].pack()
-    copied = copy.deepcopy(model)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    for other in (copied, loaded):
+    for other in (copy.deepcopy(model), reloaded(model)):
         assert torch.equal(raw_weight(other), raw_weight(model))
         unpack_all(other)
         assert raw_weight(other).shape == (6, 5)
     assert raw_weight(model).shape == (12,)
+
+
+def reloaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A step along ones, with the weight as it is, packed or not."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, reloaded])
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_optimizer_of_a_packed_copy_is_found(duplicate: Any, packs: bool) -> None:
+    """A copy that is packed already packs no more, and its first call may as well be to unpack."""
+    model, _ = packed_model()
+    packings(model)[0].pack()
+    copied = duplicate(model)
+    optimizer = torch.optim.SGD(copied.parameters(), lr=0.1, momentum=0.9)
+    if packs:
+        packings(copied)[0].pack()
+        stepped(copied, optimizer)
+        assert optimizer.state[raw_weight(copied)]["momentum_buffer"].shape == (12,)
+        assert optimizer.state_dict()["state"][0]["momentum_buffer"].shape == (6, 5)
+    unpack_all(copied)
+    stepped(copied, optimizer)
+    packings(copied)[0].pack()
+    stepped(copied, optimizer)
+    assert optimizer.state[raw_weight(copied)]["momentum_buffer"].shape == (12,)
+
+
+def test_an_optimizer_that_stepped_before_the_first_packing_is_found() -> None:
+    model, _ = packed_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    stepped(model, optimizer)
+    packings(model)[0].pack()
+    stepped(model, optimizer)
+    assert optimizer.state[raw_weight(model)]["momentum_buffer"].shape == (12,)
+
+
+def test_a_parameter_group_that_is_added_later_is_found() -> None:
+    model, _ = packed_model()
+    optimizer = torch.optim.SGD([model.get_parameter("0.bias")], lr=0.1, momentum=0.9)
+    packings(model)[0].pack()
+    stepped(model, optimizer)
+    optimizer.add_param_group({"params": [raw_weight(model)]})
+    stepped(model, optimizer)
+    unpack_all(model)
+    stepped(model, optimizer)
+    assert optimizer.state[raw_weight(model)]["momentum_buffer"].shape == (6, 5)
+
+
+def test_models_are_not_kept_alive() -> None:
+    model, masked = packed_model()
+    packings(model)[0].pack()
+    gone = weakref.ref(raw_weight(model))
+    del model, masked
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_graph_that_is_still_alive_does_not_disturb() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -156,6 +157,29 @@ def test_a_run_continues_from_its_state_dicts_bit_for_bit() -> None:
         for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True)
     )
     assert resumed.steps_done == optimizer.steps_done
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_a_copied_run_goes_on_like_the_one_it_was_copied_from(steps: int) -> None:
+    """The copy comes packed, with the optimizer's state packed, and nothing registered."""
+    model, optimizer, _ = trained(2, steps=steps)
+    runs = [(model, optimizer), copy.deepcopy((model, optimizer))]
+    assert any(packing.is_packed for packing in packings(model))
+    at_once = [wrapper.state_dict()["state"] for _, wrapper in runs]
+    for index, state in at_once[0].items():
+        assert torch.equal(state["momentum_buffer"], at_once[1][index]["momentum_buffer"])
+    for network, wrapper in runs:
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(12):
+            x, y = torch.randn(8, 12, generator=generator), torch.randint(4, (8,), generator=generator)
+            wrapper.zero_grad()
+            F.cross_entropy(network(x), y).backward()
+            wrapper.step()
+    one, other = (network.state_dict() for network, _ in runs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    states = [wrapper.state_dict()["state"] for _, wrapper in runs]
+    for index, state in states[0].items():
+        assert torch.equal(state["momentum_buffer"], states[1][index]["momentum_buffer"])
 
 
 def test_a_cycle_before_its_window_warns() -> None:
