@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-import torch
 from torch import fx, nn
 
 from sparsefx._common.copying import copy_model
@@ -20,13 +19,15 @@ from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
 from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
 from sparsefx.passes.analysis.analyses import Analyses
-from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
+from sparsefx.passes.capture.undisturbed import same_modes, undisturbed
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 from sparsefx.passes.graph.layers import CONTRACTIONS
 from sparsefx.passes.graph.plain_graphs import PlainGraphs, keep_plain, plain_graphs_of
 from sparsefx.passes.manager.pipeline import RegionReport
-from sparsefx.passes.regions.regions import Regions
+from sparsefx.passes.regions.regions import Regions, free_name
 from sparsefx.passes.rewrites.functionalize import Functionalize
+from sparsefx.passes.running.compare import run
+from sparsefx.passes.running.untouched import same_buffers
 
 TrainingKernelsChoice = Literal["auto", "sparse"]
 """What computes the layers of an accelerated model."""
@@ -108,10 +109,9 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], kernels: str) -> None:
         raise ArgumentError(
             f"model is on {', '.join(sorted(devices))}; sparse kernels run on the CPU: model.cpu()"
         )
-    with _undisturbed(model):
+    with undisturbed():
         try:
-            with torch.no_grad():
-                model(*inputs)
+            run(model, inputs)
         except Exception as error:  # the user's own model may raise anything
             raise ArgumentError(f"example_inputs do not run through the model: {error}") from error
 
@@ -119,12 +119,11 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], kernels: str) -> None:
 def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bool) -> nn.Module:
     before = model.mode_graph(True), model.mode_graph(False)
     backend = TrainingKernels(measured)
-    was_training = model.training
     for masked in masked_weights(model):
         attach_packing(masked.holders)
     graphs: dict[bool, fx.Graph] = {}
     reports: tuple[RegionReport, ...] = ()
-    with _undisturbed(model):
+    with undisturbed(), same_modes(model), same_buffers(model, inputs):
         for mode in (True, False):
             if not mode and before[0] is before[1]:
                 graphs[False] = graphs[True]
@@ -137,14 +136,14 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
     return_free_memory()
-    return result.train(was_training)
+    return result
 
 
 def _with_regions(
     model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...], backend: Any
 ) -> tuple[fx.Graph, tuple[RegionReport, ...]]:
     """A graph with regions, whose modules are added to the model."""
-    graph_module = fx.GraphModule(model, PlainGraphs(graph, graph).copied()[0])
+    graph_module = fx.GraphModule(model, copy.deepcopy(graph))
     graph_module.train(model.training)
     Functionalize().run(graph_module, Analyses(graph_module, [inputs]))
     graph_module.recompile()
@@ -152,16 +151,9 @@ def _with_regions(
     for node in graph_module.graph.nodes:
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, TrainingRegion):
-            node.target = _free_name(model)
+            node.target = free_name(model)
             model.add_module(node.target, module)
     return graph_module.graph, outcome.regions
-
-
-def _free_name(model: nn.Module) -> str:
-    number = 0
-    while hasattr(model, f"region_{number}"):  # at most once an attribute that there is
-        number += 1
-    return f"region_{number}"
 
 
 def _outside(model: nn.Module, reports: Sequence[RegionReport]) -> Iterator[RegionReport]:
@@ -182,19 +174,3 @@ def _detach_packings(model: nn.Module, reports: Sequence[RegionReport]) -> None:
             for module, _, _ in masked.holders:
                 detach_packings(module)
     unpack_all(model)  # optimizers may ask for the shapes of weights
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave buffers, gradients, modes and random numbers as they are."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    state = rng_state()
-    with torch.random.fork_rng([]), torch.autocast("cpu", enabled=False):
-        yield
-    restore_rng(state)
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    for module, mode in modes.items():
-        module.training = mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -24,7 +24,8 @@ from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.region import SparseRegion
 from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import bare, check_invariant, check_unsharded, detach_masks
-from sparsefx.passes.capture.module_tracer import reason_of, restore_rng, rng_state
+from sparsefx.passes.capture.module_tracer import reason_of
+from sparsefx.passes.capture.undisturbed import undisturbed
 from sparsefx.passes.graph.origins import mark, take_origins
 from sparsefx.passes.graph.plain_graphs import plain
 from sparsefx.passes.manager.partial_compile import Compiled, compile_model
@@ -116,7 +117,7 @@ def export(
     pipeline = _pipeline(_with_compiler(options), passes)
     model = plain(model)
     check_invariant(model)
-    with _undisturbed():
+    with undisturbed():
         return _export(model, inputs, pipeline, trains=not fold_batchnorm)
 
 
@@ -185,21 +186,6 @@ def _with_compiler(options: ExportOptions) -> ExportOptions:
 def _tell_missing() -> None:
     """Once in a process."""
     warnings.warn(f"kernels='auto' takes dense ones: {native.MISSING}", stacklevel=4)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave inference mode and autocast, whose results differ, and restore the random state afterwards."""
-    devices = list(range(torch.cuda.device_count()))
-    types = ["cpu", *(["cuda"] if devices else [])]
-    state = rng_state()
-    with ExitStack() as stack:
-        stack.callback(restore_rng, state)
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(torch.inference_mode(False))
-        for kind in types:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def _check(

@@ -56,6 +56,23 @@ def test_arguments(sparse: nn.Module):
         accelerate(sparse, (X[:, :2],), kernels="sparse")
 
 
+def test_a_frozen_norm_stays_frozen(sparse: nn.Module):
+    sparse.train().get_submodule("1").eval()
+    fast = accelerate(sparse, (X,), kernels="sparse")
+    for model in (sparse, fast):
+        modes = {name: module.training for name, module in model.named_modules() if name != "region_0"}
+        assert [name for name, training in modes.items() if not training] == ["1"]
+
+
+def test_a_refused_example_leaves_the_model_as_it_was(sparse: nn.Module):
+    """The norm comes before the layer that cannot take the example."""
+    before, drawn = copy.deepcopy(sparse.train().state_dict()), torch.random.get_rng_state()
+    with pytest.raises(ArgumentError, match="do not run"):
+        accelerate(sparse, (torch.randn(4, 3, 12, 12, generator=torch.Generator()),), kernels="sparse")
+    assert all(torch.equal(sparse.state_dict()[name], tensor) for name, tensor in before.items())
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_and_random_numbers_stay_as_they_were(sparse: nn.Module, training: bool):
     sparse.train(training)

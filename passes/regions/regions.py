@@ -207,7 +207,7 @@ def _replace(graph_module: fx.GraphModule, replacements: Sequence[tuple[Part, nn
     graph = graph_module.graph
     results: dict[fx.Node, fx.Node] = {}
     for part, module in replacements:
-        name = _free_name(graph_module)
+        name = free_name(graph_module)
         graph_module.add_submodule(name, module)
         with graph.inserting_after(part.nodes[-1]):
             call = graph.call_module(name, tuple(results.get(node, node) for node in part.inputs))
@@ -220,8 +220,9 @@ def _replace(graph_module: fx.GraphModule, replacements: Sequence[tuple[Part, nn
     stable_sort(graph)  # what reads a part may have stood before its last node
 
 
-def _free_name(graph_module: fx.GraphModule) -> str:
+def free_name(model: nn.Module) -> str:
+    """A name that no attribute of a model has, for a region."""
     number = 0
-    while hasattr(graph_module, f"region_{number}"):  # at most once an attribute that there is
+    while hasattr(model, f"region_{number}"):  # at most once an attribute that there is
         number += 1
     return f"region_{number}"

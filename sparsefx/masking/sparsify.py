@@ -31,6 +31,7 @@ from sparsefx.masking.replicas import leave_masks_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
+from sparsefx.passes.capture.undisturbed import same_modes
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
 from sparsefx.passes.running.compare import gives, run
 
@@ -184,14 +185,12 @@ def _capture_both_modes(model: nn.Module) -> tuple[dict[bool, Capture], dict[boo
 
     Its modes are as before afterwards.
     """
-    modes = {module: module.training for module in model.modules()}
     captures, held_back = {}, {}
-    for mode in (True, False):
-        model.train(mode)
-        held_back[mode] = [name for name, module in model.named_modules() if module.training is not mode]
-        captures[mode] = capture(model, keeps_idle=True)
-    for module, mode in modes.items():
-        module.training = mode
+    with same_modes(model):
+        for mode in (True, False):
+            model.train(mode)
+            held_back[mode] = [name for name, module in model.named_modules() if module.training is not mode]
+            captures[mode] = capture(model, keeps_idle=True)
     return captures, held_back
 
 
