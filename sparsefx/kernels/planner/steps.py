@@ -18,7 +18,7 @@ from sparsefx.kernels.codegen.pooling import mean, pool
 from sparsefx.kernels.codegen.vectors import VECTOR_BYTES
 from sparsefx.kernels.ir.program import NO_BOUNDS, Convolution, Pointwise, Pool
 from sparsefx.kernels.planner.lanes import Layout
-from sparsefx.kernels.planner.tiling import Tiling, moving, tiling_cost
+from sparsefx.kernels.planner.tiling import Tiling, channel_parts, moving, tiling_cost
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,8 @@ class Convolve(Step):
 
     @property
     def _channel_parts(self) -> int:
-        """Into how many parts the output channels are divided, for every thread to have work."""
         tiles = self.tiling.tile.count(self.target.layout.tile)
-        if tiles % self.threads == 0 or tiles >= 8 * self.threads:
-            return 1
-        return min(self.threads, self.item.out_channels)
+        return channel_parts(tiles, self.item.out_channels, self.threads)
 
     def _offsets(self) -> NDArray[np.int32]:
         """Vectors from a window's first element to what each code stands for."""

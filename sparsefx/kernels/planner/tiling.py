@@ -144,6 +144,13 @@ def tiling_cost(tiling: Tiling, item: Convolution, size: DHW, pitch: DHW) -> flo
     return tile.count(size) * (nonzeros + visits) + jumps
 
 
+def channel_parts(tiles: int, channels: int, threads: int) -> int:
+    """Into how many parts the output channels are divided, for every thread to have work."""
+    if tiles % threads == 0 or tiles >= 8 * threads:
+        return 1
+    return min(threads, channels)
+
+
 def moving(size: int) -> float:
     """Cycles to read or write so many bytes once, by where they are."""
     return size / VECTOR_BYTES * _by_size(_MOVES, size)

@@ -14,16 +14,16 @@ import numpy as np
 
 from sparsefx.kernels.codegen.combine import Sum, Windows, combine, unpooled
 from sparsefx.kernels.codegen.derivative import Derivative, derivative, gradient_sums
-from sparsefx.kernels.codegen.reorder import reorder
 from sparsefx.kernels.codegen.statistics import normalise_backward, sum_of_lanes
 from sparsefx.kernels.codegen.weight_gradient import weight_gradient
 from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
-from sparsefx.kernels.training.forms import TensorForm, as_int32
+from sparsefx.kernels.training.forms import TensorForm
 from sparsefx.kernels.training.patterns import dhw
 from sparsefx.kernels.training.plan import (
     Draft,
+    covered,
     gradient_tile,
     offsets_of,
     phases_of,
@@ -162,7 +162,7 @@ class _Backward:
         }
         if norm.affine:
             arguments |= {
-                f"{name}_gradient": draft.tensor(f"norm {name} gradient {norm.layer}")
+                f"{name}_gradient": draft.tensor(f"norm {name} {norm.layer} gradient")
                 for name in ("weight", "bias")
             }
         draft.call(normalise_backward(training, norm.affine), arguments)
@@ -282,7 +282,7 @@ class _Backward:
                     backward.block(block, gradient)
         if sums is not None:
             arguments = {"sums": sums, "channels": result.channels}
-            draft.call(sum_of_lanes(), arguments | {"target": draft.tensor(f"bias gradient {item.layer}")})
+            draft.call(sum_of_lanes(), arguments | {"target": draft.tensor(f"bias {item.layer} gradient")})
             draft.scratch.give_back(sums.offset)
         if backward is not None:
             backward.end()
@@ -300,11 +300,9 @@ class _Backward:
     def _gradient_layout(self, value: int, item: SparseConvolution) -> Blocks:
         """A result with zeros around it, for the input's gradient and the last tiles of the weight's."""
         bare = self.draft.values[value]
-        tile = gradient_tile(bare)
-        _, height, width = bare.size
-        rows = -(-height // tile.height) * tile.height
-        columns = -(-(-(-bare.columns // tile.width) * tile.width) // bare.together)
-        before, after = [0, 0, 0], [0, rows - height, columns - width]
+        before = [0, 0, 0]
+        reached = covered(bare, gradient_tile(bare))
+        after = [length - own for length, own in zip(reached, bare.size, strict=True)]
         if item.source in self.wanted:
             for phase in phases_of(item.flattened, self.draft.seen(item).size):
                 for axis in range(3):
@@ -341,8 +339,6 @@ class _Backward:
         listed = (state.pattern if state.every is None else state.every).forward
         tile = replace(gradient_tile(bare), stride=item.stride[2], short=listed.codes.element_size() == 2)
         depth, height, _ = bare.size
-        if self._reads_kept(source):
-            reads = draft.seen(item)
         draft.call(
             weight_gradient(tile),
             {
@@ -353,7 +349,7 @@ class _Backward:
                 "gradient_channel": layout.channel,
                 "gradient_depth": layout.depth,
                 "gradient_row": layout.row,
-                "weights": draft.tensor(f"weight gradient {item.layer}"),
+                "weights": draft.tensor(f"weight {item.layer} gradient"),
                 "rows": listed.rows.numpy(),
                 "codes": listed.codes.numpy(),
                 "offsets": offsets_of(reads, item.flattened.in_channels, taps_of(item.flattened)),
@@ -364,9 +360,6 @@ class _Backward:
                 "width": -(-bare.columns // tile.width),
             },
         )
-
-    def _reads_kept(self, source: Address) -> bool:
-        return source.base != "memory"
 
 
 class _InputGradient:
@@ -380,25 +373,12 @@ class _InputGradient:
         self._added = backward.begin(item.source)
         self._room = draft.scratch.take(self._source.block) if self._added else None
         self._phases = phases_of(item, self._source.size)
-        state = draft.layers[item.layer]
-        self._values = [self._reordered(listed.order, state.positions) for listed in state.pattern.backward]
+        listed = draft.layers[item.layer].pattern.backward
+        self._values = [draft.reordered(item.layer, phase.order) for phase in listed]
         self._offsets = [
             offsets_of(layout, item.out_channels, phase.shifts or ((0, 0, 0),)) for phase in self._phases
         ]
         self._bias = np.zeros(item.in_channels, np.float32)
-
-    def _reordered(self, order: object, positions: object) -> int:
-        import torch
-
-        assert isinstance(order, torch.Tensor)
-        indices = as_int32(order.numpy())
-        if isinstance(positions, np.ndarray):
-            indices = positions[indices]
-        room = self._draft.scratch.take(4 * max(1, len(indices)))
-        weight = self._draft.tensor(f"weight {self._item.layer}")
-        arguments: dict[str, Argument] = {"source": weight, "target": Address("memory", room)}
-        self._draft.call(reorder(), arguments | {"order": indices, "count": len(indices)})
-        return room
 
     def block(self, block: int, gradient: Address) -> None:
         """Compute a block."""
@@ -406,7 +386,7 @@ class _InputGradient:
         target = self._backward.at(item.source, block)
         result = target if self._room is None else Address("memory", self._room)
         listed = draft.layers[item.layer].pattern.backward
-        for phase, nonzeros, values, offsets in zip(
+        for phase, nonzeros, (values, _), offsets in zip(
             self._phases, listed, self._values, self._offsets, strict=True
         ):
             begin = sum(n * step for n, step in zip(phase.begin, layout.steps, strict=True))
@@ -414,7 +394,7 @@ class _InputGradient:
             depth, height, width = phase.count
             draft.convolve(
                 nonzeros,
-                Address("memory", values),
+                values,
                 self._bias,
                 (item.out_channels, item.in_channels),
                 offsets,
@@ -436,8 +416,9 @@ class _InputGradient:
 
     def end(self) -> None:
         """Give memory back."""
-        for room in (*self._values, *([] if self._room is None else [self._room])):
-            self._draft.scratch.give_back(room)
+        for room in (*(room for _, room in self._values), self._room):
+            if room is not None:
+                self._draft.scratch.give_back(room)
 
 
 def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[TensorForm, ...]) -> None:

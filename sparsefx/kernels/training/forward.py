@@ -7,11 +7,10 @@ import math
 import numpy as np
 
 from sparsefx.kernels.codegen.derivative import moments
-from sparsefx.kernels.codegen.reorder import reorder
 from sparsefx.kernels.codegen.statistics import normalise
 from sparsefx.kernels.planner.steps import Address, Argument, float_bits
 from sparsefx.kernels.training.forms import TensorForm
-from sparsefx.kernels.training.plan import Draft, offsets_of, taps_of
+from sparsefx.kernels.training.plan import STATISTICS, Draft, offsets_of, taps_of
 from sparsefx.kernels.training.program import Combination, Normalisation, SparseConvolution
 
 
@@ -35,27 +34,15 @@ def write_forward(draft: Draft, outputs: tuple[TensorForm, ...]) -> None:
         draft.unpack(draft.kept_at(value, 0), draft.values[value], draft.tensor(f"output {index}"), form)
 
 
-def values_of(draft: Draft, layer: int) -> tuple[Address, int | None]:
-    """A layer's nonzero weights one after the other, and scratch memory to give back, if they are in it."""
-    state = draft.layers[layer]
-    weight = draft.tensor(f"weight {layer}")
-    if state.positions is None:
-        return weight, None
-    room = draft.scratch.take(4 * max(1, len(state.positions)))
-    arguments: dict[str, Argument] = {"source": weight, "target": Address("memory", room)}
-    draft.call(reorder(), arguments | {"order": state.positions, "count": len(state.positions)})
-    return Address("memory", room), room
-
-
 def _convolution(draft: Draft, value: int, item: SparseConvolution) -> None:
     draft.keep(value)
     result = draft.values[value]
     layout = draft.source_layout(item, value)
     flat = item.flattened
     listed = draft.layers[item.layer].pattern.forward
-    values, borrowed = values_of(draft, item.layer)
+    values, borrowed = draft.reordered(item.layer, listed.order)
     bias: Address | np.ndarray = (
-        draft.tensor(f"bias {item.layer}") if item.biased else _zeros(item.out_channels)
+        draft.tensor(f"bias {item.layer}") if item.biased else np.zeros(item.out_channels, np.float32)
     )
     normalised = _normalisations(draft, value)
     sums = {norm: draft.sums(result.channels) for norm in normalised}
@@ -83,10 +70,6 @@ def _convolution(draft: Draft, value: int, item: SparseConvolution) -> None:
         draft.scratch.give_back(start.offset)
     if borrowed is not None:
         draft.scratch.give_back(borrowed)
-
-
-def _zeros(count: int) -> np.ndarray:
-    return np.zeros(count, np.float32)
 
 
 def _normalisations(draft: Draft, value: int) -> list[tuple[int, Normalisation]]:
@@ -120,7 +103,7 @@ def _normalise(draft: Draft, norm: tuple[int, Normalisation], source: int, sums:
     layout, state = draft.values[source], draft.norms[item.layer]
     start = draft.statistics[user, item.layer] = draft.kept.take(16 * layout.channels)
     arguments: dict[str, Argument] = {"eps": float_bits(item.eps), "channels": layout.channels}
-    for index, name in enumerate(("mean", "inverse", "scale", "shift")):
+    for index, name in enumerate(STATISTICS):
         arguments[name] = draft.tensor("kept", start + 4 * index * layout.channels)
     if item.affine:
         arguments |= {name: draft.tensor(f"norm {name} {item.layer}") for name in ("weight", "bias")}

@@ -14,25 +14,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparsefx.kernels.codegen.combine import Sum, combine, pooled
 from sparsefx.kernels.codegen.combine import Windows as WindowsForm
 from sparsefx.kernels.codegen.convolution import convolution
 from sparsefx.kernels.codegen.moving import gather, scatter
+from sparsefx.kernels.codegen.reorder import reorder
 from sparsefx.kernels.codegen.transposing import pack_transposed, unpack_transposed
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
 from sparsefx.kernels.codegen.weight_gradient import GradientTile
 from sparsefx.kernels.ir.program import DHW, Convolution
 from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, float_bits
-from sparsefx.kernels.planner.tiling import choose_tiling
+from sparsefx.kernels.planner.tiling import channel_parts, choose_tiling
 from sparsefx.kernels.training.arena import Arena
 from sparsefx.kernels.training.blocks import Blocks, groups_together
+from sparsefx.kernels.training.checks import Image
 from sparsefx.kernels.training.forms import LayerState, NormState, TensorForm, as_int32
 from sparsefx.kernels.training.patterns import Listed, Phase, phases
 from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand, TrainingProgram
 
 _WANTED = 8 if LANES == 8 else 16  # vectors of a block's image, so that a weight meets some
 _MOST_HELD = 12 if LANES == 8 else 16  # vectors of a gradient that stay in registers
+
+STATISTICS = ("mean", "inverse", "scale", "shift")
+"""Arrays by channel that a normalisation makes, in the order in which they lie in memory."""
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Draft:
     Attributes:
         program: what is computed.
         sources: the forms of the inputs.
+        shapes: one image of every value.
         layers: of the convolutions.
         norms: of the normalisations.
         needed: the inputs whose gradient is wanted.
@@ -50,6 +57,7 @@ class Draft:
 
     program: TrainingProgram
     sources: tuple[TensorForm, ...]
+    shapes: Sequence[Image]
     layers: Sequence[LayerState]
     norms: Sequence[NormState]
     needed: tuple[int, ...]
@@ -57,7 +65,7 @@ class Draft:
     calls: list[KernelCall] = field(default_factory=list)
     kept: Arena = field(default_factory=Arena)
     scratch: Arena = field(default_factory=Arena)
-    names: list[str] = field(default_factory=list)
+    names: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images = self.sources[0].shape[0]
@@ -67,25 +75,13 @@ class Draft:
 
     def tensor(self, name: str, offset: int = 0) -> Address:
         """A tensor from outside, by its name."""
-        if name not in self.names:
-            self.names.append(name)
-        return Address(self.names.index(name), offset)
+        return Address(self.names.setdefault(name, len(self.names)), offset)
 
     def _layouts(self) -> list[Blocks]:
         """Of each value, without borders."""
         program = self.program
-        sizes = [source.size for source in self.sources]
-        channels = [source.shape[1] for source in self.sources]
-        for item in program.instructions:
-            size = sizes[item.operands[0]]
-            if isinstance(item, SparseConvolution):
-                sizes.append(item.size(size))
-                channels.append(item.out_channels)
-            else:
-                sizes.append(item.windows.size(size) if item.windows else size)
-                channels.append(channels[item.operands[0]])
         layouts: list[Blocks] = []
-        for value, size in enumerate(sizes):
+        for value, (channels, size) in enumerate(self.shapes):
             made = program.of(value)
             readers = [program.of(user) for user in program.users(value)]
             reading = [reader for reader in readers if isinstance(reader, SparseConvolution)]
@@ -98,7 +94,7 @@ class Draft:
                 together = layouts[made.operands[0]].together
             else:
                 together = 1
-            layouts.append(Blocks(channels[value], size, self.images, together))
+            layouts.append(Blocks(channels, size, self.images, together))
         return layouts
 
     # -- calls -----------------------------------------------------------------------------------------
@@ -176,7 +172,7 @@ class Draft:
     def statistics_of(self, value: int, summand: Summand, name: str) -> Address:
         """One of the arrays by channel that a normalisation has made: mean, inverse, scale or shift."""
         assert summand.normalisation is not None
-        index = ("mean", "inverse", "scale", "shift").index(name)
+        index = STATISTICS.index(name)
         start = self.statistics[value, summand.normalisation.layer]
         return self.tensor("kept", start + 4 * index * self.values[summand.source].channels)
 
@@ -192,12 +188,11 @@ class Draft:
         bare, result = self.seen(item), self.values[value]
         if item.whole:
             return bare
-        tile = gradient_tile(result)
-        covered = _covered(result, tile)
+        reached = covered(result, gradient_tile(result))
         after = [
             max(0, (length - 1) * step + (window - 1) * spread + 1 - pad - own)
             for length, step, window, spread, pad, own in zip(
-                covered, item.stride, item.kernel, item.dilation, item.padding, bare.size, strict=True
+                reached, item.stride, item.kernel, item.dilation, item.padding, bare.size, strict=True
             )
         ]
         return replace(bare, before=item.padding, after=(after[0], after[1], after[2]))
@@ -299,9 +294,7 @@ class Draft:
         tile = replace(tiling.tile, short=listed.codes.element_size() == 2, spread=spread[2], stride=steps[2])
         blocks = -(-listed.segments // tiling.together)
         waiting = channels[1] * tile.positions * VECTOR_BYTES
-        parts = 1
-        if tile.count(count) % self.threads and tile.count(count) < 8 * self.threads:
-            parts = min(self.threads, channels[1])
+        parts = channel_parts(tile.count(count), channels[1], self.threads)
         with self.scratch.borrowed(waiting * self.threads if blocks > 1 else 0) as room:
             self.call(
                 convolution(tile),
@@ -334,6 +327,26 @@ class Draft:
                     "residual_row": 0,
                 },
             )
+
+    def reordered(self, layer: int, order: Tensor | None) -> tuple[Address, int | None]:
+        """Nonzero weights of a layer in some order, and the scratch memory that they take, if any.
+
+        Args:
+            layer: number of the layer.
+            order: which of the packed values each is: int64 [nonzeros]; None for their own order.
+        """
+        weight, positions = self.tensor(f"weight {layer}"), self.layers[layer].positions
+        if order is not None:
+            indices = as_int32(order.numpy())
+            indices = indices if positions is None else positions[indices]
+        elif positions is None:
+            return weight, None
+        else:
+            indices = positions
+        room = self.scratch.take(4 * len(indices))
+        arguments: dict[str, Argument] = {"source": weight, "target": Address("memory", room)}
+        self.call(reorder(), arguments | {"order": indices, "count": len(indices)})
+        return Address("memory", room), room
 
     # -- outside -----------------------------------------------------------------------------------------
 
@@ -414,7 +427,7 @@ def gradient_tile(layout: Blocks) -> GradientTile:
     return GradientTile(best[1], best[2])
 
 
-def _covered(layout: Blocks, tile: GradientTile) -> DHW:
+def covered(layout: Blocks, tile: GradientTile) -> DHW:
     """Positions along each axis that whole tiles cover."""
     depth, height, _ = layout.size
     rows = -(-height // tile.height) * tile.height

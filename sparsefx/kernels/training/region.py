@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,10 @@ class TrainingRegion(nn.Module):
         )
         self._normalisations = tuple(NormalisationLayer(module) for module in normalisations)  # type: ignore[arg-type]
         self._flattened = tuple(flattened)
+        self.parameter_names = (
+            *_names("", self._convolutions),
+            *_names("norm ", self._normalisations),
+        )
         self._steps: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +137,16 @@ class TrainingRegion(nn.Module):
         )
         return [tensor for part in parts for tensor in part.tensors]
 
+    def named(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters of the layers, contiguous, as the compiled step calls them.
+
+        Args:
+            parameters: of :meth:`trained`, packed or ``[out, in / groups, *kernel]``, and ``[out]``.
+        """
+        return {
+            name: tensor.contiguous() for name, tensor in zip(self.parameter_names, parameters, strict=True)
+        }
+
     def _as_images(self, tensor: Tensor) -> Tensor:
         if self.program.dims:
             return tensor
@@ -164,6 +178,9 @@ class TrainingRegion(nn.Module):
         differentiated: bool,
         threads: int,
     ) -> Any:
+        from sparsefx.kernels.training.plan import Draft
+        from sparsefx.kernels.training.step import make_step  # both need llvmlite
+
         count = len(forms)
         needed = tuple(index for index in range(count) if needs[index] and differentiated)
         images = images_of(self.program, forms, self.features)
@@ -172,10 +189,7 @@ class TrainingRegion(nn.Module):
         for layer in self._convolutions:
             flags = [next(trained) and differentiated for _ in layer.tensors]
             layers.append(layer.state(images[layer.item.source].size, flags[0], len(flags) > 1 and flags[1]))
-        from sparsefx.kernels.training.plan import Draft
-        from sparsefx.kernels.training.step import make_step  # both need llvmlite
-
-        draft = Draft(self.program, forms, layers, norms, needed, threads)
+        draft = Draft(self.program, forms, images, layers, norms, needed, threads)
         outputs = tuple(contiguous_form(shape) for shape in self.output_shapes(draft.images, images))
         wanted = differentiated and any(needs)
         inputs = tuple(contiguous_form(forms[index].shape) for index in needed)
@@ -220,7 +234,7 @@ class _Function(torch.autograd.Function):
         parameters = tensors[count:]
         step, forms = region.step(inputs, versions, ctx.needs_input_grad[4:], differentiated)
         _check_variance(inputs[0], step)
-        named = _named_parameters(region, [parameter.contiguous() for parameter in parameters])
+        named = region.named(parameters)
         for index, layer in enumerate(region._normalisations):
             named[f"norm momentum {index}"] = layer.count()
             statistics = zip(("running_mean", "running_var"), layer.statistics, strict=False)
@@ -255,8 +269,7 @@ class _Function(torch.autograd.Function):
             )
         run.check_versions()
         kept, *saved = ctx.saved_tensors
-        parameters = [parameter.contiguous() for parameter in saved]
-        named = _named_parameters(run.region, parameters)
+        named = run.region.named(saved)
         named |= {f"gradient {index}": gradient.contiguous() for index, gradient in enumerate(gradients)}
         named["kept"] = kept
         results: list[Tensor | None] = [None] * len(needs)
@@ -264,32 +277,19 @@ class _Function(torch.autograd.Function):
             if needs[index]:
                 gradient = torch.zeros(run.inputs[index].shape, dtype=torch.float32, device="cpu")
                 results[index] = named[f"input gradient {index}"] = gradient
-        wanted = iter(range(ctx.count, len(needs)))
-        for names in _names(run.region):
-            for name in names:
-                place = next(wanted)
-                # Kernels add to a weight's gradient, and write those of norms in pairs, needed or not.
-                gradient = torch.zeros_like(parameters[place - ctx.count])
-                named[name] = gradient
-                results[place] = gradient if needs[place] else None
+        for place, name in enumerate(run.region.parameter_names, ctx.count):
+            # Kernels add to a weight's gradient, and write those of norms in pairs, needed or not.
+            gradient = named[f"{name} gradient"] = torch.zeros_like(named[name])
+            results[place] = gradient if needs[place] else None
         assert run.step.backward is not None
         run.step.backward.run(named)
         return (None, None, None, None, *results)
 
 
-def _names(region: TrainingRegion) -> list[list[str]]:
-    """Of the gradients of each layer's parameters."""
-    names = []
-    for index, layer in enumerate(region._convolutions):
-        names.append([f"weight gradient {index}", f"bias gradient {index}"][: len(layer.tensors)])
-    for index, norm in enumerate(region._normalisations):
-        names.append([f"norm weight gradient {index}", f"norm bias gradient {index}"][: len(norm.tensors)])
-    return names
-
-
-def _named_parameters(region: TrainingRegion, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-    listed = iter(parameters)
-    return {name.replace(" gradient", ""): next(listed) for names in _names(region) for name in names}
+def _names(kind: str, layers: Sequence[ConvolutionLayer | NormalisationLayer]) -> Iterator[str]:
+    """What the compiled step calls the parameters of layers."""
+    for index, layer in enumerate(layers):
+        yield from (f"{kind}weight {index}", f"{kind}bias {index}")[: len(layer.tensors)]
 
 
 def _plain(tensor: Tensor) -> Tensor:
