@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 from sparsefx.cycle import LayerState
 from sparsefx.masking.layers import MASKABLE, mask_layer
 from sparsefx.masking.masks import masked_weights
+
+
+def reloaded(model: nn.Module) -> nn.Module:
+    """A model as ``torch.save`` and ``torch.load`` give it back."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
 
 
 def random_mask(shape: torch.Size | tuple[int, ...], density: float, generator: torch.Generator) -> Tensor:

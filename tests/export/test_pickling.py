@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import reloaded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,14 +69,6 @@ FUNCTIONS = [
     zeros_of_its_size, ones_padded, item_assigned, limit_of_its_type, counted, packed, numbers, aten,
     dispatched,
 ]  # fmt: skip
-
-
-def reloaded(model: nn.Module) -> nn.Module:
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    loaded: nn.Module = torch.load(stream, weights_only=False)
-    return loaded
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import reloaded
 from networks import relative_difference
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -309,14 +309,6 @@ def pickled(module: nn.Module) -> nn.Module:
     return restored
 
 
-def stored(module: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
-
-
 def traced(module: nn.Module) -> nn.Module:
     return torch.fx.symbolic_trace(module)
 
@@ -334,7 +326,7 @@ def compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module, fullgraph=True, backend="eager", dynamic=True)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("way", [copied, pickled, stored, traced, without_dead_code, compiled])
+@pytest.mark.parametrize("way", [copied, pickled, reloaded, traced, without_dead_code, compiled])
 def test_what_is_refused_stays_refused(way: Callable[[nn.Module], nn.Module], spotter: nn.Module) -> None:
     other = way(spotter)
     (x,) = inputs((3, 57, 42))

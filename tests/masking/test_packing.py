@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import weakref
 from typing import Any
 
 import pytest
 import torch
+from helpers import reloaded
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import properties
@@ -159,14 +159,6 @@ def test_copies_and_pickles_are_packed_for_themselves() -> None:
         unpack_all(other)
         assert raw_weight(other).shape == (6, 5)
     assert raw_weight(model).shape == (12,)
-
-
-def reloaded(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
 
 
 def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import masked_mlp, total_active
+from helpers import masked_mlp, reloaded, total_active
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -335,15 +334,7 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _unpickled(model: nn.Module) -> nn.Module:
-    content = io.BytesIO()
-    torch.save(model, content)
-    content.seek(0)
-    loaded: nn.Module = torch.load(content, weights_only=False)
-    return loaded
-
-
-@pytest.mark.parametrize("made", [_sparse, lambda: _copied(_sparse()), lambda: _unpickled(_sparse())])
+@pytest.mark.parametrize("made", [_sparse, lambda: _copied(_sparse()), lambda: reloaded(_sparse())])
 def test_an_optimizer_that_also_trains_another_sparse_model_is_refused(made: Any) -> None:
     one, other = _sparse(), made()
     sgd = SGD([*one.parameters(), *other.parameters()], lr=0.1, momentum=0.9)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
+from helpers import reloaded
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -58,18 +58,11 @@ def through_pickle(module: Any) -> Any:
     return pickle.loads(pickle.dumps(module))
 
 
-def through_file(module: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def copied_twice(module: Any) -> Any:
     return copy.deepcopy(through_pickle(copy.deepcopy(module)))
 
 
-COPIES = [copy.deepcopy, copy.copy, through_pickle, through_file, copied_twice]
+COPIES = [copy.deepcopy, copy.copy, through_pickle, reloaded, copied_twice]
 
 
 def assert_behaves_as(actual: nn.Module, expected: nn.Module) -> None:
