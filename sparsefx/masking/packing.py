@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ _registered = 0  # so many parameters, ever
 
 _known: Any = weakref.WeakKeyDictionary()
 """The optimizers that were looked at, with what there was to find then."""
+
+_hooked: Any = weakref.WeakSet()
+"""The optimizers whose state dicts unpack."""
 
 
 class Packing:
@@ -115,10 +119,8 @@ class Packing:
     def unpack(self) -> None:
         """Keep the weight with its zeros; nothing where it is dense already."""
         self._register()
-        if not self.is_packed:
-            return
-
-        self._change(self._dense, self.positions.shape)
+        if self.is_packed:
+            self._change(self._dense, self.positions.shape)
 
     @torch.no_grad()
     def follow_mask(self) -> None:
@@ -248,13 +250,10 @@ def _unpack_before(module: nn.Module, *_: object) -> None:
         packing.unpack()
 
 
+@cache
 def _watch_optimizers() -> None:
     """See each optimizer before its steps, once in a process."""
-    if not _watching:
-        _watching.append(register_optimizer_step_pre_hook(_before_step))
-
-
-_watching: list[Any] = []
+    register_optimizer_step_pre_hook(_before_step)
 
 
 def _before_step(optimizer: Optimizer, *_: object) -> None:
@@ -288,9 +287,6 @@ def adopt(packing: Packing, optimizer: Optimizer) -> None:
         _hooked.add(optimizer)
         optimizer.register_state_dict_pre_hook(_unpack_of)
         optimizer.register_load_state_dict_pre_hook(_unpack_of)
-
-
-_hooked: Any = weakref.WeakSet()
 
 
 def _unpack_of(optimizer: Optimizer, *_: object) -> None:

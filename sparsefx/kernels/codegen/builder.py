@@ -15,6 +15,7 @@ I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 VECTOR = ir.VectorType(F32, LANES)
 INDICES = ir.VectorType(I32, LANES)
+MASK = ir.VectorType(I1, LANES)
 POINTER = ir.PointerType()
 
 IRValue = Any  # an ir.Value; llvmlite has no types

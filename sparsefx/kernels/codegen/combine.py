@@ -9,11 +9,10 @@ from functools import cache
 
 from llvmlite import ir
 
-from sparsefx.kernels.codegen.builder import I1, VECTOR, Code, IRValue, Kernel, number
+from sparsefx.kernels.codegen.builder import MASK, VECTOR, Code, IRValue, Kernel, number
 from sparsefx.kernels.codegen.images import IMAGE, ZERO, at, of_channel, places, side
+from sparsefx.kernels.codegen.pooling import larger
 from sparsefx.kernels.codegen.vectors import LANES
-
-_MASK = ir.VectorType(I1, LANES)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def relu(code: Code, value: IRValue) -> IRValue:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Pooling:
     """What one compiled variant pools: ``relu(scale * source + shift)``.
 
     Attributes:
@@ -81,21 +80,21 @@ _WINDOWS = tuple(
 
 
 @cache
-def pooled(form: Windows) -> Kernel:
+def pooled(form: Pooling) -> Kernel:
     """The pooled values; windows end where the image does."""
     code = _windows_code(form, "target")
-    with places_with_indices(code, ["target"]) as (channel, place, here):
+    with _windows_of_channels(code) as (channel, place):
         bounds = _bounds(code, place)
         factors = _factors(code, form, channel)
         result = _pooled(code, form, channel, bounds, factors)
         if not form.largest:
             result = code.fmul(result, code.bits_as_float("factor"))
-        code.write_vector(result, here["target"])
+        code.write_vector(result, at(code, "target", channel, *place))
     return code.finish()
 
 
 @cache
-def unpooled(form: Windows) -> Kernel:
+def unpooled(form: Pooling) -> Kernel:
     """Add each window's gradient to that of the element it came from, the first of the largest; or to all.
 
     ``source`` and ``target`` are of the windows' source, of equal size; ``gradient`` is of the pooled values.
@@ -121,7 +120,7 @@ def unpooled(form: Windows) -> Kernel:
     return code.finish()
 
 
-def _windows_code(form: Windows, *others: str) -> Code:
+def _windows_code(form: Pooling, *others: str) -> Code:
     return Code(
         (
             *side("source"),
@@ -135,20 +134,8 @@ def _windows_code(form: Windows, *others: str) -> Code:
 
 
 @contextmanager
-def places_with_indices(
-    code: Code, names: list[str]
-) -> Iterator[tuple[IRValue, tuple[IRValue, ...], dict[str, IRValue]]]:
-    """Every place of the images: its channel, its plane, row and column, and a pointer to it on each side."""
-    total = code.mul(code["channels"], code["depth"])
-    with code.loop(*code.share(total)) as item, code.loop(number(0), code["height"]) as y:
-        channel, z = code.digits(item, code["depth"])
-        with code.loop(number(0), code["width"]) as x:
-            yield channel, (z, y, x), {name: at(code, name, channel, z, y, x) for name in names}
-
-
-@contextmanager
 def _windows_of_channels(code: Code) -> Iterator[tuple[IRValue, tuple[IRValue, ...]]]:
-    """Every window; all of a channel by one thread, since they may overlap."""
+    """Every window; all of a channel by one thread, since gradients of several may meet."""
     with (
         code.loop(*code.share(code["channels"])) as channel,
         code.loop(number(0), code["depth"]) as z,
@@ -158,7 +145,7 @@ def _windows_of_channels(code: Code) -> Iterator[tuple[IRValue, tuple[IRValue, .
         yield channel, (z, y, x)
 
 
-def _factors(code: Code, form: Windows, channel: IRValue) -> list[IRValue]:
+def _factors(code: Code, form: Pooling, channel: IRValue) -> list[IRValue]:
     return [of_channel(code, name, channel) for name in ("scale", "shift") if form.scaled]
 
 
@@ -189,7 +176,7 @@ def _taps(
 
 
 def _value(
-    code: Code, form: Windows, channel: IRValue, tap: tuple[IRValue, ...], factors: list[IRValue]
+    code: Code, form: Pooling, channel: IRValue, tap: tuple[IRValue, ...], factors: list[IRValue]
 ) -> IRValue:
     value = code.read_vector(at(code, "source", channel, *tap))
     if form.scaled:
@@ -199,7 +186,7 @@ def _value(
 
 def _pooled(
     code: Code,
-    form: Windows,
+    form: Pooling,
     channel: IRValue,
     bounds: list[tuple[IRValue, IRValue]],
     factors: list[IRValue],
@@ -208,18 +195,13 @@ def _pooled(
     results = [lowest if form.largest else ZERO]
     with _taps(code, bounds, results) as (tap, (so_far,), following):
         value = _value(code, form, channel, tap, factors)
-        following.append(_larger(code, so_far, value) if form.largest else code.fadd(so_far, value))
+        following.append(larger(code, so_far, value) if form.largest else code.fadd(so_far, value))
     return results[0]
-
-
-def _larger(code: Code, largest: IRValue, value: IRValue) -> IRValue:
-    change = code.or_(code.fcmp_ordered(">", value, largest), code.fcmp_unordered("uno", value, value))
-    return code.select(change, value, largest)
 
 
 def _to_largest(
     code: Code,
-    form: Windows,
+    form: Pooling,
     channel: IRValue,
     bounds: list[tuple[IRValue, IRValue]],
     factors: list[IRValue],
@@ -227,7 +209,7 @@ def _to_largest(
     gradient: IRValue,
 ) -> None:
     """Add the gradient where the largest first is; nowhere where ReLU made the largest 0."""
-    waiting = code.fcmp_ordered(">", largest, ZERO) if form.relu else ir.Constant(_MASK, [1] * LANES)
+    waiting = code.fcmp_ordered(">", largest, ZERO) if form.relu else ir.Constant(MASK, [1] * LANES)
     with _taps(code, bounds, [waiting]) as (tap, (not_yet,), following):
         equal = code.fcmp_ordered("==", _value(code, form, channel, tap, factors), largest)
         chosen = code.and_(not_yet, equal)

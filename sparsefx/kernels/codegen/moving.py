@@ -13,10 +13,10 @@ from llvmlite import ir
 
 from sparsefx.kernels.codegen.builder import (
     F32,
-    I1,
     I32,
     I64,
     INDICES,
+    MASK,
     POINTER,
     VECTOR,
     Code,
@@ -27,7 +27,6 @@ from sparsefx.kernels.codegen.builder import (
 from sparsefx.kernels.codegen.vectors import LANES
 
 _POINTERS = ir.VectorType(POINTER, LANES)
-_MASK = ir.VectorType(I1, LANES)
 
 
 @cache
@@ -40,7 +39,7 @@ def gather() -> Kernel:
         )
     )
     fill = code.bits_as_float("fill")
-    signature = ir.FunctionType(VECTOR, [_POINTERS, I32, _MASK, VECTOR])
+    signature = ir.FunctionType(VECTOR, [_POINTERS, I32, MASK, VECTOR])
     read = ir.Function(code.unit, signature, f"llvm.masked.gather.v{LANES}f32.v{LANES}p0")
     with code.loop(*code.share(code["channels"])) as channel:
         source = code.at(code["source"], code.mul(channel, code["source_channel"]))
@@ -61,7 +60,7 @@ def scatter() -> Kernel:
             *("source_channel", "target_channel"),
         )
     )
-    signature = ir.FunctionType(ir.VoidType(), [VECTOR, _POINTERS, I32, _MASK])
+    signature = ir.FunctionType(ir.VoidType(), [VECTOR, _POINTERS, I32, MASK])
     write = ir.Function(code.unit, signature, f"llvm.masked.scatter.v{LANES}f32.v{LANES}p0")
     with code.loop(*code.share(code["channels"])) as channel:
         source = code.at(code["source"], code.mul(channel, code["source_channel"]))

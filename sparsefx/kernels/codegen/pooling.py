@@ -43,7 +43,7 @@ def pool(largest: bool) -> Kernel:
             first = code.read_vector(window, code.read(code["taps"], number(0), I64))
             with code.loop_carrying(number(1), code["window"], [first]) as (tap, (so_far,), following):
                 value = code.read_vector(window, code.read(code["taps"], tap, I64))
-                following.append(_larger(code, so_far, value) if largest else code.fadd(so_far, value))
+                following.append(larger(code, so_far, value) if largest else code.fadd(so_far, value))
             result = so_far if largest else code.fmul(so_far, scale)
             code.write_vector(result, target, code.mul(x, number(4 * LANES)))
     return code.finish()
@@ -99,7 +99,7 @@ def _exchange(code: Code, value: IRValue, distance: int) -> IRValue:
     return code.shuffle_vector(value, ir.Constant(VECTOR, ir.Undefined), order)
 
 
-def _larger(code: Code, largest: IRValue, value: IRValue) -> IRValue:
+def larger(code: Code, largest: IRValue, value: IRValue) -> IRValue:
     """``value`` where it is larger or NaN; NaN stays."""
     change = code.or_(code.fcmp_ordered(">", value, largest), code.fcmp_unordered("uno", value, value))
     return code.select(change, value, largest)

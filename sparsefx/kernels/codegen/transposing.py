@@ -14,9 +14,9 @@ from llvmlite import ir
 
 from sparsefx.kernels.codegen.builder import (
     F32,
-    I1,
     I32,
     INDICES,
+    MASK,
     POINTER,
     VECTOR,
     Code,
@@ -26,7 +26,6 @@ from sparsefx.kernels.codegen.builder import (
 )
 from sparsefx.kernels.codegen.vectors import LANES
 
-_MASK = ir.VectorType(I1, LANES)
 _ARGUMENTS = ("*source", "*target", "*places", "*elements", "count", "channels", "lanes_channel")
 """``channels`` are at least 16; ``lanes_channel`` is bytes from one to the next on the side of the lanes."""
 
@@ -35,7 +34,7 @@ _ARGUMENTS = ("*source", "*target", "*places", "*elements", "count", "channels",
 def pack_transposed() -> Kernel:
     """Into lanes; 0 where a lane has no source."""
     code = Code(_ARGUMENTS)
-    signature = ir.FunctionType(VECTOR, [POINTER, I32, _MASK, VECTOR])
+    signature = ir.FunctionType(VECTOR, [POINTER, I32, MASK, VECTOR])
     read = ir.Function(code.unit, signature, f"llvm.masked.load.v{LANES}f32.p0")
     with _pieces(code) as (channel, index):
         rows = []
@@ -51,7 +50,7 @@ def pack_transposed() -> Kernel:
 def unpack_transposed() -> Kernel:
     """Out of lanes; a lane without a target is left out."""
     code = Code(_ARGUMENTS)
-    signature = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, _MASK])
+    signature = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, MASK])
     write = ir.Function(code.unit, signature, f"llvm.masked.store.v{LANES}f32.p0")
     with _pieces(code) as (channel, index):
         source = _place(code, "source", channel, index)

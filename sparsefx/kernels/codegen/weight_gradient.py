@@ -16,11 +16,11 @@ from llvmlite import ir
 
 from sparsefx.kernels.codegen.builder import (
     F32,
-    I1,
     I16,
     I32,
     I64,
     INDICES,
+    MASK,
     POINTER,
     VECTOR,
     Code,
@@ -30,8 +30,6 @@ from sparsefx.kernels.codegen.builder import (
 )
 from sparsefx.kernels.codegen.images import ZERO
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
-
-_MASK = ir.VectorType(I1, LANES)
 
 ARGUMENTS = (
     *("*source", "source_depth", "source_row"),
@@ -155,8 +153,8 @@ def _add_some(code: Code, place: IRValue, totals: IRValue, count: IRValue) -> No
     """Add the first ``count`` lanes to memory."""
     lanes = ir.Constant(INDICES, list(range(LANES)))
     mask = code.icmp_signed("<", lanes, code.spread(code.trunc(count, I32)))
-    read = ir.FunctionType(VECTOR, [POINTER, I32, _MASK, VECTOR])
-    write = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, _MASK])
+    read = ir.FunctionType(VECTOR, [POINTER, I32, MASK, VECTOR])
+    write = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, MASK])
     load, store = (
         code.unit.globals.get(name) or ir.Function(code.unit, signature, name)
         for name, signature in (

@@ -22,6 +22,7 @@ from sparsefx.kernels.ir.program import (
     Mean,
     Pointwise,
     Pool,
+    dhw,
 )
 from sparsefx.kernels.runtime.region import RegionLayer
 from sparsefx.passes.graph.in_place import FUNCTIONAL, writes
@@ -369,9 +370,3 @@ def _hardtanh(call: Call) -> tuple[Any, Any]:
 def _many(value: Any, dims: int) -> tuple[int, ...]:
     listed = tuple(value) if isinstance(value, list | tuple) else (value,)
     return listed if len(listed) == dims else listed * dims
-
-
-def dhw(values: Sequence[int], missing: int) -> DHW:
-    """By depth, height and width, from one to three of them; ``missing`` for the others."""
-    depth, height, width = (*([missing] * (3 - len(values))), *values)
-    return depth, height, width

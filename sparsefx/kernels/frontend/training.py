@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, NodeLowering, dhw, padding_of
+from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, NodeLowering, padding_of
 from sparsefx.kernels.ir.packed import Weights
-from sparsefx.kernels.ir.program import DHW, Mean, Pointwise, Pool
+from sparsefx.kernels.ir.program import DHW, Mean, Pointwise, Pool, dhw
 from sparsefx.kernels.training.program import (
     WHOLE,
     Combination,
@@ -274,11 +274,8 @@ class _Builder:
         """The combination that makes a value which nothing else needs."""
         if node in self.inputs or node in self.outputs or len(node.users) > 1:
             return None
-        item = (
-            self.instructions[self.numbers[node] - len(self.inputs)]
-            if self.numbers[node] >= len(self.inputs)
-            else None
-        )
+        index = self.numbers[node] - len(self.inputs)
+        item = self.instructions[index] if index >= 0 else None
         return item if isinstance(item, Combination) else None
 
 

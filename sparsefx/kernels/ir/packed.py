@@ -111,10 +111,29 @@ def segment_width(weight: Tensor, groups: int) -> int:
         weight: ``[out, in / groups, *kernel]``.
         groups: as of the convolution.
     """
-    channels = weight.shape[1] * groups
-    nonzeros = int(weight.count_nonzero())
-    width = round(_A_SEGMENT * weight.shape[0] * channels / nonzeros) if nonzeros else channels
-    return max(1, min(channels, width))
+    return width_of(weight.shape[0], weight.shape[1] * groups, int(weight.count_nonzero()))
+
+
+def width_of(rows: int, columns: int, nonzeros: int) -> int:
+    """Columns of a segment, of a matrix with so many nonzeros."""
+    width = round(_A_SEGMENT * rows * columns / nonzeros) if nonzeros else columns
+    return max(1, min(columns, width))
+
+
+def begins_of(row: Tensor, column: Tensor, rows: int, columns: int, width: int) -> Tensor:
+    """Where the nonzeros of each segment of each row begin: int32 [rows * segments + 1].
+
+    Args:
+        row: of each nonzero, by row and then by column: int64 [nonzeros].
+        column: of each: int64 [nonzeros].
+        rows: of the matrix.
+        columns: of the matrix.
+        width: columns of a segment.
+    """
+    segments = -(-columns // width)
+    begins = torch.zeros(rows * segments + 1, dtype=torch.int32)
+    begins[1:] = (row * segments + column // width).bincount(minlength=rows * segments).cumsum(0)
+    return begins
 
 
 def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed:
@@ -131,10 +150,7 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed
     channel_out, channel, tap = flat.nonzero(as_tuple=True)
     values = flat[channel_out, channel, tap].float()
     channel = channel + channel_out // (out // groups) * inputs
-    segments = -(-inputs * groups // width)
-    rows = torch.zeros(out * segments + 1, dtype=torch.int32)
-    counts = (channel_out * segments + channel // width).bincount(minlength=out * segments)
-    rows[1:] = counts.cumsum(0)
+    rows = begins_of(channel_out, channel, out, inputs * groups, width)
     taps = flat.shape[2]
     codes = (channel * taps + tap).to(torch.int16 if are_short(inputs * groups * taps) else torch.int32)
     filled = torch.zeros(out, dtype=torch.float32) if bias is None else bias.detach().float().clone()

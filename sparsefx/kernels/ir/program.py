@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 DHW: TypeAlias = tuple[int, int, int]
 """Something by depth, height and width."""
+
+
+def dhw(values: Sequence[int], missing: int = 0) -> DHW:
+    """By depth, height and width, from one to three of them; ``missing`` for the others."""
+    depth, height, width = (*([missing] * (3 - len(values))), *values)
+    return depth, height, width
+
 
 NO_BOUNDS = (-math.inf, math.inf)
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sparsefx.kernels.codegen.combine import Sum, Windows, combine, unpooled
+from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, unpooled
 from sparsefx.kernels.codegen.derivative import Derivative, derivative, gradient_sums
 from sparsefx.kernels.codegen.statistics import normalise_backward, sum_of_lanes
 from sparsefx.kernels.codegen.weight_gradient import weight_gradient
-from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.ir.program import DHW, dhw
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
 from sparsefx.kernels.training.forms import TensorForm
-from sparsefx.kernels.training.patterns import dhw
 from sparsefx.kernels.training.plan import (
     Draft,
     covered,
@@ -209,7 +208,7 @@ class _Backward:
             ("target", source, room),
             ("gradient", result, self.at(route.value, block if same else 0)),
         )
-        form = Windows(item.windows.largest, route.form.normalised, item.relu)
+        form = Pooling(item.windows.largest, route.form.normalised, item.relu)
         for _, arguments in draft.pieces(block, *sides, whole=False):
             depth, height, width = result.size
             image: dict[str, Argument] = {"depth": depth, "height": height, "width": width}

@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparsefx.kernels.ir.packed import are_short
-from sparsefx.kernels.ir.program import DHW
+from sparsefx.kernels.ir.packed import are_short, begins_of, width_of
+from sparsefx.kernels.ir.program import DHW, dhw
 from sparsefx.kernels.training.program import SparseConvolution
-
-_A_SEGMENT = 6  # nonzeros of an output channel in a segment
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,6 @@ def phases(padding: DHW, size: DHW, *, kernel: DHW, stride: DHW, dilation: DHW) 
             taps.append((d * kernel[1] + h) * kernel[2] + w)
             shifts.append((sd, sh, sw))
         yield Phase(first, count, begin, tuple(taps), tuple(shifts))
-
-
-def dhw(values: Sequence[int]) -> DHW:
-    """Three numbers, by depth, height and width."""
-    depth, height, width = values
-    return depth, height, width
 
 
 def _along(
@@ -165,10 +157,7 @@ class Pattern:
 def _listed(
     row: Tensor, column: Tensor, tap: Tensor, rows: int, columns: int, taps: int, order: Tensor | None
 ) -> Listed:
-    nonzeros = len(row)
-    width = max(1, min(columns, round(_A_SEGMENT * rows * columns / nonzeros))) if nonzeros else columns
-    segments = -(-columns // width)
-    begins = torch.zeros(rows * segments + 1, dtype=torch.int32)
-    begins[1:] = (row * segments + column // width).bincount(minlength=rows * segments).cumsum(0)
+    width = width_of(rows, columns, len(row))
+    begins = begins_of(row, column, rows, columns, width)
     codes = (column * taps + tap).to(torch.int16 if are_short(columns * taps) else torch.int32)
-    return Listed(begins, codes.contiguous(), order, segments, nonzeros)
+    return Listed(begins, codes.contiguous(), order, -(-columns // width), len(row))

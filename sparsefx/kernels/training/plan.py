@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsefx.kernels.codegen.combine import Sum, combine, pooled
-from sparsefx.kernels.codegen.combine import Windows as WindowsForm
+from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, pooled
 from sparsefx.kernels.codegen.convolution import convolution
 from sparsefx.kernels.codegen.moving import gather, scatter
 from sparsefx.kernels.codegen.reorder import reorder
@@ -237,7 +236,7 @@ class Draft:
                 self.call(combine(Sum(scaled, item.relu)), arguments)
             else:
                 arguments |= self.windows_arguments(item, value)
-                self.call(pooled(WindowsForm(item.windows.largest, scaled[0], item.relu)), arguments)
+                self.call(pooled(Pooling(item.windows.largest, scaled[0], item.relu)), arguments)
 
     def windows_arguments(self, item: Combination, value: int) -> dict[str, Argument]:
         """What kernels of pooling are told about the windows."""
