@@ -24,6 +24,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.averaged_gradients import (
+    AveragedGradients,
+    averaged_gradients,
+    ddp_in_forward,
+    in_backward,
+)
 
 _RECORD = "_packings"
 _NOT_ELEMENTWISE = frozenset(
@@ -62,10 +68,11 @@ class Packing:
         self._seen: Any = None
         self._held: set[str] = set()
         self._optimizers: Any = weakref.WeakSet()
+        self._averaged: AveragedGradients | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_optimizers"}
-        return {**state, "_held": set(self._held), "_seen": None}
+        return {**state, "_held": self._held - {"ranks"}, "_seen": None, "_averaged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -109,11 +116,12 @@ class Packing:
     def pack(self) -> None:
         """Keep the active values alone; nothing where they are packed already."""
         self._register()
+        self._follow_ranks()
         if self.is_packed:
             return
-        _check_outside_ddp()
-        self.follow_mask()
-        self._change(self._packed, self.shape)
+        self._find_positions()
+        if "ranks" not in self._held:
+            self._change(self._packed, self.shape)
 
     @torch.no_grad()
     def unpack(self) -> None:
@@ -122,9 +130,54 @@ class Packing:
         if self.is_packed:
             self._change(self._dense, self.positions.shape)
 
-    @torch.no_grad()
     def follow_mask(self) -> None:
         """Find the positions again where the mask of a dense weight has changed."""
+        self._follow_ranks()
+        self._find_positions()
+
+    @property
+    def values(self) -> Tensor:
+        """Of the active positions, [active]: of this moment, where the weight is dense."""
+        if self.is_packed:
+            return self.parameter.detach()
+        self._find_positions()
+        return self._packed(self.parameter)
+
+    @torch.no_grad()
+    def set_values(self, values: Tensor) -> None:
+        """Give the active positions other values, [active]."""
+        self.parameter.copy_(values if self.is_packed else self._dense(values))
+
+    def _follow_ranks(self) -> None:
+        """Learn, in a forward pass, who averages the gradient over ranks, if anybody does.
+
+        DistributedDataParallel does only for weights that it was not told to leave out, such as those of a
+        model inside of another one. They stay dense, as it knows them.
+        """
+        ddp = ddp_in_forward()
+        if ddp is None:
+            if self._averaged is not None and not in_backward():
+                self._averaged.is_due = False
+            return
+        averaged = averaged_gradients(ddp, packings)
+        if averaged is None or not (averaged is self._averaged or averaged.has(self)):
+            self._let_ddp_average()
+        else:
+            self._averaged = averaged
+            averaged.watch(self.parameter)
+            averaged.is_due = ddp.require_backward_grad_sync
+
+    def _let_ddp_average(self) -> None:
+        if self.is_packed:
+            raise ArgumentError(
+                "an accelerated model inside of the model that DistributedDataParallel wraps has packed "
+                "weights already, which it cannot average; wrap the accelerated model itself, or wrap before "
+                "the first forward pass"
+            )
+        self.hold("ranks")
+
+    @torch.no_grad()
+    def _find_positions(self) -> None:
         mask: Any = self._module._buffers[self._mask]
         seen = id(mask), mask._version
         if seen == self._seen:
@@ -293,20 +346,3 @@ def _unpack_of(optimizer: Optimizer, *_: object) -> None:
     """A state dict has dense tensors."""
     for packing in packed_in(optimizer):
         packing.unpack()
-
-
-def _check_outside_ddp() -> None:
-    """Refuse to change shapes that DistributedDataParallel has made its buckets for.
-
-    Raises:
-        ArgumentError: a forward pass of it is going on.
-    """
-    if not torch.distributed.is_available():
-        return
-    from torch.nn.parallel import DistributedDataParallel
-
-    if DistributedDataParallel._get_active_ddp_module() is not None:
-        raise ArgumentError(
-            "an accelerated model inside DistributedDataParallel cannot pack its weights, whose gradients "
-            "are averaged densely; make a sparsefx optimizer for the wrapped model, which keeps them dense"
-        )

@@ -380,7 +380,6 @@ class SparseOptimizer(WrappedOptimizer):
         self._packings = [packing for handle in self._handles if (packing := handle.packing) is not None]
         for packing in self._packings:
             adopt(packing, self._optimizer)
-            packing.hold("ranks", replicating_group(self._model) is not None)
         self._hold_dense()
 
     def _hold_dense(self) -> None:

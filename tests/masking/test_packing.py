@@ -16,7 +16,6 @@ from properties import properties
 from torch import Tensor, nn
 
 import sparsefx
-from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, masked_weights
 from sparsefx.masking.packing import (
     attach_packing,
@@ -252,11 +251,3 @@ def test_optimizers_are_not_kept_alive() -> None:
     gone = weakref.ref(optimizer)
     del optimizer
     assert gone() is None
-
-
-def test_packing_is_refused_inside_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = packed_model()
-    ddp = nn.parallel.DistributedDataParallel
-    monkeypatch.setattr(ddp, "_get_active_ddp_module", classmethod(lambda cls: model))
-    with pytest.raises(ArgumentError, match="DistributedDataParallel"):
-        packings(model)[0].pack()
