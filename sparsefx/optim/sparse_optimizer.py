@@ -61,7 +61,8 @@ class SparseOptimizer(WrappedOptimizer):
         after_step: called at the end of every step, for what follows the schedule besides.
         window: of an accelerated model (:func:`sparsefx.accelerate`), how many steps before each cycle
             compute the gradients of inactive weights. ``"auto"``: as many as the momentum takes to forget
-            to 1%, 1 where the method reads no momentum, all for a method that reads them at each step.
+            to 1%, 1 where momentum of inactive weights does not matter, all for a method that reads them
+            at each step.
 
     Attributes:
         history: a :class:`CycleRecord` for every update so far, the last 2,000 at most.
