@@ -13,8 +13,8 @@ The forward pass of a region packs. Everything else sees dense weights: it gets 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ _registered = 0  # so many parameters, ever
 _known: Any = weakref.WeakKeyDictionary()
 """The optimizers that were looked at, with what there was to find then."""
 
-_hooked: Any = weakref.WeakSet()
-"""The optimizers whose state dicts unpack."""
+_restored: Any = weakref.WeakSet()
+"""Packings of copies and of what was loaded, which are registered when somebody asks for packings."""
 
 
 class Packing:
@@ -77,6 +77,8 @@ class Packing:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._optimizers = weakref.WeakSet()
+        _watch_optimizers()  # a process that loaded the model has attached no packing
+        _restored.add(self)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -209,6 +211,11 @@ class Packing:
             _packings[self.parameter] = weakref.ref(self)
             _registered += 1
 
+    def register_copy(self) -> None:
+        """Let optimizers find the parameter of a copy; of one that failed there may be none."""
+        if self._name in vars(self._module).get("_parameters", ()):
+            self._register()
+
     def _change_states(self, optimizers: Iterable[Optimizer], change: Any, shape: torch.Size) -> None:
         for optimizer in optimizers:
             for state in _states(optimizer, self.parameter):
@@ -305,8 +312,27 @@ def _unpack_before(module: nn.Module, *_: object) -> None:
 
 @cache
 def _watch_optimizers() -> None:
-    """See each optimizer before its steps, once in a process."""
+    """See each optimizer before its steps and state dicts, once in a process.
+
+    torch has a hook for the steps of all optimizers, and for state dicts only one of each optimizer. Of a
+    new one, or a copy, nobody knows before its first step, but its state may be packed already.
+    """
     register_optimizer_step_pre_hook(_before_step)
+    for method in (Optimizer.state_dict, Optimizer.load_state_dict):
+        setattr(Optimizer, method.__name__, _on_dense_state(method))
+
+
+def _on_dense_state(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of optimizers that first makes dense what they keep."""
+
+    @wraps(method)
+    def on_dense_state(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        for packing in list(packed_in(optimizer)):
+            adopt(packing, optimizer)
+            packing.unpack()
+        return method(optimizer, *args, **kwargs)
+
+    return on_dense_state
 
 
 def _before_step(optimizer: Optimizer, *_: object) -> None:
@@ -321,6 +347,8 @@ def _before_step(optimizer: Optimizer, *_: object) -> None:
 
 def packed_in(optimizer: Optimizer) -> Iterator[Packing]:
     """The packings of the parameters that an optimizer holds, of those that were ever packed."""
+    while _restored:
+        _restored.pop().register_copy()
     held: Iterable[Any] = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for parameter in held:
         known = _packings.get(parameter)
@@ -336,13 +364,3 @@ def adopt(packing: Packing, optimizer: Optimizer) -> None:
     packing.adopt(optimizer)
     if not is_elementwise(optimizer):
         packing.hold("optimizer")
-    if optimizer not in _hooked:
-        _hooked.add(optimizer)
-        optimizer.register_state_dict_pre_hook(_unpack_of)
-        optimizer.register_load_state_dict_pre_hook(_unpack_of)
-
-
-def _unpack_of(optimizer: Optimizer, *_: object) -> None:
-    """A state dict has dense tensors."""
-    for packing in packed_in(optimizer):
-        packing.unpack()
