@@ -15,6 +15,7 @@ from sparsefx.integrations.metrics import CycleLog
 from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.masking.averaged_model import average_by_masks
 from sparsefx.masking.masks import apply_masks
+from sparsefx.masking.packing import unpack_all
 from sparsefx.methods import Method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -105,6 +106,10 @@ class SparseCallback(Callback):
         """Log the cycle, if there was one."""
         for log in self._logs:
             log.update()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make packed weights dense for stochastic weight averaging, which reads them between epochs."""
+        unpack_all(pl_module)
 
     def on_train_end(self, *_: Any) -> None:
         """Log a cycle that came after the last batch."""
