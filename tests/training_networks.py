@@ -26,6 +26,10 @@ LARGEST: tuple[Any, ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 MEANS: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
+EXACT_ACTIVATIONS: tuple[Any, ...] = (nn.ReLU, nn.ReLU, nn.ReLU6, lambda: nn.LeakyReLU(0.5))
+ACTIVATIONS: tuple[Any, ...] = (nn.ReLU, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+
+
 class Add(nn.Module):
     """The sum of two values."""
 
@@ -107,7 +111,7 @@ class _Builder:
         """One more value, of one that has images; mostly of the last."""
         images = [number for number, (_, size) in enumerate(self.shapes) if size]
         source = self.draw(st.sampled_from([images[-1], images[-1], *images]))
-        kinds = ["convolution", "relu", "largest", "mean", "add", "block"]
+        kinds = ["convolution", "activation", "largest", "mean", "add", "block"]
         kinds += [] if self.exact else ["norm", "norm"]
         getattr(self, f"_{self.draw(st.sampled_from(kinds))}")(source)
 
@@ -152,6 +156,10 @@ class _Builder:
     def _relu(self, source: int) -> int:
         return self._append(nn.ReLU(), (source,), self.shapes[source])
 
+    def _activation(self, source: int) -> int:
+        make = self.draw(st.sampled_from(EXACT_ACTIVATIONS if self.exact else ACTIVATIONS))
+        return self._append(make(), (source,), self.shapes[source])
+
     def _norm(self, source: int) -> int:
         channels, size = self.shapes[source]
         momentum = self.draw(st.sampled_from([0.1, 0.3, None]))
@@ -172,7 +180,8 @@ class _Builder:
         stride = self._each(1, 3)
         padding = tuple(self.draw(st.integers(0, length // 2)) for length in kernel)
         after = _size(size, kernel, stride, padding, (1,) * self.dims)
-        if min(after) < 1:
+        fits = kind is not nn.AvgPool3d or all(n >= k for n, k in zip(size, kernel, strict=True))  # as torch
+        if min(after) < 1 or not fits:
             return source
         return self._append(kind(kernel, stride, padding), (source,), (channels, after))
 
@@ -196,7 +205,7 @@ class _Builder:
             shortcut = self._convolution(first, outputs, keep=True)
         if not self.exact and self.draw(st.booleans()):
             main = self._norm(main)
-        return self._relu(self._append(Add(), (main, shortcut), self.shapes[main]))
+        return self._activation(self._append(Add(), (main, shortcut), self.shapes[main]))
 
     def _head(self, source: int) -> int:
         channels, size = self.shapes[source]
@@ -332,7 +341,7 @@ def check_step(pair: Twins, x: Tensor, integers: bool = True) -> None:
     equal(one.grad, other.grad, integers, scale=1.0, what="input")
     buffers = dict(pair.fast.named_buffers())
     for name, expected in pair.exact.named_buffers():
-        equal(buffers[name], expected.double(), False, what=name)
+        equal(buffers[name], expected.double(), False, scale=1.0, what=name)
 
 
 def check_gradients(pair: Twins, integers: bool = True) -> None:
@@ -353,7 +362,7 @@ class Margin(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        if name in ("relu", "relu_", "threshold"):
+        if name in ("relu", "relu_", "threshold", "leaky_relu"):
             self._note(args[0].detach().abs(), args[0])
         if name.startswith("max_pool") and name.endswith("with_indices"):
             self._note(_gaps(*args), args[0])

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _B
 from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, NodeLowering, padding_of
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 from sparsefx.kernels.ir.packed import Weights
 from sparsefx.kernels.ir.program import DHW, Mean, Pointwise, Pool, dhw
 from sparsefx.kernels.training.program import (
@@ -103,11 +104,28 @@ def _lowered(kind: str, graph_module: fx.GraphModule, node: fx.Node, recorded: R
         return _Node(sources, layer) if len(sources) == 1 and _fits(kind, layer, rank) else None
     if kind == IMAGES and _flattens(node, recorded):
         return _Node(sources, flattens=True)
+    leaky = _leaky(node, recorded)
+    if leaky is not None:
+        return _Node(sources, combination=Combination((Summand(0),), leaky)) if len(sources) == 1 else None
     lowered = lowering.make()
-    if lowered is None or lowered.spreads or lowered.layer is not None:
+    if lowered is None or lowered.spreads or lowered.layer is not None or _is_clamp(node, recorded):
         return None
     combination = _combination(lowered.instruction((0, 1)[: len(lowered.sources)], Weights()))
     return None if combination is None else _Node(lowered.sources, combination=combination)
+
+
+def _leaky(node: fx.Node, recorded: Recorded) -> Activation | None:
+    """What a leaky ReLU computes, if the node is one."""
+    calls = recorded.calls_of(node)
+    if len(calls) != 1 or calls[0].name != "leaky_relu":
+        return None
+    slope = calls[0].args[1] if len(calls[0].args) > 1 else 0.01
+    return Activation(below=float(slope)) if isinstance(slope, int | float) else None
+
+
+def _is_clamp(node: fx.Node, recorded: Recorded) -> bool:
+    """Whether the gradient passes at the bounds themselves, as through no activation."""
+    return any(call.name.startswith("clamp") for call in recorded.calls_of(node))
 
 
 def _fits(kind: str, layer: nn.Module, rank: int) -> bool:
@@ -135,15 +153,17 @@ def _combination(item: Any) -> Combination | None:
     if isinstance(item, Pool):
         windows = Windows(item.largest, item.kernel, item.stride, item.padding)
         return None if item.ceil else Combination(own, windows=windows)
-    if not isinstance(item, Pointwise) or item.weights is not None or item.function != "identity":
+    if not isinstance(item, Pointwise) or item.weights is not None:
         return None
     if item.operation:
-        return (
-            Combination((Summand(item.source), Summand(item.other or 0))) if item.operation == "add" else None
-        )
-    if item.bounds == (0.0, inf):
-        return Combination(own, relu=True)
-    return Combination(own) if item == Pointwise(item.source) else None
+        plain = item == Pointwise(item.source, item.other, "add")
+        return Combination((Summand(item.source), Summand(item.other or 0))) if plain else None
+    return Combination(own, _activation(item)) if item.bounds[0] in (0.0, -inf) else None
+
+
+def _activation(item: Pointwise) -> Activation:
+    low, high = item.bounds
+    return Activation(item.function, 0.0 if low == 0 else 1.0, high)
 
 
 def lower(
@@ -264,8 +284,10 @@ class _Builder:
                 summands *= 2  # a value added to itself
             self._append(node, Combination((summands[0], summands[1])))
         elif before[0] is not None and _takes_in(before[0], item):
-            relu, windows = before[0].relu or item.relu, before[0].windows or item.windows
-            self.instructions[numbers[0] - len(self.inputs)] = replace(before[0], relu=relu, windows=windows)
+            taken = replace(before[0], windows=before[0].windows or item.windows)
+            if item.activation != NO_ACTIVATION:
+                taken = replace(taken, activation=item.activation)
+            self.instructions[numbers[0] - len(self.inputs)] = taken
             self.numbers[node] = numbers[0]
         else:
             self._append(node, replace(item, summands=(Summand(numbers[0]),)))
@@ -280,14 +302,18 @@ class _Builder:
 
 
 def _is_bare(item: Combination) -> bool:
-    return len(item.summands) == 1 and not item.relu and item.windows is None
+    return len(item.summands) == 1 and item.activation == NO_ACTIVATION and item.windows is None
 
 
 def _takes_in(before: Combination, item: Combination) -> bool:
     """Whether one combination can compute both; the largest of a window may come before ReLU, or after it."""
-    if item.relu:
-        return before.windows is None or before.windows.largest
-    return before.windows is None and len(before.summands) == 1
+    if item.activation == NO_ACTIVATION:
+        return before.windows is None and len(before.summands) == 1
+    if before.activation != NO_ACTIVATION:
+        return False
+    if before.windows is not None:
+        return before.windows.largest and item.activation.is_step
+    return len(before.summands) == 1 or item.activation.is_step
 
 
 def _without_dead(program: TrainingProgram) -> TrainingProgram:

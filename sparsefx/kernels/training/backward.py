@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, unpooled
-from sparsefx.kernels.codegen.derivative import Derivative, derivative, gradient_sums
-from sparsefx.kernels.codegen.statistics import normalise_backward, sum_of_lanes
-from sparsefx.kernels.codegen.weight_gradient import weight_gradient
+from sparsefx.kernels.codegen.training.combine import Pooling, Sum, combine, unpooled
+from sparsefx.kernels.codegen.training.derivative import Derivative, derivative, gradient_sums
+from sparsefx.kernels.codegen.training.statistics import normalise_backward, sum_of_lanes
+from sparsefx.kernels.codegen.training.weight_gradient import weight_gradient
+from sparsefx.kernels.ir.activation import NO_ACTIVATION
 from sparsefx.kernels.ir.program import DHW, dhw
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
@@ -89,8 +90,8 @@ class _Backward:
     def combination(self, value: int, item: Combination) -> None:
         """The gradients of the summands, or the routes by which they will come."""
         program = self.draft.program
-        if len(item.summands) == 2 and item.relu:
-            self._mask(value)
+        if len(item.summands) == 2 and item.activation != NO_ACTIVATION:
+            self._mask(value, item)
         routed = False
         for summand in item.summands:
             if summand.source not in self.wanted and not self._normalises(summand):
@@ -115,8 +116,8 @@ class _Backward:
     def _normalises(self, summand: Summand) -> bool:
         return summand.normalisation is not None and summand.normalisation.affine
 
-    def _mask(self, value: int) -> None:
-        """Where ReLU made 0 there is no gradient."""
+    def _mask(self, value: int, item: Combination) -> None:
+        """Where the activation cut there is no gradient."""
         draft, layout = self.draft, self.draft.values[value]
         for block in range(layout.count):
             sides = (
@@ -125,14 +126,15 @@ class _Backward:
                 ("target", layout, self.at(value, block)),
             )
             for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
-                draft.call(derivative(Derivative("output")), arguments | draft.image(layout, group))
+                form = Derivative(item.activation, "output")
+                draft.call(derivative(form), arguments | draft.image(layout, group))
 
     def _route(self, value: int, item: Combination, summand: Summand) -> _Route:
         normalised = summand.normalisation is not None
-        mask = ""
-        if item.relu and len(item.summands) == 1 and item.windows is None:
-            mask = "scaled" if normalised else "value"
-        route = _Route(value, summand, Derivative(mask, normalised))  # type: ignore[arg-type]
+        form = Derivative(normalised=normalised)
+        if item.activation != NO_ACTIVATION and len(item.summands) == 1 and item.windows is None:
+            form = replace(form, activation=item.activation, of="scaled" if normalised else "value")
+        route = _Route(value, summand, form)
         if normalised:
             route.factors = self._normalisation(route)
         return route
@@ -208,7 +210,7 @@ class _Backward:
             ("target", source, room),
             ("gradient", result, self.at(route.value, block if same else 0)),
         )
-        form = Pooling(item.windows.largest, route.form.normalised, item.relu)
+        form = Pooling(item.windows.largest, route.form.normalised, item.activation)
         for _, arguments in draft.pieces(block, *sides, whole=False):
             depth, height, width = result.size
             image: dict[str, Argument] = {"depth": depth, "height": height, "width": width}

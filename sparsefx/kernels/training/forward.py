@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from sparsefx.kernels.codegen.derivative import moments
-from sparsefx.kernels.codegen.statistics import normalise
+from sparsefx.kernels.codegen.training.derivative import moments
+from sparsefx.kernels.codegen.training.statistics import normalise
 from sparsefx.kernels.planner.steps import Address, Argument, float_bits
 from sparsefx.kernels.training.forms import TensorForm
 from sparsefx.kernels.training.plan import STATISTICS, Draft, offsets_of, taps_of

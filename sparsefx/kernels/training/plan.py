@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, pooled
 from sparsefx.kernels.codegen.convolution import convolution
 from sparsefx.kernels.codegen.moving import gather, scatter
-from sparsefx.kernels.codegen.reorder import reorder
+from sparsefx.kernels.codegen.training.combine import Pooling, Sum, combine, pooled
+from sparsefx.kernels.codegen.training.reorder import reorder
+from sparsefx.kernels.codegen.training.weight_gradient import GradientTile
 from sparsefx.kernels.codegen.transposing import pack_transposed, unpack_transposed
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
-from sparsefx.kernels.codegen.weight_gradient import GradientTile
 from sparsefx.kernels.ir.program import DHW, Convolution
 from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, float_bits
 from sparsefx.kernels.planner.tiling import channel_parts, choose_tiling
@@ -233,10 +233,10 @@ class Draft:
                     if summand.normalisation is not None:
                         arguments[f"scale_{n}"] = self.statistics_of(value, summand, "scale")
                         arguments[f"shift_{n}"] = self.statistics_of(value, summand, "shift")
-                self.call(combine(Sum(scaled, item.relu)), arguments)
+                self.call(combine(Sum(scaled, item.activation)), arguments)
             else:
                 arguments |= self.windows_arguments(item, value)
-                self.call(pooled(Pooling(item.windows.largest, scaled[0], item.relu)), arguments)
+                self.call(pooled(Pooling(item.windows.largest, scaled[0], item.activation)), arguments)
 
     def windows_arguments(self, item: Combination, value: int) -> dict[str, Argument]:
         """What kernels of pooling are told about the windows."""

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 from sparsefx.kernels.ir.program import DHW
 
 
@@ -129,16 +130,16 @@ class Summand:
 
 @dataclass(frozen=True)
 class Combination:
-    """One or two summands, ReLU, pooling: in this order, each of which may be missing.
+    """One or two summands, activation, pooling: in this order, each of which may be missing.
 
     Attributes:
         summands: two only without pooling.
-        relu: whether what is negative becomes 0.
+        activation: of their sum; of two summands one whose slope its result tells.
         windows: the pooling.
     """
 
     summands: tuple[Summand, ...]
-    relu: bool = False
+    activation: Activation = NO_ACTIVATION
     windows: Windows | None = None
 
     @property

@@ -106,6 +106,39 @@ def test_densities(density: float):
 
 
 @pytest.mark.parametrize(
+    "activation",
+    [
+        *(nn.ReLU6(), nn.LeakyReLU(-0.5), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Sigmoid(), nn.Tanh()),
+        *(nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.Hardsigmoid()),
+    ],
+    ids=str,
+)
+def test_activations(activation: nn.Module):
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.MaxPool2d(2))
+    after = nn.Sequential(nn.Conv2d(4, 4, 2), activation, nn.Flatten(), nn.Linear(16, 5), activation)
+    x = 3 * torch.randn(9, 3, 6, 6)
+    pair = twins(nn.Sequential(before, after), x, 0.7, seed=0, integers=False)
+    assert len(regions(pair.fast)) == 1  # of both modes
+    check_step(pair, x, integers=False)
+
+
+def test_bounds_by_clamp_stay_outside():
+    """Its gradient passes where the value is the bound."""
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).clamp(min=0))
+
+    x = whole_numbers(9, 3)
+    check_step(twins(Clamped(), x, 0.5, seed=0, whole=False), x)
+
+
+@pytest.mark.parametrize(
     "form",
     [
         lambda x: x.to(memory_format=torch.channels_last),
