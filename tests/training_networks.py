@@ -37,6 +37,13 @@ class Add(nn.Module):
         return x + y
 
 
+class Concatenate(nn.Module):
+    """The channels of several values."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return torch.cat(values, 1)
+
+
 class Mean(nn.Module):
     """The mean of each channel's image."""
 
@@ -111,7 +118,7 @@ class _Builder:
         """One more value, of one that has images; mostly of the last."""
         images = [number for number, (_, size) in enumerate(self.shapes) if size]
         source = self.draw(st.sampled_from([images[-1], images[-1], *images]))
-        kinds = ["convolution", "activation", "largest", "mean", "add", "block"]
+        kinds = ["convolution", "activation", "largest", "mean", "add", "block", "concatenate"]
         kinds += [] if self.exact else ["norm", "norm"]
         getattr(self, f"_{self.draw(st.sampled_from(kinds))}")(source)
 
@@ -168,27 +175,35 @@ class _Builder:
         return self._append(norm, (source,), (channels, size))
 
     def _largest(self, source: int) -> int:
-        return self._pool(LARGEST[self.dims - 1], source, self._each(1, 3))
+        return self._pool(LARGEST[self.dims - 1], source, self._each(1, 3), ceil=self.draw(st.booleans()))
 
     def _mean(self, source: int) -> int:
         kernel = self._each(1, 3)
         kernel = tuple(1 << (length // 2) for length in kernel) if self.exact else kernel
         return self._pool(MEANS[self.dims - 1], source, kernel)
 
-    def _pool(self, kind: Any, source: int, kernel: tuple[int, ...]) -> int:
+    def _pool(self, kind: Any, source: int, kernel: tuple[int, ...], ceil: bool = False) -> int:
         channels, size = self.shapes[source]
         stride = self._each(1, 3)
         padding = tuple(self.draw(st.integers(0, length // 2)) for length in kernel)
-        after = _size(size, kernel, stride, padding, (1,) * self.dims)
+        pool = kind(kernel, stride, padding, ceil_mode=ceil)
         fits = kind is not nn.AvgPool3d or all(n >= k for n, k in zip(size, kernel, strict=True))  # as torch
-        if min(after) < 1 or not fits:
+        if not fits or min(_size(size, kernel, stride, padding, (1,) * self.dims)) < 1:
             return source
-        return self._append(kind(kernel, stride, padding), (source,), (channels, after))
+        after = tuple(pool(torch.zeros(1, channels, *size)).shape[2:])
+        return self._append(pool, (source,), (channels, after))
 
     def _add(self, source: int) -> int:
         alike = [number for number, shape in enumerate(self.shapes) if shape == self.shapes[source]]
         other = self.draw(st.sampled_from(alike))
         return source if other == source else self._append(Add(), (source, other), self.shapes[source])
+
+    def _concatenate(self, source: int) -> int:
+        size = self.shapes[source][1]
+        alike = [number for number, shape in enumerate(self.shapes) if shape[1] == size]
+        others = self.draw(st.lists(st.sampled_from(alike), min_size=1, max_size=2))
+        channels = sum(self.shapes[number][0] for number in (source, *others))
+        return self._append(Concatenate(), (source, *others), (channels, size))
 
     def _block(self, source: int) -> int:
         """A residual block, perhaps with a norm and ReLU first, or with a convolution as its shortcut."""

@@ -29,7 +29,13 @@ from sparsefx.kernels.training.plan import (
     phases_of,
     taps_of,
 )
-from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand
+from sparsefx.kernels.training.program import (
+    Combination,
+    Concatenation,
+    Instruction,
+    SparseConvolution,
+    Summand,
+)
 
 
 @dataclass
@@ -62,9 +68,11 @@ class _Backward:
             if any(source in self.wanted for source in item.operands) or self._trains(item):
                 self.wanted.add(value)
 
-    def _trains(self, item: SparseConvolution | Combination) -> bool:
+    def _trains(self, item: Instruction) -> bool:
         if isinstance(item, Combination):
             return any(s.normalisation is not None and s.normalisation.affine for s in item.summands)
+        if isinstance(item, Concatenation):
+            return False
         state = self.draft.layers[item.layer]
         return state.trained or state.bias_trained
 
@@ -131,7 +139,7 @@ class _Backward:
 
     def _route(self, value: int, item: Combination, summand: Summand) -> _Route:
         normalised = summand.normalisation is not None
-        form = Derivative(normalised=normalised)
+        form = Derivative(normalised=normalised, noisy=item.noise is not None)
         if item.activation != NO_ACTIVATION and len(item.summands) == 1 and item.windows is None:
             form = replace(form, activation=item.activation, of="scaled" if normalised else "value")
         route = _Route(value, summand, form)
@@ -183,7 +191,8 @@ class _Backward:
         whole = draft.is_whole(layout, block)
         gradient = self._before_pooling(route, block, room)
         value = ("value", layout, draft.kept_at(route.summand.source, block))
-        for group, arguments in draft.pieces(block, value, gradient, whole=whole):
+        noise = self._noise(route, block)
+        for group, arguments in draft.pieces(block, value, gradient, *noise, whole=whole):
             arguments |= draft.image(layout, group) | {"sums": sums} | self._arrays(route, ("mean",))
             draft.call(gradient_sums(route.form), arguments)
 
@@ -193,6 +202,13 @@ class _Backward:
             return {}
         names = (*names, *route.form.factors)
         return {name: self.draft.statistics_of(route.value, route.summand, name) for name in names}
+
+    def _noise(self, route: _Route, block: int) -> list[tuple[str, Blocks, Address]]:
+        """What the combination was multiplied by, for a block of the summand's source."""
+        item = self.draft.program.of(route.value)
+        if not isinstance(item, Combination) or item.noise is None:
+            return []
+        return [self.draft.noise_side(item.noise, block, self.draft.values[route.summand.source])]
 
     def _before_pooling(self, route: _Route, block: int, room: Address) -> tuple[str, Blocks, Address]:
         """The gradient of what was pooled, for a block; or that of the combination itself."""
@@ -228,6 +244,7 @@ class _Backward:
         sides = [("target", layout, start), gradient]
         if "value" in route.form.sides:
             sides.append(("value", source, draft.kept_at(route.summand.source, block)))
+        sides += self._noise(route, block)
         masked = route.form.normalised and not source.is_full(block)
         whole = draft.is_whole(source, block) and not masked
         form = replace(route.form, masked=masked, added=added)
@@ -252,6 +269,24 @@ class _Backward:
     def _drop(self, route: _Route) -> None:
         if route.factors is not None:
             self.draft.scratch.give_back(route.factors)
+
+    # -- concatenations --------------------------------------------------------------------------------
+
+    def concatenation(self, value: int, item: Concatenation) -> None:
+        """The gradients of the sources, each a part of the channels."""
+        draft = self.draft
+        for source, first in draft.parts(value, item):
+            if source not in self.wanted:
+                continue
+            layout, had = draft.values[source], self.begin(source)
+            for block in range(layout.count):
+                target = self.at(source, block)
+                part = draft.part_side("source_0", (value, first), layout, block, self.at)
+                sides = [("target", layout, target), part, *([("source_1", layout, target)] if had else [])]
+                for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
+                    form = Sum((False,) * (len(sides) - 1))
+                    draft.call(combine(form), arguments | draft.image(layout, group))
+        self.end(value)
 
     # -- convolutions ----------------------------------------------------------------------------------
 
@@ -441,8 +476,10 @@ def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[
         if value in backward.gradients or value in backward.routes:
             if isinstance(item, SparseConvolution):
                 backward.convolution(value, item)
-            elif item is not None:
+            elif isinstance(item, Combination):
                 backward.combination(value, item)
+            elif item is not None:
+                backward.concatenation(value, item)
     for value, form in zip(draft.needed, inputs, strict=True):
         layout = draft.values[value]
         if value not in backward.gradients:

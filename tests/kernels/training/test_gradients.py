@@ -123,6 +123,46 @@ def test_activations(activation: nn.Module):
     check_step(pair, x, integers=False)
 
 
+class Dropouts(nn.Module):
+    """Dropouts of elements and of channels, in and between layers; the two modes have other graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(9)
+        self.channels, self.elements = nn.Dropout2d(0.3), nn.Dropout(0.5)
+        self.second, self.last = nn.Conv2d(9, 4, 3, stride=2), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([self.first(x).relu(), x[:, :, 1:-1, 1:-1]], 1)
+        y = self.second(self.channels(self.norm(y).relu()))
+        return self.elements(self.last(nn.functional.dropout(y.flatten(1), 0.2, self.training)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_draws_what_torch_draws(training: bool):
+    x = torch.randn(9, 3, 7, 7, requires_grad=True)
+    pair = twins(Dropouts(), x, 0.5, seed=0, integers=False, whole=False)
+    pair.exact.float()
+    pair.train(training)
+    found, states = [], []
+    for model in (pair.fast, pair.exact):
+        torch.manual_seed(3)
+        output = model(x)
+        found.append((output, *torch.autograd.grad(output.square().sum(), x)))
+        states.append(torch.get_rng_state())
+    torch.testing.assert_close(found[0], found[1])
+    assert torch.equal(*states)
+
+
+def test_a_dropout_that_is_switched_off_drops_nothing():
+    network = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    x = whole_numbers(9, 4)
+    pair = twins(network, x, 0.5, seed=0)
+    for model in (pair.fast, pair.exact):
+        model.get_submodule("1").eval()
+    check_step(pair, x)
+
+
 def test_bounds_by_clamp_stay_outside():
     """Its gradient passes where the value is the bound."""
 

@@ -24,25 +24,28 @@ class Sum:
     Attributes:
         scaled: of each summand, whether it is multiplied by its ``scale`` and has its ``shift`` added.
         activation: of the sum.
+        noisy: whether the result is multiplied by ``noise``.
     """
 
     scaled: tuple[bool, ...]
     activation: Activation = NO_ACTIVATION
+    noisy: bool = False
 
 
 @cache
 def combine(form: Sum) -> Kernel:
     """The sum of up to two values, each scaled and shifted by channel; zeros where there is none."""
     names = [f"source_{index}" for index in range(len(form.scaled))]
+    noise = ["noise"] if form.noisy else []
     code = Code(
         (
-            *(argument for name in names for argument in side(name)),
+            *(argument for name in (*names, *noise) for argument in side(name)),
             *(f"*{word}_{n}" for n, has in enumerate(form.scaled) if has for word in ("scale", "shift")),
             *side("target"),
             *IMAGE,
         )
     )
-    with places(code, [*names, "target"]) as (channel, here):
+    with places(code, [*names, *noise, "target"]) as (channel, here):
         total = None
         for index, name in enumerate(names):
             value = code.read_vector(here[name])
@@ -51,7 +54,10 @@ def combine(form: Sum) -> Kernel:
                 value = code.call_vector("llvm.fma", value, scale, shift)
             total = value if total is None else code.fadd(total, value)
         result = ZERO if total is None else total
-        code.write_vector(activated(code, form.activation, result), here["target"])
+        result = activated(code, form.activation, result)
+        if form.noisy:
+            result = code.fmul(result, code.read_vector(here["noise"]))
+        code.write_vector(result, here["target"])
     return code.finish()
 
 

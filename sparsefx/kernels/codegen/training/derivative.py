@@ -54,6 +54,7 @@ class Derivative:
         normalised: whether ``value`` was normalised.
         masked: as of :func:`moments`.
         added: whether the result is added to what the target holds.
+        noisy: whether the activation's value was multiplied by ``noise``.
     """
 
     activation: Activation = NO_ACTIVATION
@@ -61,13 +62,15 @@ class Derivative:
     normalised: bool = False
     masked: bool = False
     added: bool = False
+    noisy: bool = False
 
     @property
     def sides(self) -> list[str]:
         """What is read at each place."""
         reads_value = self.normalised or self.of in ("scaled", "value")
         output = ["output"] if self.of == "output" else []
-        return ["gradient", *(["value"] if reads_value else []), *output]
+        noise = ["noise"] if self.noisy else []
+        return ["gradient", *(["value"] if reads_value else []), *output, *noise]
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -127,6 +130,8 @@ def _gradient(
 ) -> tuple[IRValue, IRValue]:
     """The gradient before the activation, and the value that it belongs to, if that is read."""
     gradient = code.read_vector(here["gradient"])
+    if form.noisy:
+        gradient = code.fmul(gradient, code.read_vector(here["noise"]))
     value = code.read_vector(here["value"]) if "value" in here else None
     x = value
     if form.of == "scaled":
