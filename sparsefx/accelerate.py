@@ -130,6 +130,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
                 graphs[False] = graphs[True]
                 break
             model.train(mode)
+            unpack_all(model)  # regions of the other mode have packed weights that layers read here
             graphs[mode], found = _with_regions(model, before[0 if mode else 1], inputs, backend)
             reports = reports or found
     result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
