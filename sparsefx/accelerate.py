@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from sparsefx._common.copying import copy_model
 from sparsefx._common.inputs import call_of
@@ -17,8 +17,8 @@ from sparsefx.kernels.runtime import native
 from sparsefx.kernels.training.memory_pool import return_free_memory
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
-from sparsefx.masking.packing import attach_packing, detach_packings, packings, unpack_all
-from sparsefx.masking.replicas import leave_out
+from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.undisturbed import same_modes, undisturbed
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -137,7 +137,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
     keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
-    leave_out(result, _averaged_by_us(result))
+    leave_packed_out(result)
     return_free_memory()
     return result
 
@@ -177,16 +177,3 @@ def _detach_packings(model: nn.Module, reports: Sequence[RegionReport]) -> None:
             for module, _, _ in masked.holders:
                 detach_packings(module)
     unpack_all(model)  # optimizers may ask for the shapes of weights
-
-
-def _averaged_by_us(model: nn.Module) -> list[str]:
-    """The names of packed weights, which DistributedDataParallel is to leave out.
-
-    It refuses a model of which it would have no parameter; then it gets the smallest, which stays dense.
-    """
-    packed = {id(packing.parameter): packing.parameter for packing in packings(model)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if trained and all(id(parameter) in packed for parameter in trained):
-        del packed[id(min(trained, key=Tensor.numel))]
-    named = model.named_parameters(remove_duplicate=False)
-    return [name for name, parameter in named if id(parameter) in packed]

@@ -16,6 +16,7 @@ from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.masking.averaged_model import average_by_masks
 from sparsefx.masking.masks import apply_masks
 from sparsefx.masking.packing import unpack_all
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.methods import Method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -69,6 +70,10 @@ class SparseCallback(Callback):
         self._layers = layers
         self._schedule: DeferredSchedule | None = None
         self._logs: list[CycleLog] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have DistributedDataParallel, which wraps the module next, leave packed weights out."""
+        leave_packed_out(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the optimizer: it is made by now, and its checkpoint is not loaded yet."""

@@ -16,7 +16,8 @@ from sparsefx._common.hashing import hash_of
 from sparsefx._common.seeds import all_ranks
 from sparsefx.cycle.positions.block import Block
 from sparsefx.errors import ArgumentError, CycleError
-from sparsefx.masking.masks import MaskedWeight
+from sparsefx.masking.masks import MaskedWeight, mask_names
+from sparsefx.masking.packing import packings
 from sparsefx.masking.sharding import full_or_block, is_sharded, local
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # torch's name; its DDP reads it from the model it wraps
@@ -28,7 +29,22 @@ def leave_out(model: nn.Module, names: Sequence[str]) -> None:
     Buffers it would at every forward pass; gradients of parameters it would average.
     """
     compiled = [f"_orig_mod.{name}" for name in names]  # where torch.compile comes between
-    setattr(model, _IGNORED, [*getattr(model, _IGNORED, ()), *names, *compiled])
+    setattr(model, _IGNORED, list(dict.fromkeys([*getattr(model, _IGNORED, ()), *names, *compiled])))
+
+
+def leave_packed_out(model: nn.Module) -> None:
+    """Have DDP leave out the packed weights and the masks of a model that is accelerated, or has such parts.
+
+    DDP refuses a model of which it would have no parameter; then it gets the smallest, which stays dense.
+    """
+    packed = {id(packing.parameter): packing.parameter for packing in packings(model)}
+    if not packed:
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if trained and all(id(parameter) in packed for parameter in trained):
+        del packed[id(min(trained, key=Tensor.numel))]
+    named = model.named_parameters(remove_duplicate=False)
+    leave_out(model, [name for name, parameter in named if id(parameter) in packed] + mask_names(model))
 
 
 def replicating_group(model: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from distributed import made
 from distributed.launch import launch
 from sparsefx.errors import ArgumentError, CycleError
 from sparsefx.masking.packing import packings
+from sparsefx.masking.replicas import leave_packed_out
 
 pytest.importorskip("llvmlite")
 
@@ -204,6 +205,14 @@ def _inside_another(rank):
     train(ddp, optimizer_of(net, ddp), 5, rank, 2)
     assert not any(packing.is_packed for packing in packings(net))
     assert_close(net, alone)
+    told = Around(model())
+    leave_packed_out(told)
+    ddp = DistributedDataParallel(told)
+    assert not any(buffer.dtype == torch.bool for buffer in ddp.modules_buffers)
+    train(ddp, optimizer_of(told.inner, ddp), 5, rank, 2)
+    assert all(packing.is_packed for packing in packings(told))
+    train(alone := model(), optimizer_of(alone), 5)
+    assert_close(told.inner, alone)
     packed = model()
     train(packed, made.sgd(packed), 1)
     late = DistributedDataParallel(Around(packed))
