@@ -33,17 +33,13 @@ class AveragedGradients:
         group: the process group.
         packings: of the weights that DDP leaves out, one or more, in the order of the model.
 
-    Attributes:
-        is_due: whether the next backward pass averages.
-
     Raises:
         CycleError: the ranks differ in where weights are active.
     """
 
     def __init__(self, group: Any, packings: Sequence[Any]) -> None:
-        self.is_due = False
         self._group, self._packings = group, packings
-        self._is_queued = False
+        self._is_due = self._is_done = self._is_queued = False
         self._watched: set[int] = set()
         self._check_positions()
         self._begin_alike()
@@ -51,6 +47,20 @@ class AveragedGradients:
     def has(self, packing: Any) -> bool:
         """Whether it averages the gradient of a weight."""
         return any(packing is one for one in self._packings)
+
+    def follow(self, synchronises: bool) -> None:
+        """Note a forward pass: the backward pass of one that synchronises averages, as in DDP.
+
+        A backward pass may average in several parts, where it computes parts of the forward pass again. So
+        it is over when another forward pass begins.
+
+        Args:
+            synchronises: whether DDP makes it, outside of ``no_sync()``.
+        """
+        if synchronises:
+            self._is_due, self._is_done = True, False
+        elif self._is_done:
+            self._is_due = False
 
     def watch(self, parameter: Tensor) -> None:
         """Average in the backward passes in which a weight ``[active]`` or dense gets a gradient.
@@ -82,14 +92,14 @@ class AveragedGradients:
 
     def _queue(self, _: Tensor) -> None:
         """One gradient is there; average when the backward pass ends, when all are."""
-        if self.is_due and not self._is_queued:
+        if self._is_due and not self._is_queued:
             self._is_queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._average)
 
     @torch.no_grad()
     def _average(self) -> None:
         """Average what there is. A weight without a gradient on any rank gets none, as in one process."""
-        self._is_queued = False
+        self._is_queued, self._is_done = False, True
         parameters = [packing.parameter for packing in self._packings if packing.parameter.requires_grad]
         gradients = [_gradient_or_zeros(parameter) for parameter in parameters]
         present = torch.tensor([float(parameter.grad is not None) for parameter in parameters])

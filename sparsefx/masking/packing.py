@@ -159,7 +159,7 @@ class Packing:
         ddp = ddp_in_forward()
         if ddp is None:
             if self._averaged is not None and not in_backward():
-                self._averaged.is_due = False
+                self._averaged.follow(synchronises=False)
             return
         averaged = averaged_gradients(ddp, packings)
         if averaged is None or not (averaged is self._averaged or averaged.has(self)):
@@ -167,7 +167,7 @@ class Packing:
         else:
             self._averaged = averaged
             averaged.watch(self.parameter)
-            averaged.is_due = ddp.require_backward_grad_sync
+            averaged.follow(ddp.require_backward_grad_sync)
 
     def _let_ddp_average(self) -> None:
         if self.is_packed:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import sparsefx
 from distributed import made
@@ -194,6 +195,8 @@ def _use_otherwise(rank):
     _without_other_parameters(rank)
     _unused(rank)
     _alone_between(rank)
+    _more_before_the_backward_pass(rank)
+    _checkpointed(rank)
     _refuse(rank)
 
 
@@ -255,6 +258,51 @@ def _alone_between(rank):
             ddp.module(made.batch(0)[0].float())
         ddp.train()
     train(ddp, sgd, 1, rank, 2)
+    _assert_alike(net)
+
+
+def _more_before_the_backward_pass(rank):
+    """What DDP has begun to average it does, whatever the bare model computes meanwhile."""
+    net = model()
+    ddp = DistributedDataParallel(net)
+    sgd = made.sgd(net)
+    x, y = (made.part(tensor, rank, 2) for tensor in made.batch(0))
+    for _ in range(2):
+        sgd.zero_grad()
+        loss = F.cross_entropy(ddp(x.float()), y)
+        with torch.no_grad():
+            net.eval()(x.float())
+        loss = loss + F.cross_entropy(net.train()(x.float()), y)
+        loss.backward()
+        sgd.step()
+    _assert_alike(net)
+
+
+def _checkpointed(rank):
+    """Parts of the forward pass are computed again in the backward pass, outside of DDP's."""
+    for reentrant in (False, True):
+        net = model()
+        alone = model()
+        train(alone, made.sgd(alone), 2)
+        around = Checkpointed(net, reentrant)
+        leave_packed_out(around)
+        ddp = DistributedDataParallel(around)
+        train(ddp, made.sgd(net), 2, rank, 2)
+        assert all(packing.is_packed for packing in packings(net))
+        assert_close(net, alone)
+
+
+class Checkpointed(Around):
+    def __init__(self, inner, reentrant):
+        super().__init__(inner)
+        self.reentrant = reentrant
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=reentrant)  # such a one wants gradients
+
+    def forward(self, x):
+        return checkpoint(self.inner, x * self.scale, use_reentrant=self.reentrant)
+
+
+def _assert_alike(net):
     values = torch.cat([p.detach().flatten() for p in net.parameters()])
     others = [torch.empty_like(values) for _ in range(2)]
     dist.all_gather(others, values)
