@@ -27,6 +27,7 @@ from sparsefx.passes.graph.origins import duplicate, origin_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.compare import gives, run
+from sparsefx.passes.running.deep_copy import deep_copy
 from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.size_search import at_other_sizes
@@ -178,7 +179,7 @@ class _Compiler:
         """Let a graph follow the mode; what ``train`` leaves in evaluation, and what else differs."""
         if not self.trains:
             return {}, None
-        training = copy.deepcopy(module).train()
+        training = deep_copy(module).train()
         held_back = [path for path, part in training.named_modules() if not part.training]
         root = _in_mode(training, True)
         with same_buffers(root, examples) as copies:
