@@ -35,6 +35,11 @@ def check_inputs(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
     if torch.is_autocast_enabled("cpu"):
         types += [torch.bfloat16, torch.float16]
     for index, tensor in enumerate(inputs):
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise ArgumentError(
+                f"an input is a {type(tensor).__name__}; sparse kernels of training read plain tensors; "
+                "trace, quantise or hand to torch.export what sparsefx.export(model, example_inputs) returns"
+            )
         if tensor.device.type != "cpu":
             raise ArgumentError(
                 f"an input is on {tensor.device}; sparse kernels run on the CPU: input.cpu(), or train the "

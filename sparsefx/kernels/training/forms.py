@@ -89,4 +89,4 @@ def as_int32(places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
             "an image or a layer is too large for sparse kernels, which tell places by 32 bits; keep the "
             "layer out with kernels='auto', or train the model that was not accelerated"
         )
-    return places.astype(np.int32)
+    return places.astype(np.int32, copy=False)

@@ -32,7 +32,6 @@ class ConvolutionLayer:
         self.module, self.item = module, item
         self._version: Any = None
         self._positions = torch.empty(0, dtype=torch.int64)
-        self._indices = np.empty(0, np.int32)
         self._patterns: dict[tuple[DHW, bool], Pattern] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,17 +44,20 @@ class ConvolutionLayer:
     def tensors(self) -> list[Tensor]:
         """Its weight, ``[active]`` or ``[out, in / groups, *kernel]``, and its bias ``[out]``, if any."""
         bias = self.module.bias
-        return [self.module.get_parameter("weight"), *([bias] if isinstance(bias, Tensor) else [])]
+        weight: Any = self.module.weight  # a plain tensor where functional_call has put one
+        return [weight, *([bias] if isinstance(bias, Tensor) else [])]
 
-    def pack(self) -> None:
-        """Pack the weight, if it is masked and shall not stay dense."""
+    def pack(self) -> bool:
+        """Pack the weight, if it is masked and shall not stay dense; whether it was dense until now."""
         packing = packing_of(self.module)
         if packing is None:
-            return
+            return False
         if packing.hold_dense:
             packing.follow_mask()
-        else:
-            packing.pack()
+            return False
+        was_dense = not packing.is_packed
+        packing.pack()
+        return was_dense
 
     def unpack(self) -> None:
         """Let the weight be dense."""
@@ -63,29 +65,27 @@ class ConvolutionLayer:
         if packing is not None:
             packing.unpack()
 
-    def prepare(self) -> Any:
-        """Pack the weight unless it shall stay as it is; what the nonzeros' places are known by."""
+    def version(self) -> Any:
+        """What the places of the nonzeros are known by."""
         packing = packing_of(self.module)
         if packing is None:
             version: Any = "dense"
             if self._version != version:
                 self._set(torch.arange(self.module.get_parameter("weight").numel()), version)
             return version, False
-        self.pack()
         if self._version != packing.version:
             self._set(packing.positions, packing.version)
         return packing.version, packing.is_packed
 
     def _set(self, positions: Tensor, version: Any) -> None:
         self._version, self._positions, self._patterns = version, positions, {}
-        self._indices = as_int32(positions.numpy())
 
     def state(self, size: DHW, trained: bool, bias_trained: bool) -> LayerState:
         """As it is now, for inputs of this size."""
         packing = packing_of(self.module)
         dense = packing is not None and not packing.is_packed
         every = self._pattern(size, every=True) if dense and trained else None
-        positions = self._indices if dense else None
+        positions = as_int32(self._positions.numpy()) if dense else None
         return LayerState(self._pattern(size, every=False), every, positions, trained, bias_trained)
 
     def _pattern(self, size: DHW, every: bool) -> Pattern:

@@ -94,7 +94,7 @@ class Listed:
     Attributes:
         rows: where those of each segment of each row begin: int32 [out * segments + 1].
         codes: of each nonzero, its column times the number of taps, plus its tap: int16 or int32, padded.
-        order: which of the packed values it is: int64 [nonzeros]; None where they are in order.
+        order: which of the packed values it is: int32 [nonzeros]; None where they are in order.
         segments: of a row.
     """
 
@@ -168,4 +168,5 @@ def _listed(
     width = width_of(rows, columns, len(row))
     begins = begins_of(row, column, rows, columns, width)
     codes = (column * taps + tap).to(torch.int16 if are_short(columns * taps) else torch.int32)
+    order = None if order is None else order.to(torch.int32)
     return Listed(begins, codes.contiguous(), order, -(-columns // width), len(row))

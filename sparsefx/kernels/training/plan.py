@@ -376,11 +376,11 @@ class Draft:
 
         Args:
             layer: number of the layer.
-            order: which of the packed values each is: int64 [nonzeros]; None for their own order.
+            order: which of the packed values each is: int32 [nonzeros]; None for their own order.
         """
         weight, positions = self.tensor(f"weight {layer}"), self.layers[layer].positions
         if order is not None:
-            indices = as_int32(order.numpy())
+            indices = order.numpy()
             indices = indices if positions is None else positions[indices]
         elif positions is None:
             return weight, None

@@ -133,12 +133,14 @@ class TrainingRegion(nn.Module):
 
     def versions(self) -> tuple[Any, ...]:
         """Pack the weights that may be; for each layer, what the places of its nonzeros are known by."""
-        return tuple(layer.prepare() for layer in self._convolutions)
+        self.pack()
+        return tuple(layer.version() for layer in self._convolutions)
 
     def pack(self) -> None:
         """Pack the weights that are masked."""
-        for layer in self._convolutions:
-            layer.pack()
+        were_dense = [layer.pack() for layer in self._convolutions]
+        if any(were_dense):
+            return_free_memory()
 
     def unpack(self) -> None:
         """Let all weights be dense until the next forward pass."""

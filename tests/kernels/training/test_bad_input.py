@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_networks import Add, Network, check_step, twins, whole_numbers
+from training_networks import Add, Concatenate, Network, check_step, twins, whole_numbers
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.training.forms import as_int32
@@ -50,6 +50,27 @@ def test_types(type_: torch.dtype):
 
 def test_devices():
     refuses(nn.Sequential(nn.Linear(6, 5)), torch.zeros(5, 6), torch.zeros(5, 6, device="meta"), "on meta")
+
+
+def test_torch_export_is_told_to_take_the_export():
+    pair = twins(nn.Sequential(nn.Linear(6, 5)), torch.zeros(5, 6), 0.5, seed=0)
+    with pytest.raises(Exception, match=r"an input is a FakeTensor.* what sparsefx.export"):
+        torch.export.export(pair.fast, (torch.zeros(5, 6),), strict=False)
+
+
+def test_functional_call_computes_with_what_it_is_given():
+    pair = twins(nn.Sequential(nn.Linear(6, 5)), torch.zeros(5, 6), 0.5, seed=0)
+    x = whole_numbers(9, 6)
+    pair.fast(x)
+    given = {name: 2 * parameter.detach() for name, parameter in pair.fast.named_parameters()}
+    output = torch.func.functional_call(pair.fast, given, (x,))
+    assert torch.equal(output.double(), 2 * pair.exact(x.double()))
+
+
+def test_concatenated_sizes():
+    layers = [(nn.Conv2d(2, 3, 3), (0,)), (nn.Conv2d(2, 3, 2, stride=2, padding=1), (0,))]
+    both = Network([*layers, (Concatenate(), (1, 2))], [3])
+    refuses(both, X, torch.zeros(5, 2, 8, 8), "cannot be concatenated")
 
 
 def test_parameters_of_another_type():
