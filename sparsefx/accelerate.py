@@ -18,6 +18,7 @@ from sparsefx.kernels.training.memory_pool import return_free_memory
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
 from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.undisturbed import same_modes, undisturbed
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -136,6 +137,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
     keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
+    leave_packed_out(result)
     return_free_memory()
     return result
 

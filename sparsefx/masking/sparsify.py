@@ -27,7 +27,7 @@ from sparsefx.masking.masks import (
     mask_names,
     masked_weights,
 )
-from sparsefx.masking.replicas import leave_masks_out
+from sparsefx.masking.replicas import leave_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
@@ -120,7 +120,7 @@ def sparsify(
             differs = _own_call(model) if inputs is None else _difference(sparse, traced, inputs)
         _warn_opaque(captures, differs)
         sparse = sparse if differs else traced
-    leave_masks_out(sparse, mask_names(sparse))
+    leave_out(sparse, mask_names(sparse))
     return sparse
 
 
