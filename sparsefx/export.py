@@ -206,8 +206,8 @@ def _check(
 def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Refuse parameters, buffers and inputs without values, and parameters that hold NaN."""
     check_values(model)
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and bool(dense(tensor).isnan().any()):
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and bool(dense(parameter).isnan().any()):
             raise ArgumentError(
                 f"{name} of model is not finite: it holds NaN, and 0 times that is not 0; load a "
                 "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"
