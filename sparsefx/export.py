@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 
 from sparsefx._common.copying import copy_model, without_weight_hooks
 from sparsefx._common.inputs import call_of
-from sparsefx._common.plain_tensors import check_plain, dense
+from sparsefx._common.plain_tensors import check_plain, check_values, dense
 from sparsefx._common.subnormal import subnormal
 from sparsefx.archive.trial import remember
 from sparsefx.errors import ArgumentError
@@ -206,19 +205,9 @@ def _check(
 
 def _check_tensors(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Refuse parameters, buffers and inputs without values, and parameters that hold NaN."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ArgumentError(f"{name} of model has no shape yet; run the model once before")
-        if tensor.is_meta:
-            raise ArgumentError(
-                f"{name} of model is on the meta device and has no values; give it some before, by "
-                "model.to_empty(device='cpu') and model.load_state_dict(...)"
-            )
-        if (
-            isinstance(tensor, nn.Parameter)
-            and tensor.is_floating_point()
-            and bool(dense(tensor).isnan().any())
-        ):
+    check_values(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and bool(dense(parameter).isnan().any()):
             raise ArgumentError(
                 f"{name} of model is not finite: it holds NaN, and 0 times that is not 0; load a "
                 "checkpoint from before training diverged (outside of masks sparsefx.apply_masks clears it)"

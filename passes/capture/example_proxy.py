@@ -6,7 +6,7 @@ import builtins
 import functools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,12 +190,13 @@ class Sizes(tuple[Any, ...]):
 
 @contextmanager
 def builtins_know_proxies() -> Iterator[None]:
-    """Let ``isinstance(x, Tensor)``, ``isinstance(n, int)`` and ``len(x)`` ask for the values.
+    """Let ``isinstance(x, Tensor)``, ``isinstance(n, int)``, ``len(x)``, ``max(n, 3)`` ask for the values.
 
     Only Python code asks ``builtins``: a proxy with another ``__class__`` would also pass for a tensor
-    in C++, which crashes. And ``__len__`` has to be an integer, which a size is not if it varies.
+    in C++, which crashes. ``__len__`` has to be an integer, which a size is not if it varies, and
+    ``max`` and ``min`` branch on one.
     """
-    is_instance, length = builtins.isinstance, builtins.len
+    is_instance, length, largest, least = builtins.isinstance, builtins.len, builtins.max, builtins.min
 
     def of_values(obj: Any, kinds: Any) -> bool:
         if is_instance(obj, kinds):
@@ -210,11 +211,32 @@ def builtins_know_proxies() -> Iterator[None]:
         return obj.size(0) if known and all(is_instance(v, Tensor) for v in known) else length(obj)
 
     builtins.isinstance, builtins.len = of_values, first_size
+    builtins.max, builtins.min = _of_sizes(largest, torch.sym_max), _of_sizes(least, torch.sym_min)
     try:
         with _kept_from_unwrapping():
             yield
     finally:
         builtins.isinstance, builtins.len = is_instance, length
+        builtins.max, builtins.min = largest, least
+
+
+def _of_sizes(builtin: Callable[..., Any], of_two: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """A builtin ``max`` or ``min`` that becomes a node where numbers among its arguments follow the input."""
+
+    def extreme(*args: Any, **kwargs: Any) -> Any:
+        values = args[0] if len(args) == 1 and type(args[0]) in (tuple, list, Sizes) else args
+        proxies = [value for value in values if type(value) is ExampleProxy]
+        if kwargs or len(values) < 2 or not proxies or not all(map(_is_number, values)):
+            return builtin(*args, **kwargs)
+        create = proxies[0].tracer.create_proxy
+        return functools.reduce(lambda one, other: create("call_function", of_two, (one, other), {}), values)
+
+    return extreme
+
+
+def _is_number(value: Any) -> bool:
+    known = value.examples if type(value) is ExampleProxy else [value]
+    return all(type(one) in (int, float) for one in known)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ _OPERATORS = _words("""
     rshift setitem sub truediv truth xor
 """)
 _BUILTINS = _words("abs bool divmod float getattr int len max min pow round sum")
-_FACTORIES = _words("_assert arange empty eye finfo full iinfo linspace ones tensor zeros")
+_FACTORIES = _words("_assert arange empty eye finfo full iinfo linspace ones sym_max sym_min tensor zeros")
 _OPERATORS_OF = "torch._ops"
 _PACKING = _words("_pack_padded_sequence _pad_packed_sequence")  # private, and called by torch.nn.utils.rnn
 _CONTAINERS = _words("Counter OrderedDict")

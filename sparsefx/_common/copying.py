@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,22 @@ def copy_model(model: nn.Module) -> nn.Module:
     try:
         return deep_copy(model, _detached(model) | _dense(model))
     except Exception as error:  # a model may hold anything
-        raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
+        raise ArgumentError(
+            f"model cannot be copied by copy.deepcopy: {error}{_culprit(model)}; remove it before, "
+            "or give its class a __deepcopy__"
+        ) from error
+
+
+def _culprit(model: nn.Module) -> str:
+    """The attribute that cannot be copied, for an error; empty if it is not one of a module's own."""
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
+        for key, value in plain.items():
+            try:
+                copy.deepcopy(value)
+            except Exception:  # whatever its class raises
+                return f", which {'.'.join(filter(None, (name, key)))!r} holds"
+    return ""
 
 
 def _detached(model: nn.Module) -> dict[int, Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from torch import Tensor, nn, strided
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparsefx.errors import ArgumentError
@@ -62,6 +63,25 @@ def check_plain(model: nn.Module, verb: str) -> None:
             raise ArgumentError(
                 f"{name} of model is of {_class_of(tensor)}, whose numbers cannot be cut; {verb} the model "
                 f"before it is quantised or packed, and quantise what {verb} returns"
+            )
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse parameters and buffers without values: those of lazy layers and on the meta device.
+
+    Args:
+        model: any model.
+
+    Raises:
+        ArgumentError: it has some.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ArgumentError(f"{name} of model has no shape yet; run the model once before")
+        if tensor.is_meta:
+            raise ArgumentError(
+                f"{name} of model is on the meta device and has no values; give it some before, by "
+                "model.to_empty(device='cpu') and model.load_state_dict(...)"
             )
 
 

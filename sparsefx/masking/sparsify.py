@@ -129,6 +129,8 @@ def _check(model: nn.Module, density: float) -> None:
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(density, numbers.Real) or not 0 < density <= 1:
         raise ArgumentError(f"density={density!r} is outside (0, 1]; 0.05 keeps 5% of the weights")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError("model is compiled by torch.jit; sparsify the model as it was before that")
     check_unsharded(model, "sparsify")
     if any(has_masks(module) for module in model.modules()):
         raise ArgumentError("model is masked already; sparsify the dense model it came from")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from sparsefx._common.inputs import call_of
+from sparsefx._common.plain_tensors import check_values
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import check_unsharded
 from sparsefx.report.export_report import ExportReport, compare
@@ -33,7 +34,7 @@ def report(
         A report that prints as a table; its ``as_dict`` gives plain data.
 
     Raises:
-        ArgumentError: ``model`` or ``after`` is not a module.
+        ArgumentError: ``model`` or ``after`` is not a module, or has parameters without values.
 
     Example:
         >>> import torch, sparsefx
@@ -47,6 +48,7 @@ def report(
             hint = "; inputs go to example_inputs=" if name == "after" else ""
             raise ArgumentError(f"{name} must be a torch.nn.Module, got {type(value).__name__}{hint}")
         check_unsharded(value, "report")
+        check_values(value)
     if example_kwargs:
         example_inputs = call_of(example_inputs or (), example_kwargs)
     if after is None:

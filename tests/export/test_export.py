@@ -460,7 +460,7 @@ def test_wrong_arguments() -> None:
         sparsefx.export(hollow, (torch.randn(1, 4),))
     locked = nn.Sequential(nn.Linear(4, 4))
     locked.lock = threading.Lock()
-    with pytest.raises(ArgumentError, match=r"model cannot be copied by copy.deepcopy: cannot pickle"):
+    with pytest.raises(ArgumentError, match=r"model cannot be copied .*: cannot pickle .*'lock' holds"):
         sparsefx.export(locked, (torch.randn(1, 4),))
     torch.nn.init.ones_(model.get_parameter("0.weight"))
     with pytest.raises(InvariantError, match=r"in 0; call sparsefx.apply_masks"):

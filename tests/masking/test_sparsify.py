@@ -851,7 +851,15 @@ def test_a_weight_that_a_hook_computes_is_copied(trace: bool) -> None:
 
 
 def test_a_model_that_cannot_be_copied() -> None:
-    model = nn.Sequential(nn.Linear(4, 8))
-    model.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(ArgumentError, match="cannot be copied"):
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 8)))
+    model.get_submodule("0").locks = {"one": threading.Lock()}  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=r"cannot be copied .*, which '0.locks' holds; remove it before"):
         sparsefx.sparsify(model)
+
+
+@pytest.mark.parametrize("trace", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_model_that_torch_jit_compiled(trace: bool) -> None:
+    compiled = torch.jit.script(nn.Sequential(nn.Linear(4, 8)))
+    with pytest.raises(ArgumentError, match=r"compiled by torch.jit; sparsify the model as it was before"):
+        sparsefx.sparsify(compiled, trace=trace)

@@ -293,3 +293,12 @@ def test_active_weights_of_value_0_are_told():
     grown = optimizer.cycle().layers[0].grown
     assert sparsefx.report(model).active_zeros == grown > 0
     assert f"{grown} active weights are 0, as those that a cycle grew" in str(sparsefx.report(model))
+
+
+def test_models_without_values_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"0.weight of model has no shape yet; run the model once"):
+        sparsefx.report(nn.Sequential(nn.LazyLinear(4)))
+    with torch.device("meta"):
+        hollow = nn.Sequential(nn.Linear(4, 8))
+    with pytest.raises(ArgumentError, match=r"0.weight of model is on the meta device .*to_empty"):
+        sparsefx.report(hollow)

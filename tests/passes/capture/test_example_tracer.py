@@ -244,6 +244,19 @@ def test_what_holds_at_every_size_or_type_traces(function: Callable[..., Any]) -
     assert module(torch.ones(1, 1, 4, dtype=torch.float64)).shape == (1, 1, 4)
 
 
+def largest_and_least_of_sizes(m: Traced, x: Tensor) -> Tensor:
+    first, length = x.shape[:2]
+    y = m.fc(x)[:, : min(length, 2)] * max(first, 2.5, len(x[0]))
+    return nn.functional.pad(y, (0, 0, 0, max(x.shape[:2]) - min([first, y.shape[1]]))) + max(3, y.dim())
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 1), (1, 5), (4, 4), (2, 3)])
+def test_largest_and_least_of_sizes(sizes: tuple[int, int]) -> None:
+    module = runs(largest_and_least_of_sizes)
+    x = torch.ones(*sizes, 4)
+    assert torch.equal(module(x), largest_and_least_of_sizes(module, x))  # type: ignore[arg-type]
+
+
 def halve_and_double(m: Traced, x: Tensor) -> Tensor:
     """Lengths are alike for even ones only."""
     y = m.fc(x[:, ::2]).repeat_interleave(2, 1)
