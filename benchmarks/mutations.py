@@ -61,6 +61,9 @@ class Fault:
 _REWRITES = "tests/passes/rewrites/test_passes.py"
 _OPS = "tests/passes/analysis/test_ops.py"
 _CONVOLUTION = "tests/kernels/runtime/test_convolution.py"
+_GRADIENTS = "tests/kernels/training/test_gradients.py"
+_PACKING = "tests/masking/test_packing.py"
+_WINDOW = "tests/optim/test_gradient_window.py"
 
 FAULTS = (
     Fault(
@@ -251,6 +254,86 @@ FAULTS = (
         '        if self._rules.inactive_buffers == "mask":\n',
         "inactive weights move with the optimizer's step",
         ("tests/methods/test_sparse_momentum.py",),
+    ),
+    Fault(
+        "sparsefx/kernels/training/backward.py",
+        "if len(item.summands) == 2 and item.relu:",
+        "if False:",
+        "behind a residual sum the gradient passes where ReLU made 0",
+        (f"{_GRADIENTS}::test_batches_of_any_size", f"{_GRADIENTS}::test_any_strides"),
+    ),
+    Fault(
+        "sparsefx/kernels/training/backward.py",
+        "masked = route.form.normalised and not source.is_full(block)",
+        "masked = False",
+        "lanes without an image get a gradient behind a norm",
+        (_GRADIENTS,),
+    ),
+    Fault(
+        "sparsefx/kernels/training/region.py",
+        "if self.versions != self.region.versions():",
+        "if False:",
+        "a backward pass goes by another mask than its forward pass",
+        (f"{_GRADIENTS}::test_another_mask_between_forward_and_backward_is_refused",),
+    ),
+    Fault(
+        "sparsefx/kernels/codegen/statistics.py",
+        "unbiased = code.fmul(variance, code.fdiv(count, code.fsub(count, F64(1.0))))",
+        "unbiased = variance",
+        "running variances take in the biased one",
+        (f"{_GRADIENTS}::test_running_statistics_over_several_batches",),
+    ),
+    Fault(
+        "sparsefx/kernels/codegen/derivative.py",
+        "following.append(code.fadd(sums[0], gradient))",
+        "following.append(sums[0])",
+        "the gradient of a norm's bias is lost",
+        (
+            f"{_GRADIENTS}::test_batches_of_any_size",
+            f"{_GRADIENTS}::test_a_norm_in_evaluation_takes_one_value",
+        ),
+    ),
+    Fault(
+        "sparsefx/masking/packing.py",
+        "if self.version == 0 or not torch.equal(positions, self.positions):",
+        "if self.version == 0:",
+        "packed weights keep the positions of an old mask",
+        (f"{_PACKING}::test_positions_follow_the_mask",),
+    ),
+    Fault(
+        "sparsefx/masking/packing.py",
+        "        parameter.data = torch.empty(0, dtype=torch.float16, device=changed.device)\n",
+        "",
+        "a graph that is alive adds up gradients of the shape before",
+        (f"{_PACKING}::test_a_graph_that_is_still_alive_does_not_disturb",),
+    ),
+    Fault(
+        "sparsefx/optim/gradient_window.py",
+        "step > self._next - self._steps",
+        "step >= self._next - self._steps",
+        "the window before a cycle opens a step early",
+        (f"{_WINDOW}::test_counted_cycles_open_a_window_before_each",),
+    ),
+    Fault(
+        "sparsefx/optim/gradient_window.py",
+        "max(kept, default=_MOMENTUM)",
+        "min(kept, default=_MOMENTUM)",
+        "of two groups the one that forgets sooner says how long the window is",
+        (_WINDOW,),
+    ),
+    Fault(
+        "passes/capture/undisturbed.py",
+        "        stack.callback(restore_rng, state)\n",
+        "",
+        "export leaves other random numbers behind",
+        ("tests/export/test_export.py", "tests/export/test_calls.py", "tests/test_accelerate.py"),
+    ),
+    Fault(
+        "passes/capture/undisturbed.py",
+        "stack.enter_context(torch.autocast(kind, enabled=False))",
+        "pass",
+        "export under autocast folds weights of half precision",
+        ("tests/export/test_export.py", "tests/export/test_calls.py", "tests/test_accelerate.py"),
     ),
 )
 

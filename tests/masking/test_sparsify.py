@@ -545,6 +545,7 @@ def test_gradients_are_those_of_the_original(trace: bool) -> None:
         assert parameter.grad is None or torch.equal(gradients[name], parameter.grad)
 
 
+@pytest.mark.slow
 def test_googlenet_and_its_auxiliary_heads() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
