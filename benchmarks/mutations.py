@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -397,6 +396,13 @@ class _FirstFailure:
 
     name: str | None = None
 
+    def pytest_configure(self) -> None:
+        """Stop a property at the first example that fails; a smaller one would take minutes to find."""
+        from hypothesis import Phase, settings  # pytest wants to import it first
+
+        settings.register_profile("faults", phases=(Phase.explicit, Phase.generate))
+        settings.load_profile("faults")
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._see(report)
 
@@ -415,11 +421,6 @@ def _run(tests: tuple[str, ...], checkout: Path, found: Connection) -> None:
     os.environ["PYTHONPATH"] = str(checkout)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    # The first example that fails is enough; a smaller one would take minutes to find.
-    hypothesis.settings.register_profile(
-        "faults", phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    )
-    hypothesis.settings.load_profile("faults")
     first = _FirstFailure()
     status = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[first])
     found.send(first.name if status in (0, 1, 2) else f"pytest, with status {int(status)}")
