@@ -235,14 +235,14 @@ FAULTS = (
         ("tests/archive/test_archive.py::test_types_and_memory_orders",),
     ),
     Fault(
-        "sparsefx/masking/masks.py",
+        "sparsefx/masking/mask_values.py",
         "weight.view(integer).mul_(mask.view(torch.int8))",
         "weight.mul_(mask)",
         "NaN and infinity outlive the mask",
         ("tests/masking/test_masks.py",),
     ),
     Fault(
-        "sparsefx/masking/masks.py",
+        "sparsefx/masking/load_masks.py",
         "masked = local(weight.detach()).masked_fill(inactive, 0)",
         "masked = local(weight.detach())",
         "a loaded weight is not masked",
