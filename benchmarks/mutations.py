@@ -60,6 +60,7 @@ class Fault:
 
 _REWRITES = "tests/passes/rewrites/test_passes.py"
 _OPS = "tests/passes/analysis/test_ops.py"
+_TRAPS = "tests/export/test_traps.py"
 _CONVOLUTION = "tests/kernels/runtime/test_convolution.py"
 _GRADIENTS = "tests/kernels/training/test_gradients.py"
 _PACKING = "tests/masking/test_packing.py"
@@ -92,7 +93,7 @@ FAULTS = (
         "varies = varies | its_varies | (value != its_value)",
         "varies = varies | its_varies",
         "constants of two calls are taken to be equal",
-        ("tests/export/test_traps.py::test_constants_that_differ_from_call_to_call_stay",),
+        (f"{_TRAPS}::test_constants_that_differ_from_call_to_call_stay",),
     ),
     Fault(
         "passes/rewrites/align_head_dims.py",
@@ -326,14 +327,14 @@ FAULTS = (
         "        stack.callback(restore_rng, state)\n",
         "",
         "export leaves other random numbers behind",
-        ("tests/export/test_export.py", "tests/export/test_calls.py", "tests/test_accelerate.py"),
+        (f"{_TRAPS}::test_export_leaves_the_random_numbers_of_others_as_they_were",),
     ),
     Fault(
         "passes/capture/undisturbed.py",
         "stack.enter_context(torch.autocast(kind, enabled=False))",
         "pass",
-        "export under autocast folds weights of half precision",
-        ("tests/export/test_export.py", "tests/export/test_calls.py", "tests/test_accelerate.py"),
+        "export under autocast computes in half precision",
+        (f"{_TRAPS}::test_export_inside_contexts_of_the_users",),
     ),
 )
 
@@ -396,6 +397,7 @@ class _FirstFailure:
 
     name: str | None = None
 
+    @pytest.hookimpl(tryfirst=True)  # before the settings of the tests are made
     def pytest_configure(self) -> None:
         """Stop a property at the first example that fails; a smaller one would take minutes to find."""
         from hypothesis import Phase, settings  # pytest wants to import it first
