@@ -3,6 +3,7 @@
     python benchmarks/training.py steps --models vgg16-d mlp --densities 0.05 0.1 --batches 32 128
     python benchmarks/training.py memory --models vgg16-d mlp
     python benchmarks/training.py cycles --models vgg16-d
+    python benchmarks/training.py inference --models alexnet-s vgg16-d wrn-28-2 wrn-16-10
     python benchmarks/training.py table
 
 A step is zero_grad, forward, cross-entropy, backward and SGD with momentum and weight decay. The dense
@@ -10,7 +11,8 @@ contenders are eager, channels-last and ``torch.compile`` in float32, and bfloat
 All take turns in one process with one thread, and the ratio is the best float32 median to the sparse one.
 Weights are random at the density, all but the first convolution's. ``memory`` is the peak of a process of
 its own above what the model's load takes; ``cycles`` times the cycle of sparse momentum and the steps of
-its window. Results go to benchmarks/records/training.jsonl, ``table`` writes docs/training_speed.md.
+its window; ``inference`` times the export with sparse kernels beside the dense contenders. Results go to
+benchmarks/records/training.jsonl, ``table`` writes docs/training_speed.md.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import workers
-from pages import table, write_section
+from pages import write_section
 from torch import Tensor, nn
+from training_table import sections
 
 import sparsefx
 from sparsefx.experiments.networks import network
@@ -95,6 +98,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "wrn-16-10": (lambda: WideResNet(16, 10, 0.0), (3, 32, 32)),
     "resnet18": (lambda: of_torchvision("resnet18"), (3, 64, 64)),
     "resnet50": (lambda: of_torchvision("resnet50"), (3, 64, 64)),
+    "alexnet-s": (network("alexnet-s").build, (3, 32, 32)),
     "mlp": (mlp, (3072,)),
     "lenet-300-100": (network("lenet-300-100").build, (1, 28, 28)),
     "lenet5-caffe": (network("lenet5-caffe").build, (1, 28, 28)),
@@ -161,6 +165,38 @@ def of_steps(record: workers.Record, options: argparse.Namespace) -> Iterator[wo
         yield {"density": density, "sparse": sparse, "ratio": best / sparse, **contenders}
 
 
+def of_inference(record: workers.Record, options: argparse.Namespace) -> Iterator[workers.Record]:
+    """The exports of all densities, and the dense contenders in evaluation, in turns."""
+    x, _ = batch_of(record)
+    torch.manual_seed(0)
+    dense = NETWORKS[record["model"]][0]().eval()
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    models: dict[str, Any] = {"eager": dense, "channels-last": last}
+    models["compile"] = torch.compile(dense, dynamic=False)
+    kept = [name for name in models if name not in options.without]
+    steps: dict[str, Step] = {name: partial(evaluate, models[name], x) for name in kept}
+    for density in options.densities:
+        sparse = sparsefx.sparsify(dense, density, dense=first_convolution(dense), seed=0).eval()
+        steps[f"{density:g}"] = partial(evaluate, sparsefx.export(sparse, (x,), kernels="sparse"), x)
+    milliseconds = take_turns(steps, options.turns)
+    best = min(milliseconds[name] for name in kept)
+    for density in options.densities:
+        sparse_time = milliseconds[f"{density:g}"]
+        contenders = {name: milliseconds.get(name) for name in models}
+        yield {"density": density, "sparse": sparse_time, "ratio": best / sparse_time, **contenders}
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, x: Tensor) -> None:
+    """A forward pass."""
+    model(x)
+
+
+def first_convolution(dense: nn.Module) -> list[str]:
+    """Its name, if there is one."""
+    return [name for name, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)][:1]
+
+
 def batch_of(record: workers.Record) -> tuple[Tensor, Tensor]:
     """Random samples (N, ...) and labels (N,)."""
     shape = NETWORKS[record["model"]][1]
@@ -169,8 +205,7 @@ def batch_of(record: workers.Record) -> tuple[Tensor, Tensor]:
 
 def accelerated(dense: nn.Module, x: Tensor, density: float) -> nn.Module:
     """A sparse copy, its first convolution dense, that trains by sparse kernels."""
-    first = [name for name, layer in dense.named_modules() if isinstance(layer, nn.Conv2d)][:1]
-    model = sparsefx.sparsify(dense, density, dense=first, seed=0)
+    model = sparsefx.sparsify(dense, density, dense=first_convolution(dense), seed=0)
     return sparsefx.accelerate(model, (x,)).train()
 
 
@@ -344,66 +379,7 @@ COMMANDS: dict[str, Callable[[workers.Record, argparse.Namespace], Iterator[work
     "steps": of_steps,
     "memory": of_memory,
     "cycles": of_cycles,
-}
-
-
-# -- tables --------------------------------------------------------------------------------------------
-
-
-def sections(records: list[workers.Record]) -> Iterator[tuple[str, str]]:
-    """Every table for which something was measured, by name."""
-    for lanes in (16, 8):
-        for kind, make in TABLES.items():
-            latest = {
-                tuple(one[key] for key in ("model", "batch", "threads", "density")): one
-                for one in records
-                if (one["kind"], one["lanes"]) == (kind, lanes)
-            }
-            if latest:
-                yield f"training {kind}, {lanes} lanes", make(list(latest.values()))
-
-
-def table_of_steps(records: list[workers.Record]) -> str:
-    """Milliseconds of every contender, and the ratio."""
-    header = ["network", "batch", "threads", "density", *CONTENDERS, "sparse, ms", "ratio"]
-    rows = [
-        [
-            *(str(one["model"]), str(one["batch"]), str(one["threads"]), f"{one['density']:.0%}"),
-            *("" if one[name] is None else f"{one[name]:.1f}" for name in CONTENDERS),
-            *(f"{one['sparse']:.1f}", f"**{one['ratio']:.1f}x**"),
-        ]
-        for one in records
-    ]
-    return table(header, rows)
-
-
-def table_of_memory(records: list[workers.Record]) -> str:
-    """Megabytes, and the part of the dense step's."""
-    dense = {(one["model"], one["batch"]): one for one in records if one["density"] is None}
-    rows = []
-    for one in records:
-        base = dense[one["model"], one["batch"]]
-        kind = "dense" if one["density"] is None else f"{one['density']:.0%}"
-        parts = [f"{one[name]:.0f} ({one[name] / base[name]:.2f})" for name in ("peak", "kept")]
-        rows.append([one["model"], str(one["batch"]), kind, *parts])
-    return table(["network", "batch", "density", "peak, MB", "weights, gradients and momentum, MB"], rows)
-
-
-def table_of_cycles(records: list[workers.Record]) -> str:
-    """Milliseconds of each."""
-    names = ("dense", "packed", "window", "cycle")
-    header = ["network", "batch", "density", "dense step, ms", "sparse step", "step of the window", "cycle"]
-    rows = [
-        [one["model"], str(one["batch"]), f"{one['density']:.0%}", *(f"{one[name]:.1f}" for name in names)]
-        for one in records
-    ]
-    return table(header, rows)
-
-
-TABLES: dict[str, Callable[[list[workers.Record]], str]] = {
-    "steps": table_of_steps,
-    "memory": table_of_memory,
-    "cycles": table_of_cycles,
+    "inference": of_inference,
 }
 
 if __name__ == "__main__":

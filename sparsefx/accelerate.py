@@ -18,6 +18,7 @@ from sparsefx.kernels.training.memory_pool import return_free_memory
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
 from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.passes.analysis.analyses import Analyses
 from sparsefx.passes.capture.undisturbed import same_modes, undisturbed
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
@@ -129,12 +130,14 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
                 graphs[False] = graphs[True]
                 break
             model.train(mode)
+            unpack_all(model)  # regions of the other mode have packed weights that layers read here
             graphs[mode], found = _with_regions(model, before[0 if mode else 1], inputs, backend)
             reports = reports or found
     result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
     added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
     keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
+    leave_packed_out(result)
     return_free_memory()
     return result
 

@@ -108,6 +108,75 @@ def test_an_optimizer_trains_it_as_the_model_itself(sparse: nn.Module):
     torch.testing.assert_close(fast(X), sparse(X), rtol=1e-4, atol=1e-4)
 
 
+def labels() -> torch.Tensor:
+    return torch.arange(9) % 4
+
+
+def momentum(model: nn.Module, **options: int) -> sparsefx.SparseMomentum:
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return sparsefx.SparseMomentum(sgd, model, cycles=3, every=4, seed=0, **options)
+
+
+def quiet() -> nn.Module:
+    """A sparse network without dropout."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 4)]
+    return sparsify(nn.Sequential(*layers), density=0.3, seed=0)
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_clipping_sees_the_norm_of_the_gradients_that_there_are(window: int):
+    """Of active weights alone; in the window of all, as without acceleration."""
+    plain, fast = quiet(), accelerate(quiet(), (X,), kernels="sparse")
+    optimizer = momentum(fast, window=4 * window)
+    norms = []
+    for model in (plain, fast):
+        F.cross_entropy(model(X), labels()).backward()
+        for weight in sparsefx.masked_weights(plain) if not window else ():
+            if weight.weight.grad is not None:
+                weight.weight.grad.mul_(weight.mask)
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1e-3))
+    torch.testing.assert_close(norms[1], norms[0])
+    optimizer.step()
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Also where weights become dense in between, and in the steps around a window."""
+    whole, parts = (accelerate(quiet(), (X,), kernels="sparse") for _ in range(2))
+    for model, count in ((whole, 1), (parts, 3)):
+        optimizer = momentum(model, window=2)
+        for _ in range(9):
+            optimizer.zero_grad()
+            for x, y in zip(X.chunk(count), labels().chunk(count), strict=True):
+                (F.cross_entropy(model(x), y) / count).backward()
+                model.state_dict()
+            optimizer.step()
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_averages_exports_and_evaluations_between_steps_change_nothing():
+    """An average has the weights' masks; the model and a copy of it go on alike."""
+    plain, fast = quiet(), accelerate(quiet(), (X,), kernels="sparse")
+    states = []
+    for model in (plain, fast):
+        average = sparsefx.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+        optimizer = momentum(model)
+        for _ in range(9):  # a cycle at 4 and at 8, after which there is an export
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), labels()).backward()
+            optimizer.step()
+            average.update_parameters(model)
+            if model is fast and len(optimizer.history) == 2:
+                compact = sparsefx.export(average.module, (X,))
+                torch.testing.assert_close(compact(X), average.eval()(X), rtol=1e-4, atol=1e-5)
+                model.eval()(X)
+                model.train()
+        states.append({**model.state_dict(), **{f"average {k}": v for k, v in average.state_dict().items()}})
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_state_dicts_fit_both_ways(sparse: nn.Module):
     fast = accelerate(sparse, (X,), kernels="sparse").eval()
     expected = fast(X)

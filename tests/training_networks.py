@@ -26,11 +26,22 @@ LARGEST: tuple[Any, ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 MEANS: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
+EXACT_ACTIVATIONS: tuple[Any, ...] = (nn.ReLU, nn.ReLU, nn.ReLU6, lambda: nn.LeakyReLU(0.5))
+ACTIVATIONS: tuple[Any, ...] = (nn.ReLU, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+
+
 class Add(nn.Module):
     """The sum of two values."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+
+class Concatenate(nn.Module):
+    """The channels of several values."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return torch.cat(values, 1)
 
 
 class Mean(nn.Module):
@@ -107,7 +118,7 @@ class _Builder:
         """One more value, of one that has images; mostly of the last."""
         images = [number for number, (_, size) in enumerate(self.shapes) if size]
         source = self.draw(st.sampled_from([images[-1], images[-1], *images]))
-        kinds = ["convolution", "relu", "largest", "mean", "add", "block"]
+        kinds = ["convolution", "activation", "largest", "mean", "add", "block", "concatenate"]
         kinds += [] if self.exact else ["norm", "norm"]
         getattr(self, f"_{self.draw(st.sampled_from(kinds))}")(source)
 
@@ -152,6 +163,10 @@ class _Builder:
     def _relu(self, source: int) -> int:
         return self._append(nn.ReLU(), (source,), self.shapes[source])
 
+    def _activation(self, source: int) -> int:
+        make = self.draw(st.sampled_from(EXACT_ACTIVATIONS if self.exact else ACTIVATIONS))
+        return self._append(make(), (source,), self.shapes[source])
+
     def _norm(self, source: int) -> int:
         channels, size = self.shapes[source]
         momentum = self.draw(st.sampled_from([0.1, 0.3, None]))
@@ -160,26 +175,35 @@ class _Builder:
         return self._append(norm, (source,), (channels, size))
 
     def _largest(self, source: int) -> int:
-        return self._pool(LARGEST[self.dims - 1], source, self._each(1, 3))
+        return self._pool(LARGEST[self.dims - 1], source, self._each(1, 3), ceil=self.draw(st.booleans()))
 
     def _mean(self, source: int) -> int:
         kernel = self._each(1, 3)
         kernel = tuple(1 << (length // 2) for length in kernel) if self.exact else kernel
         return self._pool(MEANS[self.dims - 1], source, kernel)
 
-    def _pool(self, kind: Any, source: int, kernel: tuple[int, ...]) -> int:
+    def _pool(self, kind: Any, source: int, kernel: tuple[int, ...], ceil: bool = False) -> int:
         channels, size = self.shapes[source]
         stride = self._each(1, 3)
         padding = tuple(self.draw(st.integers(0, length // 2)) for length in kernel)
-        after = _size(size, kernel, stride, padding, (1,) * self.dims)
-        if min(after) < 1:
+        pool = kind(kernel, stride, padding, ceil_mode=ceil)
+        fits = kind is not nn.AvgPool3d or all(n >= k for n, k in zip(size, kernel, strict=True))  # as torch
+        if not fits or min(_size(size, kernel, stride, padding, (1,) * self.dims)) < 1:
             return source
-        return self._append(kind(kernel, stride, padding), (source,), (channels, after))
+        after = tuple(pool(torch.zeros(1, channels, *size)).shape[2:])
+        return self._append(pool, (source,), (channels, after))
 
     def _add(self, source: int) -> int:
         alike = [number for number, shape in enumerate(self.shapes) if shape == self.shapes[source]]
         other = self.draw(st.sampled_from(alike))
         return source if other == source else self._append(Add(), (source, other), self.shapes[source])
+
+    def _concatenate(self, source: int) -> int:
+        size = self.shapes[source][1]
+        alike = [number for number, shape in enumerate(self.shapes) if shape[1] == size]
+        others = self.draw(st.lists(st.sampled_from(alike), min_size=1, max_size=2))
+        channels = sum(self.shapes[number][0] for number in (source, *others))
+        return self._append(Concatenate(), (source, *others), (channels, size))
 
     def _block(self, source: int) -> int:
         """A residual block, perhaps with a norm and ReLU first, or with a convolution as its shortcut."""
@@ -196,7 +220,7 @@ class _Builder:
             shortcut = self._convolution(first, outputs, keep=True)
         if not self.exact and self.draw(st.booleans()):
             main = self._norm(main)
-        return self._relu(self._append(Add(), (main, shortcut), self.shapes[main]))
+        return self._activation(self._append(Add(), (main, shortcut), self.shapes[main]))
 
     def _head(self, source: int) -> int:
         channels, size = self.shapes[source]
@@ -332,7 +356,7 @@ def check_step(pair: Twins, x: Tensor, integers: bool = True) -> None:
     equal(one.grad, other.grad, integers, scale=1.0, what="input")
     buffers = dict(pair.fast.named_buffers())
     for name, expected in pair.exact.named_buffers():
-        equal(buffers[name], expected.double(), False, what=name)
+        equal(buffers[name], expected.double(), False, scale=1.0, what=name)
 
 
 def check_gradients(pair: Twins, integers: bool = True) -> None:
@@ -353,7 +377,7 @@ class Margin(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        if name in ("relu", "relu_", "threshold"):
+        if name in ("relu", "relu_", "threshold", "leaky_relu"):
             self._note(args[0].detach().abs(), args[0])
         if name.startswith("max_pool") and name.endswith("with_indices"):
             self._note(_gaps(*args), args[0])

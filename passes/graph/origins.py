@@ -6,7 +6,6 @@ says so with :func:`follow` and :func:`reorder`; what it writes into them does n
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.passes.running.broadcast import broadcast_shapes
-from sparsefx.passes.running.copied_modes import in_modes_of
+from sparsefx.passes.running.deep_copy import deep_copy
 
 _KEY = "_sparsefx_origin"
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -126,8 +125,8 @@ def duplicate(model: _Module, *, share: bool = False) -> _Module:
     """
     if share:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        return in_modes_of(model, copy.deepcopy(model, shared))
-    copied = in_modes_of(model, copy.deepcopy(model))
+        return deep_copy(model, shared)
+    copied = deep_copy(model)
     pairs = zip(
         model.named_parameters(remove_duplicate=False),
         copied.named_parameters(remove_duplicate=False),

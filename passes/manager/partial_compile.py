@@ -27,6 +27,7 @@ from sparsefx.passes.manager.part_calls import Call, calls_of_parts, trials_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.compare import gives, run
+from sparsefx.passes.running.deep_copy import deep_copy
 from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
 from sparsefx.passes.running.trials import Check, Trials
@@ -177,7 +178,7 @@ class _Compiler:
         """Let a graph follow the mode; what ``train`` leaves in evaluation, and what else differs."""
         if not self.trains:
             return {}, None
-        training = copy.deepcopy(module).train()
+        training = deep_copy(module).train()
         held_back = [path for path, part in training.named_modules() if not part.training]
         root = _in_mode(training, True)
         with same_buffers(root, examples) as copies:

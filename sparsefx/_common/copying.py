@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from sparsefx._common.plain_tensors import dense
 from sparsefx.errors import ArgumentError
-from sparsefx.passes.running.copied_modes import in_modes_of
+from sparsefx.passes.running.deep_copy import deep_copy
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -27,10 +26,9 @@ def copy_model(model: nn.Module) -> nn.Module:
         ArgumentError: an attribute, such as a lock or an open file, cannot be copied.
     """
     try:
-        copied = copy.deepcopy(model, _detached(model) | _dense(model))
+        return deep_copy(model, _detached(model) | _dense(model))
     except Exception as error:  # a model may hold anything
         raise ArgumentError(f"model cannot be copied by copy.deepcopy: {error}") from error
-    return in_modes_of(model, copied)
 
 
 def _detached(model: nn.Module) -> dict[int, Tensor]:

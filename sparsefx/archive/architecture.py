@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from sparsefx.masking.layers import MaskedLayer, unmask_layer
 from sparsefx.masking.masks import detach_masks
 from sparsefx.passes.capture.capture import capture
 from sparsefx.passes.graph.graph_module import TwoModeGraphModule
+from sparsefx.passes.running.deep_copy import deep_copy
 from sparsefx.passes.serialize.vocabulary import qualified
 
 
@@ -52,7 +52,7 @@ class Architecture:
             if id(tensor) not in memo:
                 given = tensors.get(name)
                 memo[id(tensor)] = _placeholder(tensor) if given is None else given
-        copied = copy.deepcopy(self.model, memo)
+        copied = deep_copy(self.model, memo)
         for module in copied.modules():
             if isinstance(module, MaskedLayer):
                 unmask_layer(module)

@@ -15,6 +15,8 @@ from sparsefx.integrations.metrics import CycleLog
 from sparsefx.integrations.plan import Plan, told_by_trainer
 from sparsefx.masking.averaged_model import average_by_masks
 from sparsefx.masking.masks import apply_masks
+from sparsefx.masking.packing import unpack_all
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.methods import Method
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
 
@@ -69,6 +71,10 @@ class SparseCallback(Callback):
         self._schedule: DeferredSchedule | None = None
         self._logs: list[CycleLog] = []
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have DistributedDataParallel, which wraps the module next, leave packed weights out."""
+        leave_packed_out(pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the optimizer: it is made by now, and its checkpoint is not loaded yet."""
         for average in _averages(trainer):
@@ -105,6 +111,10 @@ class SparseCallback(Callback):
         """Log the cycle, if there was one."""
         for log in self._logs:
             log.update()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make packed weights dense for stochastic weight averaging, which reads them between epochs."""
+        unpack_all(pl_module)
 
     def on_train_end(self, *_: Any) -> None:
         """Log a cycle that came after the last batch."""

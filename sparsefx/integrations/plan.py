@@ -14,6 +14,7 @@ from sparsefx._common.seeds import all_ranks, given_generator
 from sparsefx._common.values import check_count
 from sparsefx.cycle import NEVER, Clock, DeferredSchedule, Schedule, Timing
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.replicas import leave_packed_out
 from sparsefx.methods import Method
 from sparsefx.methods import method as named
 from sparsefx.optim.sparse_optimizer import SparseOptimizer
@@ -92,6 +93,8 @@ class Plan:
     def optimizer(self, optimizer: Optimizer, model: nn.Module, schedule: Schedule) -> SparseOptimizer:
         """The optimizer that follows it; where there are several ranks, all of them train the same masks.
 
+        Trainers wrap the model by DistributedDataParallel after this, which leaves packed weights out.
+
         Args:
             optimizer: holds the masked weights of ``model``.
             model: a sparsified model.
@@ -100,6 +103,8 @@ class Plan:
         Raises:
             ArgumentError: the model has no masked weights, or the optimizer lacks some.
         """
+        if isinstance(model, nn.Module):
+            leave_packed_out(model)
         return SparseOptimizer(
             optimizer,
             model,

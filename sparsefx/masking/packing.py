@@ -13,8 +13,8 @@ The forward pass of a region packs. Everything else sees dense weights: it gets 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsefx.errors import ArgumentError
+from sparsefx.masking.averaged_gradients import (
+    AveragedGradients,
+    averaged_gradients,
+    ddp_in_forward,
+    in_backward,
+)
 
 _RECORD = "_packings"
 _NOT_ELEMENTWISE = frozenset(
@@ -38,8 +44,8 @@ _registered = 0  # so many parameters, ever
 _known: Any = weakref.WeakKeyDictionary()
 """The optimizers that were looked at, with what there was to find then."""
 
-_hooked: Any = weakref.WeakSet()
-"""The optimizers whose state dicts unpack."""
+_restored: Any = weakref.WeakSet()
+"""Packings of copies and of what was loaded, which are registered when somebody asks for packings."""
 
 
 class Packing:
@@ -62,14 +68,17 @@ class Packing:
         self._seen: Any = None
         self._held: set[str] = set()
         self._optimizers: Any = weakref.WeakSet()
+        self._averaged: AveragedGradients | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_optimizers"}
-        return {**state, "_held": set(self._held), "_seen": None}
+        return {**state, "_held": self._held - {"ranks"}, "_seen": None, "_averaged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._optimizers = weakref.WeakSet()
+        _watch_optimizers()  # a process that loaded the model has attached no packing
+        _restored.add(self)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -109,11 +118,12 @@ class Packing:
     def pack(self) -> None:
         """Keep the active values alone; nothing where they are packed already."""
         self._register()
+        self._follow_ranks()
         if self.is_packed:
             return
-        _check_outside_ddp()
-        self.follow_mask()
-        self._change(self._packed, self.shape)
+        self._find_positions()
+        if "ranks" not in self._held:
+            self._change(self._packed, self.shape)
 
     @torch.no_grad()
     def unpack(self) -> None:
@@ -122,9 +132,54 @@ class Packing:
         if self.is_packed:
             self._change(self._dense, self.positions.shape)
 
-    @torch.no_grad()
     def follow_mask(self) -> None:
         """Find the positions again where the mask of a dense weight has changed."""
+        self._follow_ranks()
+        self._find_positions()
+
+    @property
+    def values(self) -> Tensor:
+        """Of the active positions, [active]: of this moment, where the weight is dense."""
+        if self.is_packed:
+            return self.parameter.detach()
+        self._find_positions()
+        return self._packed(self.parameter)
+
+    @torch.no_grad()
+    def set_values(self, values: Tensor) -> None:
+        """Give the active positions other values, [active]."""
+        self.parameter.copy_(values if self.is_packed else self._dense(values))
+
+    def _follow_ranks(self) -> None:
+        """Learn, in a forward pass, who averages the gradient over ranks, if anybody does.
+
+        DistributedDataParallel does only for weights that it was not told to leave out, such as those of a
+        model inside of another one. They stay dense, as it knows them.
+        """
+        ddp = ddp_in_forward()
+        if ddp is None:
+            if self._averaged is not None and not in_backward():
+                self._averaged.follow(synchronises=False)
+            return
+        averaged = averaged_gradients(ddp, packings)
+        if averaged is None or not (averaged is self._averaged or averaged.has(self)):
+            self._let_ddp_average()
+        else:
+            self._averaged = averaged
+            averaged.watch(self.parameter)
+            averaged.follow(ddp.require_backward_grad_sync)
+
+    def _let_ddp_average(self) -> None:
+        if self.is_packed:
+            raise ArgumentError(
+                "an accelerated model inside of the model that DistributedDataParallel wraps has packed "
+                "weights already, which it cannot average; wrap the accelerated model itself, or wrap before "
+                "the first forward pass"
+            )
+        self.hold("ranks")
+
+    @torch.no_grad()
+    def _find_positions(self) -> None:
         mask: Any = self._module._buffers[self._mask]
         seen = id(mask), mask._version
         if seen == self._seen:
@@ -155,6 +210,11 @@ class Packing:
         if known is None or known() is not self:
             _packings[self.parameter] = weakref.ref(self)
             _registered += 1
+
+    def register_copy(self) -> None:
+        """Let optimizers find the parameter of a copy; of one that failed there may be none."""
+        if self._name in vars(self._module).get("_parameters", ()):
+            self._register()
 
     def _change_states(self, optimizers: Iterable[Optimizer], change: Any, shape: torch.Size) -> None:
         for optimizer in optimizers:
@@ -252,8 +312,27 @@ def _unpack_before(module: nn.Module, *_: object) -> None:
 
 @cache
 def _watch_optimizers() -> None:
-    """See each optimizer before its steps, once in a process."""
+    """See each optimizer before its steps and state dicts, once in a process.
+
+    torch has a hook for the steps of all optimizers, and for state dicts only one of each optimizer. Of a
+    new one, or a copy, nobody knows before its first step, but its state may be packed already.
+    """
     register_optimizer_step_pre_hook(_before_step)
+    for method in (Optimizer.state_dict, Optimizer.load_state_dict):
+        setattr(Optimizer, method.__name__, _on_dense_state(method))
+
+
+def _on_dense_state(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of optimizers that first makes dense what they keep."""
+
+    @wraps(method)
+    def on_dense_state(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        for packing in list(packed_in(optimizer)):
+            adopt(packing, optimizer)
+            packing.unpack()
+        return method(optimizer, *args, **kwargs)
+
+    return on_dense_state
 
 
 def _before_step(optimizer: Optimizer, *_: object) -> None:
@@ -268,6 +347,8 @@ def _before_step(optimizer: Optimizer, *_: object) -> None:
 
 def packed_in(optimizer: Optimizer) -> Iterator[Packing]:
     """The packings of the parameters that an optimizer holds, of those that were ever packed."""
+    while _restored:
+        _restored.pop().register_copy()
     held: Iterable[Any] = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for parameter in held:
         known = _packings.get(parameter)
@@ -283,30 +364,3 @@ def adopt(packing: Packing, optimizer: Optimizer) -> None:
     packing.adopt(optimizer)
     if not is_elementwise(optimizer):
         packing.hold("optimizer")
-    if optimizer not in _hooked:
-        _hooked.add(optimizer)
-        optimizer.register_state_dict_pre_hook(_unpack_of)
-        optimizer.register_load_state_dict_pre_hook(_unpack_of)
-
-
-def _unpack_of(optimizer: Optimizer, *_: object) -> None:
-    """A state dict has dense tensors."""
-    for packing in packed_in(optimizer):
-        packing.unpack()
-
-
-def _check_outside_ddp() -> None:
-    """Refuse to change shapes that DistributedDataParallel has made its buckets for.
-
-    Raises:
-        ArgumentError: a forward pass of it is going on.
-    """
-    if not torch.distributed.is_available():
-        return
-    from torch.nn.parallel import DistributedDataParallel
-
-    if DistributedDataParallel._get_active_ddp_module() is not None:
-        raise ArgumentError(
-            "an accelerated model inside DistributedDataParallel cannot pack its weights, whose gradients "
-            "are averaged densely; make a sparsefx optimizer for the wrapped model, which keeps them dense"
-        )

@@ -12,21 +12,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sparsefx._common.hashing import hash_of
 from sparsefx._common.seeds import all_ranks
 from sparsefx.cycle.positions.block import Block
 from sparsefx.errors import ArgumentError, CycleError
-from sparsefx.masking.masks import MaskedWeight
+from sparsefx.masking.masks import MaskedWeight, mask_names
+from sparsefx.masking.packing import packings
 from sparsefx.masking.sharding import full_or_block, is_sharded, local
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # torch's name; its DDP reads it from the model it wraps
-_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
-def leave_masks_out(model: nn.Module, masks: Sequence[str]) -> None:
-    """Have DDP neither send nor overwrite these buffers of a model, which it would at every forward."""
-    names = [*getattr(model, _IGNORED, ()), *masks]
-    names += [f"_orig_mod.{name}" for name in masks]  # where torch.compile comes between
-    setattr(model, _IGNORED, names)
+def leave_out(model: nn.Module, names: Sequence[str]) -> None:
+    """Have DDP neither send nor overwrite these buffers and parameters of a model.
+
+    Buffers it would at every forward pass; gradients of parameters it would average.
+    """
+    compiled = [f"_orig_mod.{name}" for name in names]  # where torch.compile comes between
+    setattr(model, _IGNORED, list(dict.fromkeys([*getattr(model, _IGNORED, ()), *names, *compiled])))
+
+
+def leave_packed_out(model: nn.Module) -> None:
+    """Have DDP leave out the packed weights and the masks of a model that is accelerated, or has such parts.
+
+    DDP refuses a model of which it would have no parameter; then it gets the smallest, which stays dense.
+    """
+    packed = {id(packing.parameter): packing.parameter for packing in packings(model)}
+    if not packed:
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if trained and all(id(parameter) in packed for parameter in trained):
+        del packed[id(min(trained, key=Tensor.numel))]
+    named = model.named_parameters(remove_duplicate=False)
+    leave_out(model, [name for name, parameter in named if id(parameter) in packed] + mask_names(model))
 
 
 def replicating_group(model: nn.Module) -> Any:
@@ -82,8 +100,8 @@ def check_equal(layers: Sequence[MaskedWeight], group: Any, generator: torch.Gen
         CycleError: they differ; it names layers and ranks.
     """
     for alike, blocks, groups in _by_groups(layers, group):
-        hashes = torch.stack([_hash(layer.mask).to(blocks.device) for layer in alike])
-        told = torch.tensor([dist.get_rank(), int(_hash(generator.get_state()))], device=blocks.device)
+        hashes = torch.stack([hash_of(local(layer.mask)).to(blocks.device) for layer in alike])
+        told = torch.tensor([dist.get_rank(), int(hash_of(generator.get_state()))], device=blocks.device)
         rows = _gather(torch.cat([told, blocks.sum(hashes)]), groups)
         different = rows[rows[:, 1:].ne(rows[0, 1:]).any(1)]
         if len(different):
@@ -135,13 +153,3 @@ def _difference(first: Tensor, different: Tensor, names: Sequence[str]) -> str:
         "with the same seed everywhere, give every optimizer a generator seeded alike, load the same "
         "checkpoint, call cycle() on all ranks"
     )
-
-
-def _hash(values: Tensor) -> Tensor:
-    """64 bits that any change of bytes or bools very probably changes, int64 without dimensions."""
-    flat = local(values).flatten().view(torch.uint8)
-    words = nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
-    # Sums of words times odd numbers that depend on the place, modulo 2^64.
-    places = torch.arange(1, len(words) + 1, device=words.device) * _FACTOR
-    places ^= (places >> 29) & ((1 << 35) - 1)
-    return (words * (places | 1)).sum()

@@ -22,7 +22,7 @@ from sparsefx.masking.layers import MASKABLE, mask_layer
 from sparsefx.masking.load_masks import expect_all_masks
 from sparsefx.masking.mask_record import has_masks, mask_names
 from sparsefx.masking.masks import attach_mask, check_unsharded, masked_weights
-from sparsefx.masking.replicas import leave_masks_out
+from sparsefx.masking.replicas import leave_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import restore_rng, rng_state
@@ -115,7 +115,7 @@ def sparsify(
             differs = _own_call(model) if inputs is None else _difference(sparse, traced, inputs)
         _warn_opaque(captures, differs)
         sparse = sparse if differs else traced
-    leave_masks_out(sparse, mask_names(sparse))
+    leave_out(sparse, mask_names(sparse))
     return sparse
 
 

@@ -31,7 +31,7 @@ class GradientWindow:
 
     Args:
         window: steps before a cycle, 0 for none. ``"auto"``: as many as the momentum takes to forget to 1%
-            (44 for 0.9); 1 where the rules read no momentum; 0 where masks never change.
+            (44 for 0.9); 1 where momentum of inactive weights does not matter; 0 where masks never change.
         rules: of the method.
         schedule: when updates happen.
         optimizer: the wrapped optimizer.
@@ -80,7 +80,7 @@ class GradientWindow:
 def _steps(rules: Rules, optimizer: Optimizer) -> int:
     if not rules.updates:
         return 0
-    if not rules.reads_momentum():
+    if not rules.needs_momentum():
         return 1
     kept = [_kept(group) for group in optimizer.param_groups]
     momentum = min(max(kept, default=_MOMENTUM), 0.999)

@@ -62,3 +62,7 @@ class Rules:
     def reads_momentum(self) -> bool:
         """Whether an update may read the momentum; one that does not say so is taken to."""
         return any(getattr(update, "reads_momentum", True) for update in self.updates)
+
+    def needs_momentum(self) -> bool:
+        """Whether momentum of inactive weights matters: an update may read it, or new weights have it."""
+        return self.reads_momentum() or (bool(self.updates) and self.inactive_buffers == "keep")

@@ -61,7 +61,8 @@ class SparseOptimizer(WrappedOptimizer):
         after_step: called at the end of every step, for what follows the schedule besides.
         window: of an accelerated model (:func:`sparsefx.accelerate`), how many steps before each cycle
             compute the gradients of inactive weights. ``"auto"``: as many as the momentum takes to forget
-            to 1%, 1 where the method reads no momentum, all for a method that reads them at each step.
+            to 1%, 1 where momentum of inactive weights does not matter, all for a method that reads them
+            at each step.
 
     Attributes:
         history: a :class:`CycleRecord` for every update so far, the last 2,000 at most.
@@ -380,7 +381,6 @@ class SparseOptimizer(WrappedOptimizer):
         self._packings = [packing for handle in self._handles if (packing := handle.packing) is not None]
         for packing in self._packings:
             adopt(packing, self._optimizer)
-            packing.hold("ranks", replicating_group(self._model) is not None)
         self._hold_dense()
 
     def _hold_dense(self) -> None:

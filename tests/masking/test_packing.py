@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 from helpers import reloaded
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import run_source
 from properties import properties
 from torch import Tensor, nn
 
 import sparsefx
-from sparsefx.errors import ArgumentError
 from sparsefx.masking.masks import MaskedWeight, masked_weights
 from sparsefx.masking.packing import (
     attach_packing,
@@ -188,6 +189,53 @@ def test_the_optimizer_of_a_packed_copy_is_found(duplicate: Any, packs: bool) ->
     assert optimizer.state[raw_weight(copied)]["momentum_buffer"].shape == (12,)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, reloaded])
+def test_a_copied_optimizer_has_dense_state_dicts_before_its_first_step(duplicate: Any) -> None:
+    """In whatever order both are copied."""
+    model, _ = packed_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    packings(model)[0].pack()
+    stepped(model, optimizer)
+    copies = duplicate((model, optimizer)), duplicate((optimizer, model))[::-1]
+    expected = optimizer.state_dict()["state"][0]["momentum_buffer"]
+    assert expected.shape == (6, 5)
+    for copied, other in copies:
+        assert raw_weight(copied).shape == (12,)
+        assert torch.equal(other.state_dict()["state"][0]["momentum_buffer"], expected)
+        assert raw_weight(copied).shape == (6, 5)
+        packings(copied)[0].pack()
+        stepped(copied, other)
+        assert other.state[raw_weight(copied)]["momentum_buffer"].shape == (12,)
+
+
+LOADS = """
+import sys, torch
+model = torch.load(sys.argv[1], weights_only=False)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for parameter in model.parameters():
+    parameter.grad = torch.ones_like(parameter)
+optimizer.step()
+print(*optimizer.state_dict()["state"][0]["momentum_buffer"].shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_loads_a_packed_model_sees_its_optimizers(tmp_path: Path) -> None:
+    model, _ = packed_model()
+    packings(model)[0].pack()
+    torch.save(model, tmp_path / "model.pt")
+    done = run_source(LOADS, tmp_path, tmp_path / "model.pt")
+    assert (done.stdout.strip(), done.returncode) == ("6 5", 0), done.stderr
+
+
+def test_a_new_optimizer_with_packed_state_has_dense_state_dicts() -> None:
+    model, _ = packed_model()
+    packings(model)[0].pack()
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    assert optimizer.state[raw_weight(model)]["sum"].shape == (12,)
+    assert optimizer.state_dict()["state"][0]["sum"].shape == (6, 5)
+
+
 def test_an_optimizer_that_stepped_before_the_first_packing_is_found() -> None:
     model, _ = packed_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -252,11 +300,3 @@ def test_optimizers_are_not_kept_alive() -> None:
     gone = weakref.ref(optimizer)
     del optimizer
     assert gone() is None
-
-
-def test_packing_is_refused_inside_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = packed_model()
-    ddp = nn.parallel.DistributedDataParallel
-    monkeypatch.setattr(ddp, "_get_active_ddp_module", classmethod(lambda cls: model))
-    with pytest.raises(ArgumentError, match="DistributedDataParallel"):
-        packings(model)[0].pack()

@@ -43,6 +43,7 @@ def sgd(momentum: float = 0.9) -> torch.optim.Optimizer:
         ("sparse-momentum", 0.0, 44),  # an average of our own, which keeps 0.9
         ("rigl", 0.9, 1),
         ("set", 0.9, 1),
+        ("granet", 0.9, 44),  # reads the gradient, and new weights begin with their momentum
         ("dense", 0.9, 0),
         ("deep-r", 0.9, math.inf),
     ],

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from math import inf, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from sparsefx.kernels.frontend.nodes import IMAGES, ROWS, NodeLowering, padding_of
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 from sparsefx.kernels.ir.packed import Weights
-from sparsefx.kernels.ir.program import DHW, Mean, Pointwise, Pool, dhw
+from sparsefx.kernels.ir.program import DHW, Concatenate, Mean, Pointwise, Pool, dhw
 from sparsefx.kernels.training.program import (
     WHOLE,
     Combination,
+    Concatenation,
     Instruction,
     Normalisation,
     SparseConvolution,
@@ -25,11 +29,14 @@ from sparsefx.kernels.training.program import (
     TrainingProgram,
     Windows,
 )
-from sparsefx.passes.graph.layers import layer_of
+from sparsefx.passes.graph.layers import is_plain, layer_of
 from sparsefx.passes.graph.program import Program as Recorded
 
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_BY_CHANNEL = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
+"""Dropouts of whole channels, by the rank of what they take."""
 _ONES: DHW = (1, 1, 1)
+_SAME = Combination((Summand(0),))
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,26 @@ class LoweredTraining:
         convolutions: names of the layers of its convolutions.
         normalisations: names of the layers of its normalisations.
         flattened: which of the outputs are images that are returned as rows.
+        dropouts: that make the program's noises.
     """
 
     program: TrainingProgram
     convolutions: tuple[str, ...]
     normalisations: tuple[str, ...]
     flattened: tuple[bool, ...]
+    dropouts: tuple[nn.Module, ...]
 
 
 @dataclass(frozen=True)
 class _Node:
-    """What a node computes: a layer, a combination of its sources, or the same in another shape."""
+    """What a node computes: a layer, something of its sources, or the same in another shape."""
 
     sources: tuple[fx.Node, ...]
     layer: nn.Module | None = None
     combination: Combination | None = None
+    dropout: nn.Module | None = None
     flattens: bool = False
+    concatenates: bool = False
 
 
 def supported(kind: str, graph_module: fx.GraphModule, recorded: Recorded) -> set[fx.Node]:
@@ -69,7 +80,8 @@ def supported(kind: str, graph_module: fx.GraphModule, recorded: Recorded) -> se
             continue
         if lowered.flattens or (lowered.layer is None and any(source in flat for source in lowered.sources)):
             flat.add(node)
-        if isinstance(lowered.layer, _BatchNorm) and any(source in flat for source in lowered.sources):
+        by_channel = isinstance(lowered.layer, _BatchNorm) or lowered.concatenates
+        if by_channel and any(source in flat for source in lowered.sources):
             continue  # its channels would be elements of images
         found.add(node)
     return found
@@ -103,11 +115,49 @@ def _lowered(kind: str, graph_module: fx.GraphModule, node: fx.Node, recorded: R
         return _Node(sources, layer) if len(sources) == 1 and _fits(kind, layer, rank) else None
     if kind == IMAGES and _flattens(node, recorded):
         return _Node(sources, flattens=True)
+    dropout = _dropout(graph_module, node, rank)
+    if dropout is not None and len(sources) == 1:
+        drops = getattr(dropout, "p", 0.0) > 0
+        return _Node(sources, dropout=dropout) if drops else _Node(sources, combination=_SAME)
+    leaky = _leaky(node, recorded)
+    if leaky is not None:
+        return _Node(sources, combination=Combination((Summand(0),), leaky)) if len(sources) == 1 else None
     lowered = lowering.make()
-    if lowered is None or lowered.spreads or lowered.layer is not None:
+    if lowered is None or lowered.spreads or lowered.layer is not None or _is_clamp(node, recorded):
         return None
-    combination = _combination(lowered.instruction((0, 1)[: len(lowered.sources)], Weights()))
+    instruction = lowered.instruction(tuple(range(len(lowered.sources))), Weights())
+    if isinstance(instruction, Concatenate):
+        return _Node(lowered.sources, concatenates=True)
+    combination = _combination(instruction)
     return None if combination is None else _Node(lowered.sources, combination=combination)
+
+
+def _dropout(graph_module: fx.GraphModule, node: fx.Node, rank: int) -> nn.Module | None:
+    """The module that makes a node's noise, if it is a dropout; for a function one of its own."""
+    layer = layer_of(graph_module, node)
+    if node.op == "call_function" and node.target is F.dropout:
+        given = signature(F.dropout).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        p, training, inplace = (given.arguments[name] for name in ("p", "training", "inplace"))
+        fixed = isinstance(p, int | float) and isinstance(training, bool)
+        alone = not inplace or len(node.all_input_nodes[0].users) == 1
+        return nn.Dropout(p if training else 0.0) if fixed and alone else None
+    drops = type(layer) is nn.Dropout or type(layer) is _BY_CHANNEL.get(rank)
+    return layer if drops and is_plain(layer) else None
+
+
+def _leaky(node: fx.Node, recorded: Recorded) -> Activation | None:
+    """What a leaky ReLU computes, if the node is one."""
+    calls = recorded.calls_of(node)
+    if len(calls) != 1 or calls[0].name != "leaky_relu":
+        return None
+    slope = calls[0].args[1] if len(calls[0].args) > 1 else 0.01
+    return Activation(below=float(slope)) if isinstance(slope, int | float) else None
+
+
+def _is_clamp(node: fx.Node, recorded: Recorded) -> bool:
+    """Whether the gradient passes at the bounds themselves, as through no activation."""
+    return any(call.name.startswith("clamp") for call in recorded.calls_of(node))
 
 
 def _fits(kind: str, layer: nn.Module, rank: int) -> bool:
@@ -133,17 +183,19 @@ def _combination(item: Any) -> Combination | None:
     if isinstance(item, Mean):
         return Combination(own, windows=Windows(False, WHOLE, _ONES, (0, 0, 0)))
     if isinstance(item, Pool):
-        windows = Windows(item.largest, item.kernel, item.stride, item.padding)
-        return None if item.ceil else Combination(own, windows=windows)
-    if not isinstance(item, Pointwise) or item.weights is not None or item.function != "identity":
+        windows = Windows(item.largest, item.kernel, item.stride, item.padding, item.ceil)
+        return Combination(own, windows=windows)
+    if not isinstance(item, Pointwise) or item.weights is not None:
         return None
     if item.operation:
-        return (
-            Combination((Summand(item.source), Summand(item.other or 0))) if item.operation == "add" else None
-        )
-    if item.bounds == (0.0, inf):
-        return Combination(own, relu=True)
-    return Combination(own) if item == Pointwise(item.source) else None
+        plain = item == Pointwise(item.source, item.other, "add")
+        return Combination((Summand(item.source), Summand(item.other or 0))) if plain else None
+    return Combination(own, _activation(item)) if item.bounds[0] in (0.0, -inf) else None
+
+
+def _activation(item: Pointwise) -> Activation:
+    low, high = item.bounds
+    return Activation(item.function, 0.0 if low == 0 else 1.0, high)
 
 
 def lower(
@@ -155,9 +207,10 @@ def lower(
     recorded: Recorded,
 ) -> LoweredTraining | None:
     """The program of some nodes; None where there is no layer of this kind among them."""
-    builder = _Builder(kind, graph_module, recorded, list(inputs), set(outputs))
-    for node in nodes:
-        lowered = _lowered(kind, graph_module, node, recorded)
+    found = [(node, _lowered(kind, graph_module, node, recorded)) for node in nodes]
+    dropouts = tuple(lowered.dropout for _, lowered in found if lowered is not None and lowered.dropout)
+    builder = _Builder(kind, graph_module, recorded, list(inputs), set(outputs), len(dropouts))
+    for node, lowered in found:
         assert lowered is not None
         builder.add(node, lowered)
     wanted = _ConvNd if kind == IMAGES else nn.Linear
@@ -173,10 +226,13 @@ def lower(
         if dims and len(recorded.node_values[node][0].shape) == 2 and node not in builder.flat
     ]
     program = _without_dead(
-        TrainingProgram(dims, len(inputs), tuple(builder.instructions), tuple(values), tuple(rows))
+        TrainingProgram(
+            dims, builder.first, tuple(builder.instructions), tuple(values), tuple(rows), len(dropouts)
+        )
     )
     flattened = tuple(node in builder.flat for node in outputs)
-    return LoweredTraining(program, tuple(builder.convolutions), tuple(builder.normalisations), flattened)
+    layers_of = tuple(builder.convolutions), tuple(builder.normalisations)
+    return LoweredTraining(program, *layers_of, flattened, dropouts)
 
 
 @dataclass
@@ -188,6 +244,7 @@ class _Builder:
     recorded: Recorded
     inputs: list[fx.Node]
     outputs: set[fx.Node]
+    noises: int
     instructions: list[Instruction] = field(default_factory=list)
     convolutions: list[str] = field(default_factory=list)
     normalisations: list[str] = field(default_factory=list)
@@ -195,6 +252,8 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.numbers = {node: index for index, node in enumerate(self.inputs)}
+        self.first = len(self.inputs) + self.noises  # the number of the first instruction's value
+        self._noise = iter(range(len(self.inputs), self.first))
 
     def add(self, node: fx.Node, lowered: _Node) -> None:
         if lowered.layer is None and (lowered.flattens or any(s in self.flat for s in lowered.sources)):
@@ -208,12 +267,14 @@ class _Builder:
         elif lowered.layer is not None:
             self.convolutions.append(str(node.target))
             self._append(node, self._convolution(lowered.layer, lowered.sources[0], numbers[0]))
+        elif lowered.concatenates:
+            self._append(node, Concatenation(numbers))
         else:
-            assert lowered.combination is not None
-            self._combine(node, lowered.sources, numbers, lowered.combination)
+            item = lowered.combination or Combination((Summand(0),), noise=next(self._noise))
+            self._combine(node, lowered.sources, numbers, item)
 
     def _append(self, node: fx.Node, item: Instruction) -> None:
-        self.numbers[node] = len(self.inputs) + len(self.instructions)
+        self.numbers[node] = self.first + len(self.instructions)
         self.instructions.append(item)
 
     def _normalisation(self, layer: _BatchNorm) -> Normalisation:
@@ -253,7 +314,7 @@ class _Builder:
         self, node: fx.Node, sources: tuple[fx.Node, ...], numbers: tuple[int, ...], item: Combination
     ) -> None:
         before = [self._open(source) for source in sources]
-        if item == Combination((Summand(0),)):
+        if item == _SAME:
             self.numbers[node] = numbers[0]
         elif len(item.summands) == 2:
             summands = [
@@ -264,8 +325,12 @@ class _Builder:
                 summands *= 2  # a value added to itself
             self._append(node, Combination((summands[0], summands[1])))
         elif before[0] is not None and _takes_in(before[0], item):
-            relu, windows = before[0].relu or item.relu, before[0].windows or item.windows
-            self.instructions[numbers[0] - len(self.inputs)] = replace(before[0], relu=relu, windows=windows)
+            taken = replace(before[0], windows=before[0].windows or item.windows)
+            if item.activation != NO_ACTIVATION:
+                taken = replace(taken, activation=item.activation)
+            if item.noise is not None:
+                taken = replace(taken, noise=item.noise)
+            self.instructions[numbers[0] - self.first] = taken
             self.numbers[node] = numbers[0]
         else:
             self._append(node, replace(item, summands=(Summand(numbers[0]),)))
@@ -274,20 +339,26 @@ class _Builder:
         """The combination that makes a value which nothing else needs."""
         if node in self.inputs or node in self.outputs or len(node.users) > 1:
             return None
-        index = self.numbers[node] - len(self.inputs)
+        index = self.numbers[node] - self.first
         item = self.instructions[index] if index >= 0 else None
         return item if isinstance(item, Combination) else None
 
 
 def _is_bare(item: Combination) -> bool:
-    return len(item.summands) == 1 and not item.relu and item.windows is None
+    return item == Combination(item.summands) and len(item.summands) == 1
 
 
 def _takes_in(before: Combination, item: Combination) -> bool:
     """Whether one combination can compute both; the largest of a window may come before ReLU, or after it."""
-    if item.relu:
-        return before.windows is None or before.windows.largest
-    return before.windows is None and len(before.summands) == 1
+    if before.noise is not None:
+        return False
+    if item.activation == NO_ACTIVATION:
+        return before.windows is None and len(before.summands) == 1
+    if before.activation != NO_ACTIVATION:
+        return False
+    if before.windows is not None:
+        return before.windows.largest and item.activation.is_step
+    return len(before.summands) == 1 or item.activation.is_step
 
 
 def _without_dead(program: TrainingProgram) -> TrainingProgram:
@@ -308,9 +379,11 @@ def _without_dead(program: TrainingProgram) -> TrainingProgram:
         item = program.of(value)
         if isinstance(item, SparseConvolution):
             instructions.append(replace(item, source=numbers[item.source]))
+        elif isinstance(item, Concatenation):
+            instructions.append(Concatenation(tuple(numbers[source] for source in item.operands)))
         elif item is not None:
             summands = tuple(replace(s, source=numbers[s.source]) for s in item.summands)
             instructions.append(replace(item, summands=summands))
     outputs = tuple(numbers[value] for value in program.outputs)
     flat = tuple(numbers[value] for value in program.flat if value in numbers)
-    return TrainingProgram(program.dims, program.inputs, tuple(instructions), outputs, flat)
+    return replace(program, instructions=tuple(instructions), outputs=outputs, flat=flat)

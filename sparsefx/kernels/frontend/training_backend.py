@@ -56,7 +56,9 @@ class TrainingKernels:
             return None
         convolutions = [graph_module.get_submodule(name) for name in lowered.convolutions]
         normalisations = [graph_module.get_submodule(name) for name in lowered.normalisations]
-        region = TrainingRegion(lowered.program, convolutions, normalisations, lowered.flattened)
+        region = TrainingRegion(
+            lowered.program, convolutions, normalisations, lowered.flattened, lowered.dropouts
+        )
         if not self.compared:
             return Built(region, RegionReport(lowered.convolutions, None, None, taken=True))
         sparse, dense = _seconds(region, part, values)

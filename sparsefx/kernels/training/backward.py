@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, unpooled
-from sparsefx.kernels.codegen.derivative import Derivative, derivative, gradient_sums
-from sparsefx.kernels.codegen.statistics import normalise_backward, sum_of_lanes
-from sparsefx.kernels.codegen.weight_gradient import weight_gradient
+from sparsefx.kernels.codegen.training.combine import Pooling, Sum, combine, unpooled
+from sparsefx.kernels.codegen.training.derivative import Derivative, derivative, gradient_sums
+from sparsefx.kernels.codegen.training.statistics import normalise_backward, sum_of_lanes
+from sparsefx.kernels.codegen.training.weight_gradient import weight_gradient
+from sparsefx.kernels.ir.activation import NO_ACTIVATION
 from sparsefx.kernels.ir.program import DHW, dhw
 from sparsefx.kernels.planner.steps import Address, Argument
 from sparsefx.kernels.training.blocks import Blocks
@@ -28,7 +29,13 @@ from sparsefx.kernels.training.plan import (
     phases_of,
     taps_of,
 )
-from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand
+from sparsefx.kernels.training.program import (
+    Combination,
+    Concatenation,
+    Instruction,
+    SparseConvolution,
+    Summand,
+)
 
 
 @dataclass
@@ -61,9 +68,11 @@ class _Backward:
             if any(source in self.wanted for source in item.operands) or self._trains(item):
                 self.wanted.add(value)
 
-    def _trains(self, item: SparseConvolution | Combination) -> bool:
+    def _trains(self, item: Instruction) -> bool:
         if isinstance(item, Combination):
             return any(s.normalisation is not None and s.normalisation.affine for s in item.summands)
+        if isinstance(item, Concatenation):
+            return False
         state = self.draft.layers[item.layer]
         return state.trained or state.bias_trained
 
@@ -89,8 +98,8 @@ class _Backward:
     def combination(self, value: int, item: Combination) -> None:
         """The gradients of the summands, or the routes by which they will come."""
         program = self.draft.program
-        if len(item.summands) == 2 and item.relu:
-            self._mask(value)
+        if len(item.summands) == 2 and item.activation != NO_ACTIVATION:
+            self._mask(value, item)
         routed = False
         for summand in item.summands:
             if summand.source not in self.wanted and not self._normalises(summand):
@@ -115,8 +124,8 @@ class _Backward:
     def _normalises(self, summand: Summand) -> bool:
         return summand.normalisation is not None and summand.normalisation.affine
 
-    def _mask(self, value: int) -> None:
-        """Where ReLU made 0 there is no gradient."""
+    def _mask(self, value: int, item: Combination) -> None:
+        """Where the activation cut there is no gradient."""
         draft, layout = self.draft, self.draft.values[value]
         for block in range(layout.count):
             sides = (
@@ -125,14 +134,15 @@ class _Backward:
                 ("target", layout, self.at(value, block)),
             )
             for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
-                draft.call(derivative(Derivative("output")), arguments | draft.image(layout, group))
+                form = Derivative(item.activation, "output")
+                draft.call(derivative(form), arguments | draft.image(layout, group))
 
     def _route(self, value: int, item: Combination, summand: Summand) -> _Route:
         normalised = summand.normalisation is not None
-        mask = ""
-        if item.relu and len(item.summands) == 1 and item.windows is None:
-            mask = "scaled" if normalised else "value"
-        route = _Route(value, summand, Derivative(mask, normalised))  # type: ignore[arg-type]
+        form = Derivative(normalised=normalised, noisy=item.noise is not None)
+        if item.activation != NO_ACTIVATION and len(item.summands) == 1 and item.windows is None:
+            form = replace(form, activation=item.activation, of="scaled" if normalised else "value")
+        route = _Route(value, summand, form)
         if normalised:
             route.factors = self._normalisation(route)
         return route
@@ -181,7 +191,8 @@ class _Backward:
         whole = draft.is_whole(layout, block)
         gradient = self._before_pooling(route, block, room)
         value = ("value", layout, draft.kept_at(route.summand.source, block))
-        for group, arguments in draft.pieces(block, value, gradient, whole=whole):
+        noise = self._noise(route, block)
+        for group, arguments in draft.pieces(block, value, gradient, *noise, whole=whole):
             arguments |= draft.image(layout, group) | {"sums": sums} | self._arrays(route, ("mean",))
             draft.call(gradient_sums(route.form), arguments)
 
@@ -191,6 +202,13 @@ class _Backward:
             return {}
         names = (*names, *route.form.factors)
         return {name: self.draft.statistics_of(route.value, route.summand, name) for name in names}
+
+    def _noise(self, route: _Route, block: int) -> list[tuple[str, Blocks, Address]]:
+        """What the combination was multiplied by, for a block of the summand's source."""
+        item = self.draft.program.of(route.value)
+        if not isinstance(item, Combination) or item.noise is None:
+            return []
+        return [self.draft.noise_side(item.noise, block, self.draft.values[route.summand.source])]
 
     def _before_pooling(self, route: _Route, block: int, room: Address) -> tuple[str, Blocks, Address]:
         """The gradient of what was pooled, for a block; or that of the combination itself."""
@@ -208,7 +226,7 @@ class _Backward:
             ("target", source, room),
             ("gradient", result, self.at(route.value, block if same else 0)),
         )
-        form = Pooling(item.windows.largest, route.form.normalised, item.relu)
+        form = Pooling(item.windows.largest, route.form.normalised, item.activation)
         for _, arguments in draft.pieces(block, *sides, whole=False):
             depth, height, width = result.size
             image: dict[str, Argument] = {"depth": depth, "height": height, "width": width}
@@ -226,6 +244,7 @@ class _Backward:
         sides = [("target", layout, start), gradient]
         if "value" in route.form.sides:
             sides.append(("value", source, draft.kept_at(route.summand.source, block)))
+        sides += self._noise(route, block)
         masked = route.form.normalised and not source.is_full(block)
         whole = draft.is_whole(source, block) and not masked
         form = replace(route.form, masked=masked, added=added)
@@ -250,6 +269,24 @@ class _Backward:
     def _drop(self, route: _Route) -> None:
         if route.factors is not None:
             self.draft.scratch.give_back(route.factors)
+
+    # -- concatenations --------------------------------------------------------------------------------
+
+    def concatenation(self, value: int, item: Concatenation) -> None:
+        """The gradients of the sources, each a part of the channels."""
+        draft = self.draft
+        for source, first in draft.parts(value, item):
+            if source not in self.wanted:
+                continue
+            layout, had = draft.values[source], self.begin(source)
+            for block in range(layout.count):
+                target = self.at(source, block)
+                part = draft.part_side("source_0", (value, first), layout, block, self.at)
+                sides = [("target", layout, target), part, *([("source_1", layout, target)] if had else [])]
+                for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
+                    form = Sum((False,) * (len(sides) - 1))
+                    draft.call(combine(form), arguments | draft.image(layout, group))
+        self.end(value)
 
     # -- convolutions ----------------------------------------------------------------------------------
 
@@ -439,8 +476,10 @@ def write_backward(draft: Draft, outputs: tuple[TensorForm, ...], inputs: tuple[
         if value in backward.gradients or value in backward.routes:
             if isinstance(item, SparseConvolution):
                 backward.convolution(value, item)
-            elif item is not None:
+            elif isinstance(item, Combination):
                 backward.combination(value, item)
+            elif item is not None:
+                backward.concatenation(value, item)
     for value, form in zip(draft.needed, inputs, strict=True):
         layout = draft.values[value]
         if value not in backward.gradients:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.ir.program import DHW
 from sparsefx.kernels.training.forms import TensorForm
-from sparsefx.kernels.training.program import Combination, SparseConvolution, TrainingProgram
+from sparsefx.kernels.training.program import Combination, Instruction, SparseConvolution, TrainingProgram
 
 
 class Image(NamedTuple):
@@ -77,19 +77,24 @@ def images_of(program: TrainingProgram, forms: Sequence[TensorForm], features: S
 
     Args:
         program: what is computed.
-        forms: of the inputs, ``[N, C, *size]`` or ``[N, C]``.
+        forms: of the inputs without noises, ``[N, C, *size]`` or ``[N, C]``.
         features: channels of each normalisation.
 
     Raises:
         ArgumentError: they do not fit the layers.
     """
-    images = [Image(form.shape[1], form.size) for form in forms]
+    images = [Image(form.shape[1], form.size) for form in forms[: program.inputs - program.noises]]
+    images += [images[0]] * program.noises  # until their values are known
     for item in program.instructions:
         sources = [images[source] for source in item.operands]
         if isinstance(item, SparseConvolution):
             made = _convolved(item, sources[0])
-        else:
+        elif isinstance(item, Combination):
             made = _combined(item, sources, features)
+            if item.noise is not None:
+                images[item.noise] = made
+        else:
+            made = _concatenated(sources)
         if min(made.size) < 1:
             raise ArgumentError(
                 f"images of {_told(sources[0])} are too small for a window of {_window(item)}"
@@ -118,6 +123,15 @@ def _combined(item: Combination, sources: Sequence[Image], features: Sequence[in
     return Image(channels, item.windows.size(size) if item.windows else size)
 
 
+def _concatenated(sources: Sequence[Image]) -> Image:
+    for source in sources:
+        if source.size != sources[0].size:
+            raise ArgumentError(
+                f"images of {_told(sources[0])} and of {_told(source)} cannot be concatenated"
+            )
+    return Image(sum(source.channels for source in sources), sources[0].size)
+
+
 def _check_channels(source: Image, channels: int) -> None:
     if source.channels != channels:
         raise ArgumentError(f"an input of {_told(source)} has not {channels} channels, as a layer takes")
@@ -133,7 +147,7 @@ def _told(image: Image) -> str:
     return f"{image.channels} channels and size {image.size}"
 
 
-def _window(item: SparseConvolution | Combination) -> DHW:
+def _window(item: Instruction) -> DHW:
     if isinstance(item, SparseConvolution):
         return item.kernel
-    return item.windows.kernel if item.windows else (1, 1, 1)
+    return item.windows.kernel if isinstance(item, Combination) and item.windows else (1, 1, 1)

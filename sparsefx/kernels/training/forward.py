@@ -6,12 +6,18 @@ import math
 
 import numpy as np
 
-from sparsefx.kernels.codegen.derivative import moments
-from sparsefx.kernels.codegen.statistics import normalise
+from sparsefx.kernels.codegen.training.combine import Sum, combine
+from sparsefx.kernels.codegen.training.derivative import moments
+from sparsefx.kernels.codegen.training.statistics import normalise
 from sparsefx.kernels.planner.steps import Address, Argument, float_bits
 from sparsefx.kernels.training.forms import TensorForm
 from sparsefx.kernels.training.plan import STATISTICS, Draft, offsets_of, taps_of
-from sparsefx.kernels.training.program import Combination, Normalisation, SparseConvolution
+from sparsefx.kernels.training.program import (
+    Combination,
+    Concatenation,
+    Normalisation,
+    SparseConvolution,
+)
 
 
 def write_forward(draft: Draft, outputs: tuple[TensorForm, ...]) -> None:
@@ -28,8 +34,10 @@ def write_forward(draft: Draft, outputs: tuple[TensorForm, ...]) -> None:
     for value, item in enumerate(program.instructions, program.inputs):
         if isinstance(item, SparseConvolution):
             _convolution(draft, value, item)
-        else:
+        elif isinstance(item, Combination):
             _combination(draft, value, item)
+        else:
+            _concatenation(draft, value, item)
     for index, (value, form) in enumerate(zip(program.outputs, outputs, strict=True)):
         draft.unpack(draft.kept_at(value, 0), draft.values[value], draft.tensor(f"output {index}"), form)
 
@@ -140,3 +148,16 @@ def _combination(draft: Draft, value: int, item: Combination) -> None:
     for block in range(layout.count):
         target = draft.kept_at(value, block)
         draft.combined(item, value, block, layout, target, draft.is_whole(layout, block))
+
+
+def _concatenation(draft: Draft, value: int, item: Concatenation) -> None:
+    draft.keep(value)
+    for source, first in draft.parts(value, item):
+        layout = draft.values[source]
+        for block in range(layout.count):
+            sides = (
+                ("source_0", layout, draft.kept_at(source, block)),
+                draft.part_side("target", (value, first), layout, block, draft.kept_at),
+            )
+            for group, arguments in draft.pieces(block, *sides, whole=draft.is_whole(layout, block)):
+                draft.call(combine(Sum((False,))), arguments | draft.image(layout, group))

@@ -94,7 +94,7 @@ class ConvolutionLayer:
             item = self.item.flattened
             size = (1, 1, 1) if self.item.whole else size
             count = item.out_channels * item.in_channels // item.groups * int(np.prod(item.kernel))
-            self._patterns[key] = Pattern.of(item, size, torch.arange(count) if every else self._positions)
+            self._patterns[key] = Pattern(item, size, torch.arange(count) if every else self._positions)
         return self._patterns[key]
 
 

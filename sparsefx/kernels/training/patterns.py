@@ -22,6 +22,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -104,54 +105,61 @@ class Listed:
     nonzeros: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
-    """A layer's nonzeros.
+    """A layer's nonzeros, listed for a pass when it is first asked for.
 
     Attributes:
-        forward: by output channel.
-        backward: by input channel, for each phase.
+        item: the convolution.
+        size: of its input.
+        positions: of the nonzeros in the flat weight ``[out, in / groups, *kernel]``, ascending: int64.
     """
 
-    forward: Listed
-    backward: tuple[Listed, ...]
+    item: SparseConvolution
+    size: DHW
+    positions: Tensor
 
-    @classmethod
-    def of(cls, item: SparseConvolution, size: DHW, positions: Tensor) -> Pattern:
-        """The pattern of a layer.
+    @cached_property
+    def forward(self) -> Listed:
+        """By output channel."""
+        item = self.item
+        return _listed(*self._places(), item.out_channels, item.in_channels, math.prod(item.kernel), None)
 
-        Args:
-            item: the convolution.
-            size: of its input.
-            positions: of the nonzeros in the flat weight ``[out, in / groups, *kernel]``, ascending: int64.
-        """
+    @cached_property
+    def backward(self) -> tuple[Listed, ...]:
+        """By input channel, for each phase."""
+        item, places = self.item, self._places()
+        window = {"kernel": item.kernel, "stride": item.stride, "dilation": item.dilation}
+        return tuple(self._of_phase(phase, *places) for phase in phases(item.padding, self.size, **window))
+
+    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Output channel, input channel and tap of each nonzero."""
+        item = self.item
         taps, inputs = math.prod(item.kernel), item.in_channels // item.groups
-        out, rest = positions // (inputs * taps), positions % (inputs * taps)
-        channel = rest // taps + out // (item.out_channels // item.groups) * inputs
-        tap = rest % taps
-        forward = _listed(out, channel, tap, item.out_channels, item.in_channels, taps, None)
-        backward = []
-        for phase in phases(
-            item.padding, size, kernel=item.kernel, stride=item.stride, dilation=item.dilation
-        ):
-            number = torch.full((taps,), -1)
+        row = self.positions // (inputs * taps)
+        rest = self.positions - row * (inputs * taps)
+        channel = rest // taps if taps > 1 else rest
+        tap = rest - channel * taps
+        if item.groups > 1:
+            channel = channel + row // (item.out_channels // item.groups) * inputs
+        return row, channel, tap
+
+    def _of_phase(self, phase: Phase, out: Tensor, channel: Tensor, tap: Tensor) -> Listed:
+        item, count = self.item, max(1, len(phase.taps))
+        own = None
+        if count < math.prod(item.kernel) or not phase.taps:
+            number = torch.full((math.prod(item.kernel),), -1)
             number[list(phase.taps)] = torch.arange(len(phase.taps))
             own = (number[tap] >= 0).nonzero().flatten()
-            rows, columns, of_phase = channel[own], out[own], number[tap[own]]
-            count = max(1, len(phase.taps))
-            order = torch.argsort((rows * item.out_channels + columns) * count + of_phase)
-            backward.append(
-                _listed(
-                    rows[order],
-                    columns[order],
-                    of_phase[order],
-                    item.in_channels,
-                    item.out_channels,
-                    count,
-                    own[order],
-                )
-            )
-        return cls(forward, tuple(backward))
+            out, channel, tap = out[own], channel[own], number[tap[own]]
+        # What is sorted is by output channel already, so an order by input channel that keeps it is enough.
+        order = torch.argsort(channel, stable=True) if count == 1 else self._sorted(out, channel, tap, count)
+        rows, columns, taps = channel[order], out[order], tap[order]
+        order = order if own is None else own[order]
+        return _listed(rows, columns, taps, item.in_channels, item.out_channels, count, order)
+
+    def _sorted(self, out: Tensor, channel: Tensor, tap: Tensor, count: int) -> Tensor:
+        return torch.argsort((channel * self.item.out_channels + out) * count + tap)
 
 
 def _listed(

@@ -7,7 +7,7 @@ go through a program with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsefx.kernels.codegen.combine import Pooling, Sum, combine, pooled
 from sparsefx.kernels.codegen.convolution import convolution
 from sparsefx.kernels.codegen.moving import gather, scatter
-from sparsefx.kernels.codegen.reorder import reorder
+from sparsefx.kernels.codegen.training.combine import Pooling, Sum, combine, pooled
+from sparsefx.kernels.codegen.training.reorder import reorder
+from sparsefx.kernels.codegen.training.weight_gradient import GradientTile
 from sparsefx.kernels.codegen.transposing import pack_transposed, unpack_transposed
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
-from sparsefx.kernels.codegen.weight_gradient import GradientTile
 from sparsefx.kernels.ir.program import DHW, Convolution
 from sparsefx.kernels.planner.steps import Address, Argument, KernelCall, float_bits
 from sparsefx.kernels.planner.tiling import channel_parts, choose_tiling
@@ -31,7 +31,13 @@ from sparsefx.kernels.training.blocks import Blocks, groups_together
 from sparsefx.kernels.training.checks import Image
 from sparsefx.kernels.training.forms import LayerState, NormState, TensorForm, as_int32
 from sparsefx.kernels.training.patterns import Listed, Phase, phases
-from sparsefx.kernels.training.program import Combination, SparseConvolution, Summand, TrainingProgram
+from sparsefx.kernels.training.program import (
+    Combination,
+    Concatenation,
+    SparseConvolution,
+    Summand,
+    TrainingProgram,
+)
 
 _WANTED = 8 if LANES == 8 else 16  # vectors of a block's image, so that a weight meets some
 _MOST_HELD = 12 if LANES == 8 else 16  # vectors of a gradient that stay in registers
@@ -94,6 +100,8 @@ class Draft:
             else:
                 together = 1
             layouts.append(Blocks(channels, size, self.images, together))
+            if isinstance(made, Combination) and made.noise is not None:
+                layouts[made.noise] = layouts[-1]
         return layouts
 
     # -- calls -----------------------------------------------------------------------------------------
@@ -225,6 +233,8 @@ class Draft:
             source = self.values[summand.source]
             same = source.together == layout.together
             sides.append((name, source, self.kept_at(summand.source, block if same else 0)))
+        if item.noise is not None:
+            sides.append(self.noise_side(item.noise, block, layout))
         scaled = tuple(summand.normalisation is not None for summand in item.summands)
         for group, arguments in self.pieces(block, *sides, whole=whole and (item.windows is None)):
             arguments |= self.image(layout, group)
@@ -233,10 +243,44 @@ class Draft:
                     if summand.normalisation is not None:
                         arguments[f"scale_{n}"] = self.statistics_of(value, summand, "scale")
                         arguments[f"shift_{n}"] = self.statistics_of(value, summand, "shift")
-                self.call(combine(Sum(scaled, item.relu)), arguments)
+                form = Sum(scaled, item.activation, item.noise is not None)
+                self.call(combine(form), arguments)
             else:
                 arguments |= self.windows_arguments(item, value)
-                self.call(pooled(Pooling(item.windows.largest, scaled[0], item.relu)), arguments)
+                self.call(pooled(Pooling(item.windows.largest, scaled[0], item.activation)), arguments)
+
+    def noise_side(self, noise: int, block: int, beside: Blocks) -> tuple[str, Blocks, Address]:
+        """The noise for a block of another layout."""
+        layout = self.values[noise]
+        return "noise", layout, self.kept_at(noise, block if layout.together == beside.together else 0)
+
+    def parts(self, value: int, item: Concatenation) -> Iterator[tuple[int, int]]:
+        """The sources of a concatenation, and where in a block of it each begins, in bytes."""
+        first = 0
+        for source in item.operands:
+            yield source, first
+            first += self.values[source].channels * self.values[value].channel
+
+    def part_side(
+        self,
+        name: str,
+        part: tuple[int, int],
+        source: Blocks,
+        block: int,
+        at: Callable[[int, int], Address],
+    ) -> tuple[str, Blocks, Address]:
+        """The part of a concatenation that belongs to a block of a source.
+
+        Args:
+            name: of the side.
+            part: the concatenation, and where in a block the source begins.
+            source: the source's layout.
+            block: of the source.
+            at: where a block of a value is.
+        """
+        value, first = part
+        layout = self.values[value]
+        return name, layout, at(value, block if layout.together == source.together else 0) + first
 
     def windows_arguments(self, item: Combination, value: int) -> dict[str, Argument]:
         """What kernels of pooling are told about the windows."""

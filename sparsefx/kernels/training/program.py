@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 from sparsefx.kernels.ir.program import DHW
 
 
@@ -97,12 +98,14 @@ class Windows:
         kernel: depth, height and width of the window, or :data:`WHOLE`.
         stride: as of the pooling; these and the following by depth, height and width.
         padding: on both sides.
+        ceil: whether a last window may end outside of the image.
     """
 
     largest: bool
     kernel: DHW
     stride: DHW
     padding: DHW
+    ceil: bool = False
 
     def window(self, size: DHW) -> DHW:
         """The window's size in an image of this size."""
@@ -110,13 +113,14 @@ class Windows:
 
     def size(self, size: DHW) -> DHW:
         """Of the result, from that of the source."""
-        depth, height, width = (
-            (length + 2 * pad - window) // step + 1
-            for length, pad, window, step in zip(
-                size, self.padding, self.window(size), self.stride, strict=True
-            )
-        )
+        axes = zip(size, self.padding, self.window(size), self.stride, strict=True)
+        depth, height, width = (self._count(*axis) for axis in axes)
         return depth, height, width
+
+    def _count(self, length: int, pad: int, window: int, step: int) -> int:
+        over = length + 2 * pad - window
+        count = (-(-over // step) if self.ceil else over // step) + 1
+        return count - 1 if self.ceil and (count - 1) * step >= length + pad else count
 
 
 @dataclass(frozen=True)
@@ -129,17 +133,19 @@ class Summand:
 
 @dataclass(frozen=True)
 class Combination:
-    """One or two summands, ReLU, pooling: in this order, each of which may be missing.
+    """One or two summands, activation, pooling or dropout: in this order, each of which may be missing.
 
     Attributes:
         summands: two only without pooling.
-        relu: whether what is negative becomes 0.
+        activation: of their sum; of two summands one whose slope its result tells.
         windows: the pooling.
+        noise: the input that the result of one summand is multiplied by, as of dropout; without pooling.
     """
 
     summands: tuple[Summand, ...]
-    relu: bool = False
+    activation: Activation = NO_ACTIVATION
     windows: Windows | None = None
+    noise: int | None = None
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -147,7 +153,14 @@ class Combination:
         return tuple(summand.source for summand in self.summands)
 
 
-Instruction: TypeAlias = SparseConvolution | Combination
+@dataclass(frozen=True)
+class Concatenation:
+    """The channels of several values, one after the other."""
+
+    operands: tuple[int, ...]
+
+
+Instruction: TypeAlias = SparseConvolution | Combination | Concatenation
 
 
 @dataclass(frozen=True)
@@ -156,10 +169,11 @@ class TrainingProgram:
 
     Attributes:
         dims: dimensions of an image, 1 to 3; 0 where the inputs are rows ``[..., channels]``.
-        inputs: number of input values.
+        inputs: number of input values, with the noises.
         instructions: in the order of computation.
         outputs: the values that the region returns.
         flat: those of the inputs and outputs that are ``[N, C]``: images of one element.
+        noises: how many of the inputs, the last ones, are noises of dropouts.
     """
 
     dims: int
@@ -167,6 +181,7 @@ class TrainingProgram:
     instructions: tuple[Instruction, ...]
     outputs: tuple[int, ...]
     flat: tuple[int, ...] = ()
+    noises: int = 0
 
     def of(self, value: int) -> Instruction | None:
         """The instruction that makes a value; None for an input."""

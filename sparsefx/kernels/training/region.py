@@ -55,6 +55,7 @@ class TrainingRegion(nn.Module):
         convolutions: the layers of its convolutions, in order.
         normalisations: the layers of its normalisations, in order.
         flattened: which of the outputs are images that are returned as rows.
+        dropouts: those that make the program's noises, in order.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TrainingRegion(nn.Module):
         convolutions: Sequence[nn.Module],
         normalisations: Sequence[nn.Module],
         flattened: Sequence[bool],
+        dropouts: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         items = {item.layer: item for item in program.instructions if isinstance(item, SparseConvolution)}
@@ -72,7 +74,7 @@ class TrainingRegion(nn.Module):
             ConvolutionLayer(module, items[index]) for index, module in enumerate(convolutions)
         )
         self._normalisations = tuple(NormalisationLayer(module) for module in normalisations)  # type: ignore[arg-type]
-        self._flattened = tuple(flattened)
+        self._flattened, self._dropouts = tuple(flattened), tuple(dropouts)
         self.parameter_names = (
             *_names("", self._convolutions),
             *_names("norm ", self._normalisations),
@@ -102,6 +104,7 @@ class TrainingRegion(nn.Module):
                 "was not accelerated"
             )
         check_inputs(self.program, rows)
+        rows += self._noises(rows)
         versions = self.versions()
         parameters = self.trained()
         check_parameters([*parameters, *(one for layer in self._normalisations for one in layer.statistics)])
@@ -114,6 +117,19 @@ class TrainingRegion(nn.Module):
             for output, flat in zip(outputs, self._flattened, strict=True)
         )
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _noises(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """What each dropout multiplies by, ``[N, C, *size]``, by torch's generator."""
+        if not self._dropouts:
+            return []
+        images = images_of(self.program, tuple(map(_form_of, rows)), self.features)
+        of_noises = images[len(rows) : self.program.inputs]
+        shapes = ((len(rows[0]), channels, *size[3 - self.program.dims :]) for channels, size in of_noises)
+        with torch.no_grad():
+            return [
+                dropout(torch.ones(shape, dtype=torch.float32, device="cpu"))
+                for dropout, shape in zip(self._dropouts, shapes, strict=True)
+            ]
 
     def versions(self) -> tuple[Any, ...]:
         """Pack the weights that may be; for each layer, what the places of its nonzeros are known by."""
@@ -217,7 +233,8 @@ class TrainingRegion(nn.Module):
 
     def extra_repr(self) -> str:
         """How many layers it stands for."""
-        return f"{len(self._convolutions)} layers, {len(self._normalisations)} normalisations"
+        parts = f"{len(self._convolutions)} layers, {len(self._normalisations)} normalisations"
+        return parts + (f", {len(self._dropouts)} dropouts" if self._dropouts else "")
 
 
 class _Function(torch.autograd.Function):

@@ -106,6 +106,79 @@ def test_densities(density: float):
 
 
 @pytest.mark.parametrize(
+    "activation",
+    [
+        *(nn.ReLU6(), nn.LeakyReLU(-0.5), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Sigmoid(), nn.Tanh()),
+        *(nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.Hardsigmoid()),
+    ],
+    ids=str,
+)
+def test_activations(activation: nn.Module):
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.MaxPool2d(2))
+    after = nn.Sequential(nn.Conv2d(4, 4, 2), activation, nn.Flatten(), nn.Linear(16, 5), activation)
+    x = 3 * torch.randn(9, 3, 6, 6)
+    pair = twins(nn.Sequential(before, after), x, 0.7, seed=0, integers=False)
+    assert len(regions(pair.fast)) == 1  # of both modes
+    check_step(pair, x, integers=False)
+
+
+class Dropouts(nn.Module):
+    """Dropouts of elements and of channels, in and between layers; the two modes have other graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(9)
+        self.channels, self.elements = nn.Dropout2d(0.3), nn.Dropout(0.5)
+        self.second, self.last = nn.Conv2d(9, 4, 3, stride=2), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([self.first(x).relu(), x[:, :, 1:-1, 1:-1]], 1)
+        y = self.second(self.channels(self.norm(y).relu()))
+        return self.elements(self.last(nn.functional.dropout(y.flatten(1), 0.2, self.training)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_draws_what_torch_draws(training: bool):
+    x = torch.randn(9, 3, 7, 7, requires_grad=True)
+    pair = twins(Dropouts(), x, 0.5, seed=0, integers=False, whole=False)
+    pair.exact.float()
+    pair.train(training)
+    found, states = [], []
+    for model in (pair.fast, pair.exact):
+        torch.manual_seed(3)
+        output = model(x)
+        found.append((output, *torch.autograd.grad(output.square().sum(), x)))
+        states.append(torch.get_rng_state())
+    torch.testing.assert_close(found[0], found[1])
+    assert torch.equal(*states)
+
+
+def test_a_dropout_that_is_switched_off_drops_nothing():
+    network = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    x = whole_numbers(9, 4)
+    pair = twins(network, x, 0.5, seed=0)
+    for model in (pair.fast, pair.exact):
+        model.get_submodule("1").eval()
+    check_step(pair, x)
+
+
+def test_bounds_by_clamp_stay_outside():
+    """Its gradient passes where the value is the bound."""
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).clamp(min=0))
+
+    x = whole_numbers(9, 3)
+    check_step(twins(Clamped(), x, 0.5, seed=0, whole=False), x)
+
+
+@pytest.mark.parametrize(
     "form",
     [
         lambda x: x.to(memory_format=torch.channels_last),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,12 +87,15 @@ def gated(x: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_a_scripted_function_is_looked_into() -> None:
+@pytest.mark.parametrize("held", [False, True])  # deepcopy refuses a model that holds one
+def test_a_scripted_function_is_looked_into(tmp_path: Path, held: bool) -> None:
     scripted = torch.jit.script(gated)
-    model = net(lambda x: scripted(x))
+    model = net(scripted if held else lambda x: scripted(x))
     compact = sparsefx.export(model, (X,))
     assert compact.get_submodule("first").out_features == 4
     assert relative_difference(compact(X), model(X)) <= 1e-11
     sparse = sparsefx.sparsify(model, density=1)
     assert isinstance(sparse, torch.fx.GraphModule)
     assert torch.equal(sparse(X), model(X))
+    sparsefx.save(compact, tmp_path / "compact")
+    assert torch.equal(sparsefx.load(tmp_path / "compact", model)(X), compact(X))

@@ -28,7 +28,7 @@ from sparsefx.kernels.codegen.builder import (
     Kernel,
     number,
 )
-from sparsefx.kernels.codegen.images import ZERO
+from sparsefx.kernels.codegen.training.images import ZERO
 from sparsefx.kernels.codegen.vectors import LANES, VECTOR_BYTES
 
 ARGUMENTS = (

@@ -1,4 +1,4 @@
-"""The forward pass between convolutions: sums of normalised values, ReLU, pooling; and pooling's gradient."""
+"""What stands between convolutions, forward: sums of normalised values, activation, pooling; its gradient."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from functools import cache
 from llvmlite import ir
 
 from sparsefx.kernels.codegen.builder import MASK, VECTOR, Code, IRValue, Kernel, number
-from sparsefx.kernels.codegen.images import IMAGE, ZERO, at, of_channel, places, side
 from sparsefx.kernels.codegen.pooling import larger
+from sparsefx.kernels.codegen.training.activations import activated, before_activation
+from sparsefx.kernels.codegen.training.images import IMAGE, ZERO, at, of_channel, places, side
 from sparsefx.kernels.codegen.vectors import LANES
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 
 
 @dataclass(frozen=True)
@@ -21,26 +23,29 @@ class Sum:
 
     Attributes:
         scaled: of each summand, whether it is multiplied by its ``scale`` and has its ``shift`` added.
-        relu: whether what is negative becomes 0.
+        activation: of the sum.
+        noisy: whether the result is multiplied by ``noise``.
     """
 
     scaled: tuple[bool, ...]
-    relu: bool = False
+    activation: Activation = NO_ACTIVATION
+    noisy: bool = False
 
 
 @cache
 def combine(form: Sum) -> Kernel:
     """The sum of up to two values, each scaled and shifted by channel; zeros where there is none."""
     names = [f"source_{index}" for index in range(len(form.scaled))]
+    noise = ["noise"] if form.noisy else []
     code = Code(
         (
-            *(argument for name in names for argument in side(name)),
+            *(argument for name in (*names, *noise) for argument in side(name)),
             *(f"*{word}_{n}" for n, has in enumerate(form.scaled) if has for word in ("scale", "shift")),
             *side("target"),
             *IMAGE,
         )
     )
-    with places(code, [*names, "target"]) as (channel, here):
+    with places(code, [*names, *noise, "target"]) as (channel, here):
         total = None
         for index, name in enumerate(names):
             value = code.read_vector(here[name])
@@ -49,28 +54,26 @@ def combine(form: Sum) -> Kernel:
                 value = code.call_vector("llvm.fma", value, scale, shift)
             total = value if total is None else code.fadd(total, value)
         result = ZERO if total is None else total
-        code.write_vector(relu(code, result) if form.relu else result, here["target"])
+        result = activated(code, form.activation, result)
+        if form.noisy:
+            result = code.fmul(result, code.read_vector(here["noise"]))
+        code.write_vector(result, here["target"])
     return code.finish()
-
-
-def relu(code: Code, value: IRValue) -> IRValue:
-    """What is negative becomes 0; NaN stays."""
-    return code.select(code.fcmp_ordered("<", value, ZERO), ZERO, value)
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """What one compiled variant pools: ``relu(scale * source + shift)``.
+    """What one compiled variant pools: ``activation(scale * source + shift)``.
 
     Attributes:
         largest: the largest of each window; or else the sum times ``factor``.
         scaled: whether there are ``scale`` and ``shift`` by channel.
-        relu: whether what is negative becomes 0 first.
+        activation: what is applied first.
     """
 
     largest: bool
     scaled: bool
-    relu: bool
+    activation: Activation = NO_ACTIVATION
 
 
 _WINDOWS = tuple(
@@ -97,8 +100,8 @@ def pooled(form: Pooling) -> Kernel:
 def unpooled(form: Pooling) -> Kernel:
     """Add each window's gradient to that of the element it came from, the first of the largest; or to all.
 
-    ``source`` and ``target`` are of the windows' source, of equal size; ``gradient`` is of the pooled values.
-    Where ``relu`` made 0 there is no gradient.
+    ``source`` and ``target`` are of the windows' source, of equal size; ``gradient`` is of the pooled values,
+    and that of ``target`` is before the activation.
     """
     code = _windows_code(form, "target", "gradient")
     with _windows_of_channels(code) as (channel, place):
@@ -112,9 +115,9 @@ def unpooled(form: Pooling) -> Kernel:
             gradient = code.fmul(gradient, code.bits_as_float("factor"))
             with _taps(code, bounds, []) as (tap, _, _):
                 share = gradient
-                if form.relu:
-                    positive = code.fcmp_ordered(">", _value(code, form, channel, tap, factors), ZERO)
-                    share = code.select(positive, gradient, ZERO)
+                if form.activation != NO_ACTIVATION:
+                    x = _summed(code, form, channel, tap, factors)
+                    share = before_activation(code, form.activation, x, gradient)
                 target = at(code, "target", channel, *tap)
                 code.write_vector(code.fadd(code.read_vector(target), share), target)
     return code.finish()
@@ -175,13 +178,12 @@ def _taps(
     initial[:] = outer
 
 
-def _value(
+def _summed(
     code: Code, form: Pooling, channel: IRValue, tap: tuple[IRValue, ...], factors: list[IRValue]
 ) -> IRValue:
+    """An element before the activation."""
     value = code.read_vector(at(code, "source", channel, *tap))
-    if form.scaled:
-        value = code.call_vector("llvm.fma", value, *factors)
-    return relu(code, value) if form.relu else value
+    return code.call_vector("llvm.fma", value, *factors) if form.scaled else value
 
 
 def _pooled(
@@ -194,7 +196,7 @@ def _pooled(
     lowest = ir.Constant(VECTOR, [float("-inf")] * LANES)
     results = [lowest if form.largest else ZERO]
     with _taps(code, bounds, results) as (tap, (so_far,), following):
-        value = _value(code, form, channel, tap, factors)
+        value = activated(code, form.activation, _summed(code, form, channel, tap, factors))
         following.append(larger(code, so_far, value) if form.largest else code.fadd(so_far, value))
     return results[0]
 
@@ -208,12 +210,14 @@ def _to_largest(
     largest: IRValue,
     gradient: IRValue,
 ) -> None:
-    """Add the gradient where the largest first is; nowhere where ReLU made the largest 0."""
-    waiting = code.fcmp_ordered(">", largest, ZERO) if form.relu else ir.Constant(MASK, [1] * LANES)
+    """Add the gradient where the largest first is."""
+    waiting = ir.Constant(MASK, [1] * LANES)
     with _taps(code, bounds, [waiting]) as (tap, (not_yet,), following):
-        equal = code.fcmp_ordered("==", _value(code, form, channel, tap, factors), largest)
+        x = _summed(code, form, channel, tap, factors)
+        equal = code.fcmp_ordered("==", activated(code, form.activation, x), largest)
         chosen = code.and_(not_yet, equal)
         target = at(code, "target", channel, *tap)
-        more = code.fadd(code.read_vector(target), code.select(chosen, gradient, ZERO))
+        share = before_activation(code, form.activation, x, gradient)
+        more = code.fadd(code.read_vector(target), code.select(chosen, share, ZERO))
         code.write_vector(more, target)
         following.append(code.and_(not_yet, code.not_(equal)))

@@ -7,8 +7,10 @@ from functools import cache
 from typing import Literal
 
 from sparsefx.kernels.codegen.builder import F32, Code, IRValue, Kernel, number
-from sparsefx.kernels.codegen.images import IMAGE, ZERO, of_channel, places, side, sums_of_places
+from sparsefx.kernels.codegen.training.activations import before_activation
+from sparsefx.kernels.codegen.training.images import IMAGE, of_channel, places, side, sums_of_places
 from sparsefx.kernels.codegen.vectors import VECTOR_BYTES
+from sparsefx.kernels.ir.activation import NO_ACTIVATION, Activation
 
 
 @cache
@@ -46,29 +48,34 @@ class Derivative:
     """What one compiled variant does with a gradient.
 
     Attributes:
-        mask: where the gradient counts: everywhere; where ``scale * value + shift`` is positive, as after
-            normalisation and ReLU; where ``value`` itself is; or where ``output`` is.
+        activation: through which the gradient goes.
+        of: what it was applied to: ``scale * value + shift``, as after normalisation; ``value`` itself; or
+            what ``output`` tells as well.
         normalised: whether ``value`` was normalised.
         masked: as of :func:`moments`.
         added: whether the result is added to what the target holds.
+        noisy: whether the activation's value was multiplied by ``noise``.
     """
 
-    mask: Literal["", "scaled", "value", "output"] = ""
+    activation: Activation = NO_ACTIVATION
+    of: Literal["", "scaled", "value", "output"] = ""
     normalised: bool = False
     masked: bool = False
     added: bool = False
+    noisy: bool = False
 
     @property
     def sides(self) -> list[str]:
         """What is read at each place."""
-        reads_value = self.normalised or self.mask in ("scaled", "value")
-        output = ["output"] if self.mask == "output" else []
-        return ["gradient", *(["value"] if reads_value else []), *output]
+        reads_value = self.normalised or self.of in ("scaled", "value")
+        output = ["output"] if self.of == "output" else []
+        noise = ["noise"] if self.noisy else []
+        return ["gradient", *(["value"] if reads_value else []), *output, *noise]
 
     @property
     def factors(self) -> tuple[str, ...]:
         """Arrays of floats by channel that it reads."""
-        return ("scale", "shift") if self.mask == "scaled" else ()
+        return ("scale", "shift") if self.of == "scaled" else ()
 
 
 @cache
@@ -121,17 +128,17 @@ def _factors(code: Code, names: tuple[str, ...], channel: IRValue) -> dict[str, 
 def _gradient(
     code: Code, form: Derivative, here: dict[str, IRValue], factors: dict[str, IRValue]
 ) -> tuple[IRValue, IRValue]:
-    """The gradient where it counts, and the value that it belongs to, if that is read."""
+    """The gradient before the activation, and the value that it belongs to, if that is read."""
     gradient = code.read_vector(here["gradient"])
+    if form.noisy:
+        gradient = code.fmul(gradient, code.read_vector(here["noise"]))
     value = code.read_vector(here["value"]) if "value" in here else None
-    tested = value
-    if form.mask == "scaled":
-        tested = code.call_vector("llvm.fma", value, factors["scale"], factors["shift"])
-    elif form.mask == "output":
-        tested = code.read_vector(here["output"])
-    if form.mask:
-        gradient = code.select(code.fcmp_ordered(">", tested, ZERO), gradient, ZERO)
-    return gradient, value
+    x = value
+    if form.of == "scaled":
+        x = code.call_vector("llvm.fma", value, factors["scale"], factors["shift"])
+    elif form.of == "output":
+        x = code.read_vector(here["output"])
+    return before_activation(code, form.activation, x, gradient) if form.of else gradient, value
 
 
 def _add_to_sums(code: Code, channel: IRValue, totals: list[IRValue]) -> None:

@@ -19,8 +19,8 @@ def normalise(training: bool, affine: bool, tracked: bool) -> Kernel:
     As of BatchNorm (Ioffe & Szegedy 2015). ``momentum`` is one float in memory, ``eps`` the bits of one.
 
     Args:
-        training: by the batch's moments, as :func:`~sparsefx.kernels.codegen.derivative.moments` sums them,
-            of ``count`` values a channel; or else by the running statistics.
+        training: by the batch's moments, as :func:`.derivative.moments` sums them, of ``count`` values a
+            channel; or else by the running statistics.
         affine: whether there are ``weight`` and ``bias``.
         tracked: whether running statistics are updated, or read.
     """
