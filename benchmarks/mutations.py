@@ -258,9 +258,9 @@ FAULTS = (
     ),
     Fault(
         "sparsefx/kernels/training/backward.py",
-        "if len(item.summands) == 2 and item.relu:",
+        "if len(item.summands) == 2 and item.activation != NO_ACTIVATION:",
         "if False:",
-        "behind a residual sum the gradient passes where ReLU made 0",
+        "behind a residual sum the gradient passes where an activation cut",
         (f"{_GRADIENTS}::test_integers_give_the_same_bits",),
     ),
     Fault(
@@ -278,14 +278,14 @@ FAULTS = (
         (f"{_GRADIENTS}::test_another_mask_between_forward_and_backward_is_refused",),
     ),
     Fault(
-        "sparsefx/kernels/codegen/statistics.py",
+        "sparsefx/kernels/codegen/training/statistics.py",
         "unbiased = code.fmul(variance, code.fdiv(count, code.fsub(count, F64(1.0))))",
         "unbiased = variance",
         "running variances take in the biased one",
         (f"{_GRADIENTS}::test_running_statistics_over_several_batches",),
     ),
     Fault(
-        "sparsefx/kernels/codegen/derivative.py",
+        "sparsefx/kernels/codegen/training/derivative.py",
         "following.append(code.fadd(sums[0], gradient))",
         "following.append(sums[0])",
         "the gradient of a norm's bias is lost",
