@@ -26,7 +26,17 @@ def zero_outside(weight: Tensor, mask: Tensor) -> None:
 
 
 def as_bool(mask: Tensor, what: str, error: type[SparseFxError], remedy: str) -> Tensor:
-    """A mask of 0 and 1 in any type as bools; one that is bool already is returned as it is."""
+    """A mask of 0 and 1 in any type as bools of its shape; one that is bool already is returned as it is.
+
+    Args:
+        mask: of any shape.
+        what: what the error calls it.
+        error: what is raised where it is none.
+        remedy: what the error says to do.
+
+    Raises:
+        SparseFxError: of the class ``error``, where the mask holds other values.
+    """
     if mask.dtype == torch.bool or mask.is_meta:
         return mask.to(torch.bool)
     values = local(mask)
