@@ -60,7 +60,11 @@ class Fault:
 
 _REWRITES = "tests/passes/rewrites/test_passes.py"
 _OPS = "tests/passes/analysis/test_ops.py"
+_TRAPS = "tests/export/test_traps.py"
 _CONVOLUTION = "tests/kernels/runtime/test_convolution.py"
+_GRADIENTS = "tests/kernels/training/test_gradients.py"
+_PACKING = "tests/masking/test_packing.py"
+_WINDOW = "tests/optim/test_gradient_window.py"
 
 FAULTS = (
     Fault(
@@ -89,7 +93,7 @@ FAULTS = (
         "varies = varies | its_varies | (value != its_value)",
         "varies = varies | its_varies",
         "constants of two calls are taken to be equal",
-        ("tests/export/test_traps.py::test_constants_that_differ_from_call_to_call_stay",),
+        (f"{_TRAPS}::test_constants_that_differ_from_call_to_call_stay",),
     ),
     Fault(
         "passes/rewrites/align_head_dims.py",
@@ -232,14 +236,14 @@ FAULTS = (
         ("tests/archive/test_archive.py::test_types_and_memory_orders",),
     ),
     Fault(
-        "sparsefx/masking/masks.py",
+        "sparsefx/masking/mask_values.py",
         "weight.view(integer).mul_(mask.view(torch.int8))",
         "weight.mul_(mask)",
         "NaN and infinity outlive the mask",
         ("tests/masking/test_masks.py",),
     ),
     Fault(
-        "sparsefx/masking/masks.py",
+        "sparsefx/masking/load_masks.py",
         "masked = local(weight.detach()).masked_fill(inactive, 0)",
         "masked = local(weight.detach())",
         "a loaded weight is not masked",
@@ -251,6 +255,86 @@ FAULTS = (
         '        if self._rules.inactive_buffers == "mask":\n',
         "inactive weights move with the optimizer's step",
         ("tests/methods/test_sparse_momentum.py",),
+    ),
+    Fault(
+        "sparsefx/kernels/training/backward.py",
+        "if len(item.summands) == 2 and item.activation != NO_ACTIVATION:",
+        "if False:",
+        "behind a residual sum the gradient passes where an activation cut",
+        (f"{_GRADIENTS}::test_integers_give_the_same_bits",),
+    ),
+    Fault(
+        "sparsefx/kernels/training/backward.py",
+        "masked = route.form.normalised and not source.is_full(block)",
+        "masked = False",
+        "lanes without an image get a gradient behind a norm",
+        (_GRADIENTS,),
+    ),
+    Fault(
+        "sparsefx/kernels/training/region.py",
+        "if self.versions != self.region.versions():",
+        "if False:",
+        "a backward pass goes by another mask than its forward pass",
+        (f"{_GRADIENTS}::test_another_mask_between_forward_and_backward_is_refused",),
+    ),
+    Fault(
+        "sparsefx/kernels/codegen/training/statistics.py",
+        "unbiased = code.fmul(variance, code.fdiv(count, code.fsub(count, F64(1.0))))",
+        "unbiased = variance",
+        "running variances take in the biased one",
+        (f"{_GRADIENTS}::test_running_statistics_over_several_batches",),
+    ),
+    Fault(
+        "sparsefx/kernels/codegen/training/derivative.py",
+        "following.append(code.fadd(sums[0], gradient))",
+        "following.append(sums[0])",
+        "the gradient of a norm's bias is lost",
+        (
+            f"{_GRADIENTS}::test_batches_of_any_size",
+            f"{_GRADIENTS}::test_a_norm_in_evaluation_takes_one_value",
+        ),
+    ),
+    Fault(
+        "sparsefx/masking/packing.py",
+        "if self.version == 0 or not torch.equal(positions, self.positions):",
+        "if self.version == 0:",
+        "packed weights keep the positions of an old mask",
+        (f"{_PACKING}::test_positions_follow_the_mask",),
+    ),
+    Fault(
+        "sparsefx/masking/packing.py",
+        "        parameter.data = torch.empty(0, dtype=torch.float16, device=changed.device)\n",
+        "",
+        "a graph that is alive adds up gradients of the shape before",
+        (f"{_PACKING}::test_a_graph_that_is_still_alive_does_not_disturb",),
+    ),
+    Fault(
+        "sparsefx/optim/gradient_window.py",
+        "step > self._next - self._steps",
+        "step >= self._next - self._steps",
+        "the window before a cycle opens a step early",
+        (f"{_WINDOW}::test_counted_cycles_open_a_window_before_each",),
+    ),
+    Fault(
+        "sparsefx/optim/gradient_window.py",
+        "max(kept, default=_MOMENTUM)",
+        "min(kept, default=_MOMENTUM)",
+        "of two groups the one that forgets sooner says how long the window is",
+        (_WINDOW,),
+    ),
+    Fault(
+        "passes/capture/undisturbed.py",
+        "        stack.callback(restore_rng, state)\n",
+        "",
+        "export leaves other random numbers behind",
+        (f"{_TRAPS}::test_export_leaves_the_random_numbers_of_others_as_they_were",),
+    ),
+    Fault(
+        "passes/capture/undisturbed.py",
+        "stack.enter_context(torch.autocast(kind, enabled=False))",
+        "pass",
+        "export under autocast computes in half precision",
+        (f"{_TRAPS}::test_export_inside_contexts_of_the_users",),
     ),
 )
 
@@ -312,6 +396,14 @@ class _FirstFailure:
     """A plugin of pytest that remembers the first test, or the first file, that fails."""
 
     name: str | None = None
+
+    @pytest.hookimpl(tryfirst=True)  # before the settings of the tests are made
+    def pytest_configure(self) -> None:
+        """Stop a property at the first example that fails; a smaller one would take minutes to find."""
+        from hypothesis import Phase, settings  # pytest wants to import it first
+
+        settings.register_profile("faults", phases=(Phase.explicit, Phase.generate))
+        settings.load_profile("faults")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._see(report)

@@ -6,6 +6,7 @@ import pytest
 
 # What torch 2.6 says of itself; of every later version a warning is an error.
 _OF_TORCH_2_6 = (
+    "<class 'torch.utils.checkpoint._NoopSaveInputs'> should not be instantiated",
     "Graph break due to unsupported builtin",
     "torch.distributed is unavailable or uninitialized",
     "TypedStorage is deprecated",
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     properties.all_examples = "not slow" not in config.getoption("markexpr")
     if torch.__version__ < "2.7":
         for message in _OF_TORCH_2_6:
-            config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")
+            config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 def pytest_collection_finish() -> None:

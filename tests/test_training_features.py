@@ -63,7 +63,13 @@ MODELS = {
 
 @pytest.mark.filterwarnings("ignore:sparsify. not traced")  # chunk, without an example to count its parts by
 @pytest.mark.parametrize(
-    ("name", "trace"), [("bottlenecks", True), ("transformer", True), ("decoder", True), ("decoder", False)]
+    ("name", "trace"),
+    [
+        pytest.param("bottlenecks", True, marks=pytest.mark.slow),
+        ("transformer", True),
+        pytest.param("decoder", True, marks=pytest.mark.slow),
+        ("decoder", False),
+    ],
 )
 def test_cycles_break_no_graph_and_compile_nothing_anew(name, trace):
     torch._dynamo.reset()

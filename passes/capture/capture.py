@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparsefx.passes.capture.argument_guards import require_default
 from sparsefx.passes.capture.branches import is_metadata
-from sparsefx.passes.capture.example_tracer import ExampleTracer, require_default
+from sparsefx.passes.capture.example_tracer import ExampleTracer
 from sparsefx.passes.capture.module_tracer import ModuleTracer, reason_of
 from sparsefx.passes.graph.layers import erase_unused
 from sparsefx.passes.running.compare import gives, run

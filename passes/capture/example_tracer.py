@@ -12,15 +12,14 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from sparsefx.passes.capture.argument_guards import require_default, require_length
 from sparsefx.passes.capture.assignable import NotReplayable
 from sparsefx.passes.capture.branches import (
     asks_for_more_than_one,
@@ -29,21 +28,17 @@ from sparsefx.passes.capture.branches import (
     relates_sizes,
 )
 from sparsefx.passes.capture.coincidental_sizes import SizesFromData, either, from_data, inherited
+from sparsefx.passes.capture.constructors import CONSTRUCTORS
 from sparsefx.passes.capture.example_proxy import ExampleProxy, Sizes, builtins_know_proxies
 from sparsefx.passes.capture.handed import Handed
 from sparsefx.passes.capture.left_over import LeftOver, put_in
 from sparsefx.passes.capture.module_tracer import ModuleTracer
+from sparsefx.passes.capture.wrapped_functions import entered_functions
 from sparsefx.passes.graph.layers import CONTRACTIONS
 from sparsefx.passes.running.attributes import attributes_of, kept_attributes
 from sparsefx.passes.running.examples import Examples, call
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype)
-
-# Functions that take sizes or data types: torch does not ask a proxy of one how to run them.
-_CONSTRUCTORS = (
-    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"),
-    *("finfo", "iinfo"),
-)
 
 
 class ExampleTracer(ModuleTracer):
@@ -60,6 +55,8 @@ class ExampleTracer(ModuleTracer):
         assumed: whether such a branch was met.
     """
 
+    constructors = (*CONSTRUCTORS, "tensor", "finfo", "iinfo")  # of known sizes, numbers and data types
+
     def __init__(self, examples: Examples = (), assumes: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.calls, self.assumes = examples, assumes
@@ -68,12 +65,7 @@ class ExampleTracer(ModuleTracer):
         self._numbers: dict[fx.Node, list[Any]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with (
-            kept_attributes(root),
-            _entered_functions(),
-            self._recorded_constructors(),
-            builtins_know_proxies(),
-        ):
+        with kept_attributes(root), entered_functions(), builtins_know_proxies():
             return super().trace(root, concrete_args)
 
     def context(self) -> tuple[bool, ...]:
@@ -272,26 +264,6 @@ class ExampleTracer(ModuleTracer):
             self._evaluating = False
             torch.set_rng_state(state)
 
-    @contextmanager
-    def _recorded_constructors(self) -> Iterator[None]:
-        """Let ``torch.zeros(n, ...)`` and its like take proxies of sizes and data types."""
-        originals = {name: getattr(torch, name) for name in _CONSTRUCTORS}
-        for name, original in originals.items():
-            setattr(torch, name, self._recording(original))
-        try:
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(torch, name, original)
-
-    def _recording(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def constructor(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-                return self.create_proxy("call_function", original, args, kwargs)
-            return original(*args, **kwargs)
-
-        return constructor
-
 
 def _run_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
@@ -320,40 +292,6 @@ _CONTAINERS = (
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
-
-
-def require_length(value: Any, length: int, name: str) -> None:
-    """Refuse a list, tuple or dict of another length than the one that a graph was traced with.
-
-    Raises:
-        TypeError: the length differs.
-    """
-    if not traced_again(require_length, value, length, name) and len(value) != length:
-        raise TypeError(f"argument {name!r} was traced with {length} entries; got {len(value)}")
-
-
-def require_default(
-    value: Any, default: Any, name: str, remedy: str = "Give it such a value among the example inputs"
-) -> None:
-    """Refuse a value other than the one that a graph was traced with.
-
-    Raises:
-        TypeError: the value differs.
-    """
-    if traced_again(require_default, value, default, name) or value is default:
-        return
-    if type(value) is not type(default) or value != default:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"argument {name!r} was traced as {default!r} and cannot change; got {got}. {remedy}")
-
-
-def traced_again(check: Callable[..., None], value: Any, *expected: Any) -> bool:
-    """Whether the graph with a check is itself traced, say to unpickle it; the new graph checks as well."""
-    if not isinstance(value, fx.Proxy):
-        return False
-    if not isinstance(value, ExampleProxy):  # along examples, the new graph's own arguments are checked
-        value.tracer.create_proxy("call_function", check, (value, *expected), {})
-    return True
 
 
 _PIECES = {"split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "unsafe_chunk": 2, "unbind": 1}
@@ -411,25 +349,3 @@ def _holds_tensors(value: Any) -> bool:
 def _are_varying_sizes(values: list[Any]) -> bool:
     """Whether an argument is an integer that follows the input, such as the height of a map."""
     return all(type(value) is int for value in values) and len(set(values)) > 1
-
-
-@contextmanager
-def _entered_functions() -> Iterator[None]:
-    """Let the functions that their authors told fx not to enter go through the tracer."""
-    fx_module: Any = _symbolic_trace
-    original = fx_module._create_wrapped_func
-    fx_module._create_wrapped_func = _through_the_tracer
-    try:
-        yield
-    finally:
-        fx_module._create_wrapped_func = original
-
-
-def _through_the_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs))
-        tracer: Any = next((leaf.tracer for leaf in leaves if isinstance(leaf, ExampleProxy)), None)
-        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
-
-    return called

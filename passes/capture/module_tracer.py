@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.passes.capture.assignable import Assignable, NotReplayable
+from sparsefx.passes.capture.constructors import CONSTRUCTORS, recorded
 from sparsefx.passes.capture.custom_functions import known_to_proxies
 from sparsefx.passes.capture.handed import Handed
 from sparsefx.passes.capture.left_over import Names
@@ -40,6 +41,9 @@ class ModuleTracer(fx.Tracer):
     # A buffer read while tracing would otherwise be folded in as a constant, and go stale when a
     # checkpoint is loaded.
     proxy_buffer_attributes = True
+    constructors: tuple[str, ...] = (
+        CONSTRUCTORS  # functions of torch that are recorded where a size is a proxy
+    )
 
     def __init__(self, *, keeps_idle: bool = False, opaque: Mapping[str, str] | None = None) -> None:
         super().__init__()
@@ -162,7 +166,8 @@ class ModuleTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         enter = functools.partial(super().trace, root, concrete_args)
-        with known_to_proxies(self.create_proxy if self.needs_gradients else None):
+        proxies = known_to_proxies(self.create_proxy if self.needs_gradients else None)
+        with recorded(self.constructors, self.create_proxy), proxies:
             graph: fx.Graph = self.traced(root, enter, "", (), {})
         return graph
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from sparsefx.passes.capture.example_tracer import traced_again
+from sparsefx.passes.capture.argument_guards import traced_again
 from sparsefx.passes.running.trials import Place, Trials
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.capture.module_tracer import SCRIPTED, reason_of
@@ -24,15 +23,15 @@ from sparsefx.passes.capture.size_guards import InputSize, SizeError, guard_size
 from sparsefx.passes.graph.graph_module import CompiledGraphModule, TwoModeGraphModule
 from sparsefx.passes.graph.modes import follow_mode, split_modes
 from sparsefx.passes.graph.origins import duplicate, origin_of
+from sparsefx.passes.manager.part_calls import Call, calls_of_parts, trials_of
 from sparsefx.passes.manager.pipeline import PassReport, Refused
 from sparsefx.passes.running.arguments import args_and_kwargs
 from sparsefx.passes.running.compare import gives, run
 from sparsefx.passes.running.deep_copy import deep_copy
-from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, call, graph_inputs
+from sparsefx.passes.running.examples import Example, Examples, Inputs, bind, graph_inputs
 from sparsefx.passes.running.leaves import tensors_in
-from sparsefx.passes.running.size_search import at_other_sizes
 from sparsefx.passes.running.trials import Check, Trials
-from sparsefx.passes.running.untouched import same_buffers, untouched
+from sparsefx.passes.running.untouched import same_buffers
 
 Rewrite = Callable[[fx.GraphModule, Inputs], list[PassReport]]
 """Rewrites a graph in place; raises :class:`Refused` where the result cannot be used."""
@@ -105,7 +104,7 @@ class _Compiler:
         if graph is not None:
             self.compiled = Compiled(model, opaque={"": "its graph returns something else than its forward"})
         fits = lambda: gives(lambda: run(model, example), expected)  # noqa: E731
-        self._compile_children(model, _Place("", "", _calls(model, self.trials.inputs), fits))
+        self._compile_children(model, _Place("", "", calls_of_parts(model, self.trials.inputs), fits))
         return self.compiled
 
     def _whole(self, model: nn.Module) -> fx.GraphModule | None:
@@ -167,7 +166,7 @@ class _Compiler:
         self.compiled.passes += [step.inside(name) for step in passes]
         left = {path: reason for path, reason in captured.opaque.items() if _has(graph, path)}
         if left:
-            place = _Place(name, "", _calls(graph, inputs), _fits(graph, inputs[0]))
+            place = _Place(name, "", calls_of_parts(graph, inputs), _fits(graph, inputs[0]))
             for path, reason in left.items():
                 self.compiled.opaque[_join(name, path)] = reason
                 self._compile_children(graph.get_submodule(path), replace(place, path=path))
@@ -203,7 +202,7 @@ class _Compiler:
         """A module as a graph, if the model around it still computes the same with it."""
         if next(child.children(), None) is None:
             return None
-        trials = _trials_of(child, place.calls.get(place.path, ()))
+        trials = trials_of(child, place.calls.get(place.path, ()))
         if trials is None:
             return None
         before = self.compiled.copy()
@@ -232,7 +231,7 @@ class _Place:
 
     above: str
     path: str
-    calls: Mapping[str, Sequence[_Call]]
+    calls: Mapping[str, Sequence[Call]]
     fits: Callable[[], bool]
 
     @property
@@ -289,59 +288,6 @@ def _in_mode(model: nn.Module, training: bool) -> nn.Module:
     if not isinstance(model, TwoModeGraphModule):
         return model
     return fx.GraphModule(model, model.mode_graph(training))
-
-
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _calls(model: nn.Module, inputs: Inputs) -> dict[str, list[_Call]]:
-    """The arguments with which each module inside a model is called when it runs on the inputs."""
-    calls: dict[str, list[_Call]] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks, and is no part either
-        if name and not scripted and next(module.children(), None) is not None:
-
-            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                # containers as they are now: the caller may append to its lists
-                calls.setdefault(name, []).append(pytree.tree_map(lambda leaf: leaf, (args, kwargs)))
-
-            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        for values in inputs:
-            run(model, values)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-def _trials_of(module: nn.Module, calls: Sequence[_Call]) -> Trials | None:
-    """The calls of a module by name, and those at other sizes: its parent may hand it any that it takes.
-
-    A call with tensors of no elements says nothing of others, and is left out.
-    """
-
-    def try_call(example: Any) -> Any:
-        with torch.no_grad(), untouched(module, (example,)) as (copied,):
-            return call(module, copied)
-
-    some = [arguments for arguments in calls if all(tensor.numel() for tensor in tensors_in(arguments))]
-    try:
-        examples = [bind(module, args, kwargs) for args, kwargs in _distinct(some)]
-    except (TypeError, ValueError):  # a hook of the module's own, or a decorator, rewrites its arguments
-        return None
-    return at_other_sizes(try_call, examples[0]).also_at(*examples[1:]) if examples else None
-
-
-def _distinct(calls: Sequence[_Call]) -> list[_Call]:
-    """Calls that differ in a size: one of each kind, the first and the last few are enough."""
-    shapes: dict[Any, _Call] = {}
-    for arguments in calls:
-        leaves = pytree.tree_leaves(arguments)
-        shapes.setdefault(tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), arguments)
-    kinds = list(shapes.values())
-    return [*kinds[:1], *kinds[1:][-2:]]
 
 
 def _graph_module(model: nn.Module, captured: Capture, whole: bool) -> fx.GraphModule:

@@ -52,6 +52,16 @@ class RegionReport:
     taken: bool
     reason: str = ""
 
+    def __str__(self) -> str:
+        """What computes the layers, and why: one line of a report."""
+        first, *others = self.layers
+        names = f"{first} to {others[-1]}" if others else first
+        kernels = "sparse" if self.taken else "dense"
+        why = self.reason
+        if not why and self.dense is not None and self.sparse is not None:
+            why = f"dense {1e3 * self.dense:.2f} ms, sparse {1e3 * self.sparse:.2f} ms"
+        return f"{names}: {kernels} kernels" + (f" ({why})" if why else "")
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from sparsefx.passes.capture.example_tracer import require_default, require_length
+from sparsefx.passes.capture.argument_guards import require_default, require_length
 from sparsefx.passes.capture.size_guards import require_sizes
 from sparsefx.passes.graph.in_place import FUNCTIONS
 from sparsefx.passes.rewrites.decompose_attention import attention_mask

@@ -22,7 +22,7 @@ from sparsefx.archive.trial import remember, try_to_load
 from sparsefx.errors import ArchiveError, ArgumentError
 from sparsefx.kernels.runtime import native
 from sparsefx.kernels.runtime.region import SparseRegion
-from sparsefx.masking.masks import has_masks
+from sparsefx.masking.mask_record import has_masks
 from sparsefx.passes.serialize.plain_values import DataError, fields
 from sparsefx.report.export_report import ExportReport, attach_report
 

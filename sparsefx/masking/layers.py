@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsefx.masking.masks import attach_mask, detach_masks, mask_of, remember
+from sparsefx.masking.mask_record import mask_of, remember
+from sparsefx.masking.masks import attach_mask, detach_masks
 from sparsefx.masking.sharding import is_sharded
 
 MASKABLE: tuple[type[nn.Module], ...] = (

@@ -11,16 +11,17 @@ handled alike.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsefx.errors import ArgumentError, CheckpointError, InvariantError, SparseFxError
+from sparsefx.errors import ArgumentError, InvariantError
+from sparsefx.masking.load_masks import forget_loading, watch_loading
+from sparsefx.masking.mask_record import HOLLOW, RECORD, has_values, remember
+from sparsefx.masking.mask_values import as_bool, zero_outside
 from sparsefx.masking.packing import dense_weight, detach_packings
 from sparsefx.masking.sharding import (
     count_true,
@@ -32,12 +33,7 @@ from sparsefx.masking.sharding import (
     shard_like,
 )
 
-_RECORD = "_masked_parameters"
 _REMEDY = "masks are copied, not averaged: sparsefx.apply_masks(average, like=model)"
-_WITHOUT = "average the weights alone, and leave the masks out of the state dict or take those of one model"
-_HOLLOW = "_masks_without_values"  # made on the meta device, which to_empty() and the like fill with anything
-_HOLDERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # that hold a masked parameter, of all models
-_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class MaskedWeight:
             InvariantError: the buffer was given other values than 0 and 1, as an average of masks has.
         """
         module, _, mask = self.holders[0]
-        return _as_bool(module.get_buffer(mask), f"the mask of {self.name}", InvariantError, _REMEDY)
+        return as_bool(module.get_buffer(mask), f"the mask of {self.name}", InvariantError, _REMEDY)
 
     @property
     def density(self) -> float:
@@ -81,7 +77,7 @@ class MaskedWeight:
             mask = local_like(mask, self.weight)
         for module, _, name in self.holders:
             local(module.get_buffer(name)).copy_(mask)
-            _has_values(module, name)
+            has_values(module, name)
         self.enforce()
 
     @torch.no_grad()
@@ -117,7 +113,7 @@ def masked_weights(model: nn.Module) -> list[MaskedWeight]:
     names: dict[int, str] = {}
     holders: dict[int, list[tuple[nn.Module, str, str]]] = {}
     for path, module in bare(model).named_modules():
-        for parameter, mask in module.__dict__.get(_RECORD, {}).items():
+        for parameter, mask in module.__dict__.get(RECORD, {}).items():
             key = id(_masked_parameter(module, parameter, path))
             names.setdefault(key, _layer_name(path, parameter))
             holders.setdefault(key, []).append((module, parameter, mask))
@@ -135,15 +131,6 @@ def _masked_parameter(module: nn.Module, name: str, path: str) -> nn.Parameter:
     return parameter
 
 
-def mask_names(model: nn.Module) -> list[str]:
-    """The names of all mask buffers of a model, tied ones under each of their names."""
-    return [
-        f"{path}.{mask}".lstrip(".")
-        for path, module in model.named_modules(remove_duplicate=False)
-        for mask in module.__dict__.get(_RECORD, {}).values()
-    ]
-
-
 def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
     """Give one parameter of a module a mask and zero what it excludes.
 
@@ -157,57 +144,23 @@ def attach_mask(module: nn.Module, parameter: str, mask: Tensor) -> None:
     buffer = "mask" if parameter == "weight" and not hasattr(module, "mask") else f"{parameter}_mask"
     module.register_buffer(buffer, mask)
     if mask.is_meta:
-        module.__dict__.setdefault(_HOLLOW, set()).add(buffer)
-    record = module.__dict__.setdefault(_RECORD, {})
+        module.__dict__.setdefault(HOLLOW, set()).add(buffer)
+    record = module.__dict__.setdefault(RECORD, {})
     if not record:
-        module.register_load_state_dict_pre_hook(_mask_incoming)
+        watch_loading(module)
     record[parameter] = buffer
     remember(module)
     with torch.no_grad():
         zero_outside(module.get_parameter(parameter), mask)
 
 
-def expect_all_masks(model: nn.Module) -> None:
-    """Have ``load_state_dict`` of a model report masks that are missing, before any mask is attached."""
-    model.register_load_state_dict_pre_hook(_complete_masks)
-
-
 def detach_masks(module: nn.Module) -> None:
     """Remove the masks of one module (not of its children); its weights stay as they are."""
     detach_packings(module)
-    for buffer in module.__dict__.pop(_RECORD, {}).values():
+    for buffer in module.__dict__.pop(RECORD, {}).values():
         delattr(module, buffer)
-        _has_values(module, buffer)
-    hooks = module._load_state_dict_pre_hooks
-    ours = (_mask_incoming, _complete_masks)
-    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) in ours]:
-        del hooks[key]
-
-
-def remember(module: nn.Module) -> None:
-    """Note that a module holds masks; copies and unpickled ones have to say so themselves."""
-    _HOLDERS.add(module)
-
-
-def is_masked_anywhere(weights: Iterable[Tensor]) -> list[str]:
-    """Which of some parameters, of any shape, are masked in some model: their layers, by class and shape."""
-    wanted = {id(weight) for weight in weights}
-    return [
-        f"a {type(module).__name__} {tuple(weight.shape)}"
-        for module in list(_HOLDERS)
-        for name in module.__dict__.get(_RECORD, {})
-        if (weight := module._parameters.get(name)) is not None and id(weight) in wanted
-    ]
-
-
-def mask_of(module: nn.Module, parameter: str) -> Tensor:
-    """The mask of a module's masked parameter, bool, of its shape; a layer may hold it by another name."""
-    return module.get_buffer(module.__dict__[_RECORD][parameter])
-
-
-def has_masks(module: nn.Module) -> bool:
-    """Whether this very module (not its children) holds a masked parameter."""
-    return bool(module.__dict__.get(_RECORD))
+        has_values(module, buffer)
+    forget_loading(module)
 
 
 def apply_masks(model: nn.Module, *, like: nn.Module | None = None) -> None:
@@ -281,7 +234,7 @@ def check_values(layers: Iterable[MaskedWeight]) -> None:
     hollow = [
         layer.name
         for layer in layers
-        if all(name in module.__dict__.get(_HOLLOW, ()) for module, _, name in layer.holders)
+        if all(name in module.__dict__.get(HOLLOW, ()) for module, _, name in layer.holders)
     ]
     if hollow:
         raise ArgumentError(
@@ -307,20 +260,6 @@ def check_unsharded(model: nn.Module, verb: str) -> None:
         )
 
 
-def zero_outside(weight: Tensor, mask: Tensor) -> None:
-    """Set ``weight`` to 0 where ``mask`` (bool, same shape) is False, in place.
-
-    The weight's bits are multiplied as integers by the mask's 0 or 1: half the time of any
-    floating-point product or fill, exact where the mask is True, and NaN and infinity become 0 too.
-    """
-    weight, mask = local(weight), local(mask)
-    integer = _INTEGER_OF_SIZE.get(weight.element_size())
-    if integer is None:  # complex128
-        weight.masked_fill_(~mask, 0)
-        return
-    weight.view(integer).mul_(mask.view(torch.int8))
-
-
 def bare(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and (Distributed)DataParallel, in whatever order they wrap it."""
     while True:  # each turn takes a wrapper off
@@ -334,77 +273,3 @@ def bare(model: nn.Module) -> nn.Module:
 
 def _layer_name(path: str, parameter: str) -> str:
     return path if parameter == "weight" and path else f"{path}.{parameter}".lstrip(".")
-
-
-def _mask_incoming(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: keep the present mask where it brings none, and mask its weight.
-
-    A mask that comes without a weight that fits masks the present weight.
-
-    ``state_dict`` is torch's own shallow copy, so the caller's is left alone, and with
-    ``assign=True`` its tensors are too.
-    """
-    for parameter, buffer in _records(module):
-        dense_weight(module, parameter)
-        present = module.get_buffer(buffer)
-        if prefix + buffer in state_dict:
-            _has_values(module, buffer)
-        mask = state_dict.setdefault(prefix + buffer, present)
-        if not isinstance(mask, Tensor) or mask.shape != present.shape:
-            mask = present  # torch refuses the other one
-        elif mask is not present:
-            mask = state_dict[prefix + buffer] = _as_bool(
-                mask, f"state_dict[{prefix + buffer!r}]", CheckpointError, _WITHOUT
-            )
-        weight = state_dict.get(prefix + parameter)
-        if isinstance(weight, Tensor) and weight.shape == mask.shape:
-            inactive = ~local_like(mask, weight).to(device=weight.device, dtype=torch.bool)
-            masked = local(weight.detach()).masked_fill(inactive, 0)
-            state_dict[prefix + parameter] = shard_like(masked, weight)
-        else:
-            with torch.no_grad():
-                held = module.get_parameter(parameter)
-                zero_outside(held, local_like(mask, held).to(present.device, torch.bool))
-
-
-def _complete_masks(
-    model: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    metadata: object,
-    strict: bool,
-    missing_keys: list[str],
-    *_: object,
-) -> None:
-    """Before a state dict is loaded: report the masks that it lacks, unless it is a dense one, without any.
-
-    A tied mask that is there under one of its names is reported by the others, too, as torch does of a tied
-    weight: safetensors, which saves one of the names, counts on it. All of them take its values.
-    """
-    names = {f"{prefix}{name}": id(model.get_buffer(name)) for name in mask_names(model)}
-    given = {mask: name for name, mask in names.items() if name in state_dict}
-    for name, mask in names.items() if given else ():
-        if name not in state_dict:
-            missing_keys.append(name)
-            if mask in given:
-                state_dict[name] = state_dict[given[mask]]
-
-
-def _as_bool(mask: Tensor, what: str, error: type[SparseFxError], remedy: str) -> Tensor:
-    """A mask of 0 and 1 in any type as bools; one that is bool already is returned as it is."""
-    if mask.dtype == torch.bool or mask.is_meta:
-        return mask.to(torch.bool)
-    values = local(mask)
-    if bool(((values != 0) & (values != 1)).any()):
-        raise error(f"{what} ({mask.dtype}) holds values that are neither 0 nor 1; {remedy}")
-    return mask.to(torch.bool)
-
-
-def _has_values(module: nn.Module, buffer: str) -> None:
-    """Note that a mask was given values, or is gone."""
-    module.__dict__.get(_HOLLOW, set()).discard(buffer)
-
-
-def _records(module: nn.Module) -> Iterator[tuple[str, str]]:
-    record: Mapping[str, str] = module.__dict__.get(_RECORD, {})
-    yield from record.items()

@@ -16,7 +16,8 @@ from sparsefx._common.hashing import hash_of
 from sparsefx._common.seeds import all_ranks
 from sparsefx.cycle.positions.block import Block
 from sparsefx.errors import ArgumentError, CycleError
-from sparsefx.masking.masks import MaskedWeight, mask_names
+from sparsefx.masking.mask_record import mask_names
+from sparsefx.masking.masks import MaskedWeight
 from sparsefx.masking.packing import packings
 from sparsefx.masking.sharding import full_or_block, is_sharded, local
 

@@ -19,14 +19,9 @@ from sparsefx._common.seeds import given_generator
 from sparsefx.errors import ArgumentError
 from sparsefx.masking.first_masks import number_of_outputs, random_mask, warn_of_empty
 from sparsefx.masking.layers import MASKABLE, mask_layer
-from sparsefx.masking.masks import (
-    attach_mask,
-    check_unsharded,
-    expect_all_masks,
-    has_masks,
-    mask_names,
-    masked_weights,
-)
+from sparsefx.masking.load_masks import expect_all_masks
+from sparsefx.masking.mask_record import has_masks, mask_names
+from sparsefx.masking.masks import attach_mask, check_unsharded, masked_weights
 from sparsefx.masking.replicas import leave_out
 from sparsefx.masking.selection import Candidate, Selector, find_candidates, find_computed, select_dense
 from sparsefx.passes.capture.capture import Capture, capture

@@ -167,7 +167,7 @@ class ExportReport(Tabular):
             f"channels {self.channels_before} -> {self.channels_after}"
         ]
         lines += [f"{step.name}: {step.detail} ({step.seconds:.2f} s)" for step in self.passes]
-        lines += [_region_line(region) for region in self.regions]
+        lines += map(str, self.regions)
         lines += [f"{part.name or 'the model'} stays Python: {part.reason}" for part in self.opaque]
         lines += [
             f"{part.name or 'the model'} trains otherwise: {part.what}" for part in self.as_in_evaluation
@@ -206,18 +206,6 @@ def attach_report(model: nn.Module, report: ExportReport) -> None:
     model.report = report  # type: ignore[assignment]
     if isinstance(model, fx.GraphModule):  # of which deep copies lose what torch does not know
         model.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})["report"] = report
-
-
-def _region_line(region: RegionReport) -> str:
-    """What computes some layers, and why."""
-    names = region.layers[0] if len(region.layers) == 1 else f"{region.layers[0]} to {region.layers[-1]}"
-    kernels = "sparse" if region.taken else "dense"
-    if region.reason:
-        return f"{names}: {kernels} kernels ({region.reason})"
-    if region.dense is None or region.sparse is None:
-        return f"{names}: {kernels} kernels"
-    times = f"dense {1e3 * region.dense:.2f} ms, sparse {1e3 * region.sparse:.2f} ms"
-    return f"{names}: {kernels} kernels ({times})"
 
 
 def _before_after(change: LayerChange) -> list[str]:

@@ -235,13 +235,13 @@ def check_random_network(data: st.DataObject, check: Check) -> None:
     check(built(plan, inputs(batch, size), first, end, pattern), inputs, batch, size)
 
 
-@properties(5000, quick=8)
+@properties(5000, quick=5)
 @given(st.data())
 def test_export_of_a_random_network(data: st.DataObject) -> None:
     check_random_network(data, check_export)
 
 
-@properties(2000, quick=4)
+@properties(2000, quick=3)
 @given(st.data())
 def test_a_random_network_by_sparse_kernels(data: st.DataObject) -> None:
     check_random_network(data, check_sparse_kernels)

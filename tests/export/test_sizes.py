@@ -337,6 +337,8 @@ def test_what_is_refused_stays_refused(way: Callable[[nn.Module], nn.Module], sp
 
 def test_torch_export_with_sizes_that_vary(spotter: nn.Module) -> None:
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time", min=8)
+    if torch.__version__ < "2.7":  # which wants a whole number of windows, of the plain model too
+        time = 4 * torch.export.Dim("quarter", min=2, max=5_000)
     program = torch.export.export(spotter, inputs((2, 100, 40)), dynamic_shapes=({0: batch, 1: time},))
     (x,) = inputs((3, 60, 40))
     torch.testing.assert_close(program.module()(x), spotter(x))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from networks import relative_difference
@@ -1015,6 +1017,22 @@ def test_export_leaves_counters_and_random_numbers_as_they_were(capfd: pytest.Ca
     sparsefx.report(model, example_inputs=(x,))
     assert model.n == compact.n == 0
     assert not capfd.readouterr().err
+
+
+def test_export_leaves_the_random_numbers_of_others_as_they_were() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) * (random.random() + numpy.random.rand() + torch.rand(()))
+
+    model = Draws()
+    states = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    with pytest.warns(UserWarning, match="draws random numbers outside the graph"):
+        sparsefx.export(model, (torch.ones(3, 6),))
+    assert (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()) == states
 
 
 def test_a_pooled_size_that_one_more_pixel_does_not_change() -> None:

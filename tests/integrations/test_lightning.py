@@ -36,6 +36,10 @@ pytestmark = [
 DENSITY = 0.2
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Module(lightning.LightningModule):
     """A sparse network; keeps the density seen in every batch."""
 
@@ -117,9 +121,16 @@ def test_a_long_training_has_a_cycle_after_each_epoch_but_the_last(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "rigl", "every": 3}, pytest.param({"method": "set"}, marks=pytest.mark.slow)]
+    ("changes", "mid_epoch"),
+    [
+        ({}, True),
+        ({"method": "rigl", "every": 3}, False),
+        slow({}, False),
+        slow({"method": "rigl", "every": 3}, True),
+        slow({"method": "set"}, False),
+        slow({"method": "set"}, True),
+    ],
 )
-@pytest.mark.parametrize("mid_epoch", [False, True])
 def test_resumed_training_ends_bit_for_bit_the_same(tmp_path, changes, mid_epoch):
     when = {"every_n_train_steps": 15} if mid_epoch else {"every_n_epochs": 2}
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_last=False, **when)
@@ -216,8 +227,19 @@ AVERAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", AVERAGES)
-@pytest.mark.parametrize("sparse_first", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "sparse_first"),
+    [
+        ("ema", True),
+        ("ema of buffers", False),
+        ("mean of buffers", True),
+        ("swa", False),
+        slow("ema", False),
+        slow("ema of buffers", True),
+        slow("mean of buffers", False),
+        slow("swa", True),
+    ],
+)
 def test_averaged_weights_are_as_sparse(tmp_path, kind, sparse_first):
     callbacks = [AVERAGES[kind](), SparseCallback()]
     callbacks = callbacks[::-1] if sparse_first else callbacks

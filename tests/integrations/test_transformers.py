@@ -85,9 +85,9 @@ def steps_of(trainer):
 @pytest.mark.parametrize(
     ("options", "steps", "every"),
     [
-        ({}, 40, 4),
+        pytest.param({}, 40, 4, marks=pytest.mark.slow),
         ({"gradient_accumulation_steps": 3}, 16, 2),
-        ({"max_grad_norm": 0.1}, 40, 4),
+        pytest.param({"max_grad_norm": 0.1}, 40, 4, marks=pytest.mark.slow),
         ({"bf16": True}, 40, 4),
         ({"max_steps": 25}, 25, 3),
         ({"optim": "adafactor", "lr_scheduler_type": "cosine"}, 40, 4),
@@ -111,7 +111,11 @@ def test_a_long_training_has_a_cycle_after_each_epoch_but_the_last(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("sparse-momentum", {}), ("rigl", {"every": 3}), pytest.param("set", {}, marks=pytest.mark.slow)],
+    [
+        ("sparse-momentum", {}),
+        pytest.param("rigl", {"every": 3}, marks=pytest.mark.slow),
+        pytest.param("set", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_training_ends_bit_for_bit_the_same(tmp_path, method, changes):
     options = {"save_strategy": "steps", "save_steps": 15, "method": method, "changes": changes}

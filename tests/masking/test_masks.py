@@ -19,16 +19,9 @@ from torch.nn.utils import parametrizations
 
 import sparsefx
 from sparsefx import ArgumentError, InvariantError
-from sparsefx.masking.masks import (
-    apply_masks,
-    attach_mask,
-    check_invariant,
-    detach_masks,
-    has_masks,
-    mask_of,
-    masked_weights,
-    zero_outside,
-)
+from sparsefx.masking.mask_record import has_masks, mask_of
+from sparsefx.masking.mask_values import zero_outside
+from sparsefx.masking.masks import apply_masks, attach_mask, check_invariant, detach_masks, masked_weights
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 

@@ -545,6 +545,7 @@ def test_gradients_are_those_of_the_original(trace: bool) -> None:
         assert parameter.grad is None or torch.equal(gradients[name], parameter.grad)
 
 
+@pytest.mark.slow
 def test_googlenet_and_its_auxiliary_heads() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -721,6 +722,29 @@ def test_a_model_that_traces_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert isinstance(sparsefx.sparsify(Net(), density=0.5), fx.GraphModule)
+
+
+class MadeFromSizes(nn.Module):
+    """Makes tensors from the sizes of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels = x.size(0), x.size(1)
+        rows = torch.arange(n, dtype=x.dtype)[:, None] + torch.ones(n, 1) + torch.full((n, 1), 2.0)
+        added = torch.zeros(n, channels) + torch.eye(n)[:, :1] + torch.linspace(0, 1, n)[:, None]
+        return self.layer(x) + rows + added
+
+
+def test_tensors_made_from_sizes_are_traced() -> None:
+    model = MadeFromSizes()
+    sparse = sparsefx.sparsify(model, density=1.0)  # a warning would say that it is not
+    assert isinstance(sparse, fx.GraphModule)
+    for rows in (2, 5):
+        x = torch.randn(rows, 4)
+        assert torch.equal(sparse(x), model(x))
 
 
 def test_without_tracing_class_and_methods_stay() -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from sparsefx.errors import ArgumentError, CheckpointError, CycleError
-from sparsefx.masking.masks import check_invariant, masked_weights, zero_outside
+from sparsefx.masking.mask_values import zero_outside
+from sparsefx.masking.masks import check_invariant, masked_weights
 from sparsefx.methods import method
 from sparsefx.methods.sparse_momentum import SparseMomentum
 

@@ -53,6 +53,12 @@ def test_the_default_follows_what_the_method_reads(name: str, momentum: float, s
     assert window.steps == steps
 
 
+def test_the_group_that_forgets_last_says_how_long_the_window_is() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "momentum": momentum} for momentum in (0.5, 0.9, 0.7)]
+    window = GradientWindow("auto", rules(), CountedCycles(5, 10), SGD(groups, lr=0.1))
+    assert window.steps == 44
+
+
 @properties(60)
 @given(st.integers(1, 12), st.integers(0, 6), st.integers(1, 60))
 def test_counted_cycles_open_a_window_before_each(every: int, steps: int, total: int) -> None:

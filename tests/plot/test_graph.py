@@ -111,7 +111,14 @@ def test_bars_are_as_long_as_the_counts_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("mlp", 8), ("lenet5", 32), ("residual", 32), ("mobile_net", 32), ("squeezenet", 32)]
+    ("name", "size"),
+    [
+        ("mlp", 8),
+        ("lenet5", 32),
+        ("residual", 32),
+        pytest.param("mobile_net", 32, marks=pytest.mark.slow),
+        pytest.param("squeezenet", 32, marks=pytest.mark.slow),
+    ],
 )
 def test_the_layers_of_networks_have_the_counts_of_the_report(name: str, size: int) -> None:
     compact = export(build(name, "both").float(), torch.randn(2, 3, size, size))

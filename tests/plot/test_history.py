@@ -54,7 +54,11 @@ def by_layer(records: list[CycleRecord], value: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("count", "shown"), [(1, lines), (10, lines), (11, rows), (40, rows)])
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("count", "shown"), [slow(1, lines), (10, lines), (11, rows), slow(40, rows)])
 def test_figures_hold_the_numbers_of_the_history(count: int, shown: Any) -> None:
     records = history([f"layer{i}" for i in range(count)], 5)
     densities = shown(drawn(plot.densities(records)).axes[0])

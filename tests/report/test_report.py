@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 import sparsefx
 from sparsefx import ArgumentError, ExportReport, ModelReport
 from sparsefx.masking.layers import mask_layer
+from sparsefx.passes.manager.pipeline import RegionReport
 from sparsefx.report.model_report import empty_channels
 
 
@@ -302,3 +304,25 @@ def test_models_without_values_are_refused() -> None:
         hollow = nn.Sequential(nn.Linear(4, 8))
     with pytest.raises(ArgumentError, match=r"0.weight of model is on the meta device .*to_empty"):
         sparsefx.report(hollow)
+
+
+@pytest.mark.parametrize(
+    ("region", "line"),
+    [
+        (RegionReport(("a",), None, None, True), "a: sparse kernels"),
+        (
+            RegionReport(("a", "b", "c"), 0.00123, 0.0041, False),
+            "a to c: dense kernels (dense 1.23 ms, sparse 4.10 ms)",
+        ),
+        (RegionReport(("a",), None, None, False, "it has a hook"), "a: dense kernels (it has a hook)"),
+    ],
+)
+def test_both_reports_say_alike_which_kernels_compute(region: RegionReport, line: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    described, exported = (
+        sparsefx.report(model),
+        sparsefx.export(model, (torch.ones(1, 2),)).report,
+    )
+    step = replace(exported.passes[0], regions=(region,))
+    for report in (replace(described, regions=(region,)), replace(exported, passes=(step,))):
+        assert line in str(report).splitlines()

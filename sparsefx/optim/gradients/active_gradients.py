@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from sparsefx.masking.masks import zero_outside
+from sparsefx.masking.mask_values import zero_outside
 from sparsefx.masking.sharding import local
 from sparsefx.optim.weights.weight_handles import WeightHandle
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
-from sparsefx.masking.masks import MaskedWeight, bare, is_masked_anywhere, masked_weights
+from sparsefx.masking.mask_record import is_masked_anywhere
+from sparsefx.masking.masks import MaskedWeight, bare, masked_weights
 from sparsefx.masking.sharding import gather_back
 from sparsefx.optim.weights.weight_handles import WeightHandle
 

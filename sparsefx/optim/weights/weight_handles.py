@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from sparsefx.cycle.positions.block import Block
-from sparsefx.masking.masks import MaskedWeight, zero_outside
+from sparsefx.masking.mask_values import zero_outside
+from sparsefx.masking.masks import MaskedWeight
 from sparsefx.masking.packing import Packing, packing_of
 from sparsefx.masking.sharding import block_of, count_true, is_sharded, local
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,14 @@ def test_every_network_is_in_a_table() -> None:
     assert set(WEIGHTS) | set(LAYERS) | {"lenet-300-100-norm"} == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", [name for name, row in SIZES.items() if row[4] is not None])
+def _counted() -> list[Any]:
+    """The networks whose multiply-adds a paper gives; large ones are slow tests."""
+    given = [name for name, row in SIZES.items() if row[4] is not None]
+    large = pytest.mark.slow
+    return [pytest.param(name, marks=large if "resnet-50" in name else []) for name in given]
+
+
+@pytest.mark.parametrize("name", _counted())
 def test_multiply_adds(name: str) -> None:
     chosen = network(name)
     flops = layer_flops(chosen.build(), (torch.zeros(1, *chosen.input_shape),))

@@ -46,7 +46,8 @@ def test_wide_resnets_of_mostafa_and_wang(sparsity: float, sparse: int, width: f
 
 
 @pytest.mark.parametrize(
-    ("width", "millions"), [(0.54, 8.17), pytest.param(0.46, 5.77, marks=pytest.mark.slow)]
+    ("width", "millions"),
+    [pytest.param(*row, marks=pytest.mark.slow) for row in [(0.54, 8.17), (0.46, 5.77)]],
 )
 def test_resnets_of_mostafa_and_wang(width: float, millions: float) -> None:
     assert round(parameters("resnet-50", width) / 1e6, 2) == millions
@@ -55,7 +56,7 @@ def test_resnets_of_mostafa_and_wang(width: float, millions: float) -> None:
     assert thin_width(network("resnet-50"), budget) == pytest.approx(width, abs=0.01)
 
 
-@pytest.mark.parametrize("thin", [WRN_28[0][3], WRN_28[-1][3]])
+@pytest.mark.parametrize("thin", [WRN_28[0][3], pytest.param(WRN_28[-1][3], marks=pytest.mark.slow)])
 def test_a_size_that_exists_is_met_exactly(thin: int) -> None:
     width = thin_width(network("wrn-28-2"), thin)
     assert parameters("wrn-28-2", width) == thin
@@ -74,7 +75,14 @@ def test_no_other_width_is_nearer(target: int) -> None:
 WIDTHS = {(max(1, int(300 * f / 1e4 + 0.5)), max(1, int(100 * f / 1e4 + 0.5))) for f in range(1, 10_001)}
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet-50-fan-in"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "resnet-50" else [])
+        for name in NETWORKS
+        if name != "resnet-50-fan-in"
+    ],
+)
 def test_size_rises_with_width(name: str) -> None:
     sizes = [parameters(name, step / 6) for step in range(1, 7)]
     assert sizes == sorted(set(sizes))

@@ -107,7 +107,14 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "density", "options"), KINDS)
+QUICK = ("sparse-momentum", "lottery-ticket", "layer-wise-obs", "hard-concrete", "thin-dense")
+"""What resumes in a way of its own: masks, rounds, scores of layers, a regulariser, another network."""
+
+
+@pytest.mark.parametrize(
+    ("method", "density", "options"),
+    [pytest.param(*kind, marks=[] if kind[0] in QUICK else pytest.mark.slow) for kind in KINDS],
+)
 def test_an_interrupted_run_ends_like_one_that_was_not(root, tmp_path, method, density, options):
     whole = experiment(root, method, density, options)
     expected = run(whole, tmp_path / "whole")

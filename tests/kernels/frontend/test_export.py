@@ -1,6 +1,7 @@
 """``export(kernels=...)``: the same function, in a module like any other."""
 
 import copy
+import functools
 import itertools
 import pickle
 import time
@@ -56,6 +57,18 @@ def model_and_input(images=2, size=24):
     return sparsefx.sparsify(model, density=0.4).eval(), torch.randn(images, 3, size, size)
 
 
+@functools.cache
+def _exported():
+    model, x = model_and_input()
+    return model, x, sparsefx.export(model, (x,), kernels="sparse")
+
+
+def exported():
+    """A model, an input and its export by sparse kernels, made once: to look at, not to change."""
+    model, x, compact = _exported()
+    return model, x.clone(), compact
+
+
 def regions_of(model):
     return [module for module in model.modules() if isinstance(module, SparseRegion)]
 
@@ -70,8 +83,7 @@ def close(output, expected):
 
 @torch.no_grad()
 def test_equals_the_model_at_every_size():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    model, _, compact = exported()
     for images, size in itertools.product([1, 2, 5, 16, 19], [24, 25, 31]):
         other = torch.randn(images, 3, size, size)
         close(compact(other), model(other))
@@ -92,7 +104,7 @@ def test_equals_networks_of_torchvision(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["residual", "mobile_net", "inception", "shuffle_net"])
+@pytest.mark.parametrize("name", [slow("residual"), "mobile_net", slow("inception"), "shuffle_net"])
 def test_equals_small_networks(name):
     torch.manual_seed(0)
     make, sizes = NETWORKS[name]
@@ -128,8 +140,7 @@ def test_is_a_module_like_any_other(tmp_path):
 
 @torch.no_grad()
 def test_is_exported_by_torch_with_any_batch_size(tmp_path):
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     program = torch.export.export(compact, (x,), dynamic_shapes=({0: torch.export.Dim("images")},))
     torch.export.save(program, tmp_path / "model.pt2")
     other = torch.randn(5, 3, 24, 24)
@@ -137,33 +148,30 @@ def test_is_exported_by_torch_with_any_batch_size(tmp_path):
 
 
 def test_the_operator_is_as_torch_wants_it():
-    model, x = model_and_input()
-    region = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0]
+    _, x, compact = exported()
+    region = regions_of(compact)[0]
     sample = ([x], region.tensors(), region.program)
     torch.library.opcheck(torch.ops.sparsefx.region.default, sample)
 
 
 @torch.no_grad()
 def test_is_compiled_without_a_break():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     compiled = torch.compile(compact, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), compact(x))
 
 
 @torch.no_grad()
 def test_bfloat16_is_computed_in_float32():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     output = copy.deepcopy(compact).bfloat16()(x.bfloat16())
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), compact(x), rtol=0.05, atol=0.05)
 
 
 def test_the_report_has_the_layers():
-    model, x = model_and_input()
-    dense = sparsefx.export(model, (x,)).report
-    report = sparsefx.export(model, (x,), kernels="sparse").report
+    model, x, compact = exported()
+    dense, report = sparsefx.export(model, (x,)).report, compact.report
     after = {change.name: change.after for change in dense.layers}
     for change in report.layers:
         assert change.after is not None
@@ -225,8 +233,7 @@ def test_double_precision_stays_dense():
 
 
 def test_gradients_are_refused():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     with pytest.raises(RuntimeError, match=r"give no gradients .* kernels='dense'"):
         compact(x.requires_grad_()).sum().backward()
 
@@ -241,8 +248,7 @@ def test_wrong_arguments():
 
 @torch.no_grad()
 def test_wrong_inputs():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     with pytest.raises(ValueError, match="argument 'x' has size 4 in dimension 1"):
         compact(torch.randn(2, 4, 24, 24))
     with pytest.raises(ArgumentError, match="take 4 dimensions"):
@@ -346,8 +352,7 @@ def test_padding_by_name(kernel, padding, taken):
 
 @torch.no_grad()
 def test_other_types_are_refused():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     region, x = regions_of(compact)[0], torch.ones(2, 3, 24, 24)
     for type_ in (torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float64):
         with pytest.raises(ArgumentError, match=r"compute in float32: give them torch\.float32"):
@@ -359,8 +364,7 @@ def test_other_types_are_refused():
 @torch.no_grad()
 @pytest.mark.parametrize("type_", [torch.float64, torch.bfloat16])
 def test_the_default_type_is_not_that_of_kernels(type_):
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     expected = compact(x)
     torch.set_default_dtype(type_)
     try:
@@ -372,8 +376,7 @@ def test_the_default_type_is_not_that_of_kernels(type_):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_tangents_are_refused():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     with pytest.raises(RuntimeError, match="give no gradients"):
         torch.func.jvp(compact, (x,), (torch.ones_like(x),))
     with torch.autograd.forward_ad.dual_level():
@@ -381,8 +384,7 @@ def test_tangents_are_refused():
 
 
 def test_an_export_is_not_exported_again():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     with pytest.raises(ArgumentError, match="exported already"):
         sparsefx.export(compact, (x,))
 
@@ -448,8 +450,8 @@ def test_threads_at_the_first_call_compute_the_same(monkeypatch):
 
 @torch.no_grad()
 def test_weights_without_memory_give_no_outputs():
-    model, x = model_and_input()
-    region = regions_of(sparsefx.export(model, (x,), kernels="sparse"))[0]
+    _, x, compact = exported()
+    region = regions_of(compact)[0]
     assert copy.deepcopy(region).to("meta")(x.to("meta")).is_meta
     with pytest.raises(ArgumentError, match="cpu and meta"):
         copy.deepcopy(region).to("meta")(x)
@@ -457,8 +459,7 @@ def test_weights_without_memory_give_no_outputs():
 
 @torch.no_grad()
 def test_weights_that_do_not_fit_are_not_loaded():
-    model, x = model_and_input()
-    compact = sparsefx.export(model, (x,), kernels="sparse")
+    _, x, compact = exported()
     expected = compact(x)
     forged = {name: tensor.clone() for name, tensor in compact.state_dict().items()}
     for name in forged:

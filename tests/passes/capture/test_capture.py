@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sparsefx.passes.capture.capture import Capture, capture, require_default
+from sparsefx.passes.capture.argument_guards import require_default
+from sparsefx.passes.capture.capture import Capture, capture
 from sparsefx.passes.running.examples import bind
 
 
