@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +18,21 @@ shards_on_cpus = pytest.mark.skipif(
 )
 
 
+LIMIT = 300
+"""Seconds after which ranks that wait for each other are stopped."""
+
+
 def launch(world, function, *args):
     """Call ``function(rank, *args)`` on every rank; what a rank raises fails the test with its traceback."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_one, (world, folder, function, args), nprocs=world, start_method=METHOD)
+        arguments = (world, folder, function, args)
+        ranks = mp.start_processes(_one, arguments, nprocs=world, join=False, start_method=METHOD)
+        ends = time.monotonic() + LIMIT
+        while not ranks.join(timeout=5):
+            if time.monotonic() > ends:
+                for process in ranks.processes:
+                    process.kill()
+                raise TimeoutError(f"{function.__name__} on {world} ranks takes more than {LIMIT} s")
 
 
 def _one(rank, world, folder, function, args):
