@@ -66,7 +66,8 @@ def sparsify(
         generator: source of the random masks; torch's default generator by default.
         example_inputs: positional arguments of ``model``, e.g. ``(x,)``. With them, the graphs are run beside
             the model's own forward, in training and in evaluation; where the results differ the model stays
-            Python, with a warning. A BatchNorm needs two samples in training.
+            Python, with a warning: one whose forward asks ``torch.is_grad_enabled()``, say, since a graph
+            has the branch with gradients. A BatchNorm needs two samples in training.
         example_kwargs: arguments of ``model`` that go by name, e.g. ``{"mask": mask}``, for the same.
 
     Returns:
