@@ -14,7 +14,7 @@ from sparsefx._common.inputs import call_of
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.frontend.training_backend import TrainingKernels
 from sparsefx.kernels.runtime import native
-from sparsefx.kernels.training.memory_pool import return_free_memory
+from sparsefx.kernels.training.memory_pool import POOL, return_free_memory
 from sparsefx.kernels.training.region import TrainingRegion
 from sparsefx.masking.masks import bare, check_unsharded, masked_weights
 from sparsefx.masking.packing import attach_packing, detach_packings, unpack_all
@@ -134,10 +134,13 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
             graphs[mode], found = _with_regions(model, before[0 if mode else 1], inputs, backend)
             reports = reports or found
     result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
-    added = [name for name, module in result.named_modules() if isinstance(module, TrainingRegion)]
-    keep_plain(result, PlainGraphs(*before, added, (*reports, *_outside(result, reports))))
+    regions = {name: one for name, one in result.named_modules() if isinstance(one, TrainingRegion)}
+    keep_plain(result, PlainGraphs(*before, [*regions], (*reports, *_outside(result, reports))))
     _detach_packings(result, reports)
     leave_packed_out(result)
+    for region in regions.values():
+        region.is_new = True
+    POOL.clear()
     return_free_memory()
     return result
 

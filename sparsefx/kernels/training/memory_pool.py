@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import weakref
 from threading import Lock
 
@@ -35,6 +36,11 @@ class MemoryPool:
         with self._lock:
             self._free = [*self._free, piece][-_MOST:]
 
+    def clear(self) -> None:
+        """Keep no piece."""
+        with self._lock:
+            self._free = []
+
     def lend(self, size: int) -> Tensor:
         """The same, uint8 ``[bytes]``, for as long as anything holds the tensor, which autograd may do."""
         piece = self.take(size)
@@ -46,10 +52,15 @@ class MemoryPool:
 POOL = MemoryPool()
 
 
-def return_free_memory() -> None:
+def return_free_memory(*, circles: bool = False) -> None:
     """Give what was freed back to the operating system, where the C library can: it would keep it for long.
 
     Making a plan, or recording a graph, needs much memory for a moment and in small pieces.
+
+    Args:
+        circles: find first what only refers to itself, as the graphs of a model that is no longer used do.
     """
+    if circles:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

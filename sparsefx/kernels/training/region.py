@@ -56,6 +56,10 @@ class TrainingRegion(nn.Module):
         normalisations: the layers of its normalisations, in order.
         flattened: which of the outputs are images that are returned as rows.
         dropouts: those that make the program's noises, in order.
+
+    Attributes:
+        program: what it computes.
+        is_new: whether no weights were packed since the model was finished.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class TrainingRegion(nn.Module):
             *_names("norm ", self._normalisations),
         )
         self._steps: dict[Any, Any] = {}
+        self.is_new = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": {}}
@@ -140,7 +145,9 @@ class TrainingRegion(nn.Module):
         """Pack the weights that are masked."""
         were_dense = [layer.pack() for layer in self._convolutions]
         if any(were_dense):
-            return_free_memory()
+            # When training begins, the model that was accelerated is often not needed any more.
+            return_free_memory(circles=self.is_new)
+            self.is_new = False
 
     def unpack(self) -> None:
         """Let all weights be dense until the next forward pass."""
