@@ -102,7 +102,7 @@ class AveragedGradients:
         self._is_queued, self._is_done = False, True
         parameters = [packing.parameter for packing in self._packings if packing.parameter.requires_grad]
         gradients = [_gradient_or_zeros(parameter) for parameter in parameters]
-        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device="cpu")
         flat = torch.cat([present, *(gradient.flatten() for gradient in gradients)])
         dist.all_reduce(flat, group=self._group)
         counts, *sums = flat.split([len(parameters), *(gradient.numel() for gradient in gradients)])

@@ -63,7 +63,7 @@ class Packing:
     def __init__(self, holders: Sequence[tuple[nn.Module, str, str]]) -> None:
         self._module, self._name, self._mask = holders[0]
         self.shape = self.parameter.shape
-        self.positions = torch.empty(0, dtype=torch.int64)
+        self.positions = torch.empty(0, dtype=torch.int64, device="cpu")
         self.version = 0
         self._seen: Any = None
         self._held: set[str] = set()

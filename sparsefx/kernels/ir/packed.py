@@ -67,7 +67,7 @@ class Weights:
         """Three vectors: rows and codes of 32 bits; codes of 16 bits; values, then biases, in float32."""
         types = (torch.int32, torch.int16, torch.float32)
         indices, codes, values = (
-            torch.cat([torch.empty(0, dtype=type_), *listed])
+            torch.cat([torch.empty(0, dtype=type_, device="cpu"), *listed])
             for type_, listed in zip(types, (self._indices, self._codes, self._values), strict=True)
         )
         return indices, codes, values
@@ -131,7 +131,7 @@ def begins_of(row: Tensor, column: Tensor, rows: int, columns: int, width: int) 
         width: columns of a segment.
     """
     segments = -(-columns // width)
-    begins = torch.zeros(rows * segments + 1, dtype=torch.int32)
+    begins = torch.zeros(rows * segments + 1, dtype=torch.int32, device="cpu")
     begins[1:] = (row * segments + column // width).bincount(minlength=rows * segments).cumsum(0)
     return begins
 
@@ -153,16 +153,18 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, width: int) -> Packed
     rows = begins_of(channel_out, channel, out, inputs * groups, width)
     taps = flat.shape[2]
     codes = (channel * taps + tap).to(torch.int16 if are_short(inputs * groups * taps) else torch.int32)
-    filled = torch.zeros(out, dtype=torch.float32) if bias is None else bias.detach().float().clone()
+    filled = (
+        torch.zeros(out, dtype=torch.float32, device="cpu") if bias is None else bias.detach().float().clone()
+    )
     return Packed(rows, codes, values, filled)
 
 
 def unpack(packed: Packed, shape: tuple[int, ...], groups: int) -> Tensor:
     """The weight of this shape that was packed, in float32."""
     out, inputs = shape[:2]
-    weight = torch.zeros(out, inputs, *shape[2:], dtype=torch.float32).reshape(out, inputs, -1)
+    weight = torch.zeros(out, inputs, *shape[2:], dtype=torch.float32, device="cpu").reshape(out, inputs, -1)
     counts = packed.rows.diff().long()
-    channel_out = torch.arange(len(counts)).repeat_interleave(counts) // (len(counts) // out)
+    channel_out = torch.arange(len(counts), device="cpu").repeat_interleave(counts) // (len(counts) // out)
     codes, taps = packed.codes.long(), weight.shape[2]
     weight[channel_out, codes // taps - channel_out // (out // groups) * inputs, codes % taps] = packed.values
     return weight.reshape(shape)

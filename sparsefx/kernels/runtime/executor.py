@@ -62,7 +62,7 @@ def _run_apart(cells_of_slots: Sequence[Sequence[Cells]]) -> None:
 
 
 def _allocate(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _as_rows(program: RegionProgram, tensor: Tensor) -> Tensor:

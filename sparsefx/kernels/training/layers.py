@@ -31,7 +31,7 @@ class ConvolutionLayer:
     def __init__(self, module: nn.Module, item: SparseConvolution) -> None:
         self.module, self.item = module, item
         self._version: Any = None
-        self._positions = torch.empty(0, dtype=torch.int64)
+        self._positions = torch.empty(0, dtype=torch.int64, device="cpu")
         self._patterns: dict[tuple[DHW, bool], Pattern] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class ConvolutionLayer:
         if packing is None:
             version: Any = "dense"
             if self._version != version:
-                self._set(torch.arange(self.module.get_parameter("weight").numel()), version)
+                self._set(torch.arange(self.module.weight.numel(), device="cpu"), version)
             return version, False
         if self._version != packing.version:
             self._set(packing.positions, packing.version)
@@ -94,7 +94,9 @@ class ConvolutionLayer:
             item = self.item.flattened
             size = (1, 1, 1) if self.item.whole else size
             count = item.out_channels * item.in_channels // item.groups * int(np.prod(item.kernel))
-            self._patterns[key] = Pattern(item, size, torch.arange(count) if every else self._positions)
+            self._patterns[key] = Pattern(
+                item, size, torch.arange(count, device="cpu") if every else self._positions
+            )
         return self._patterns[key]
 
 

@@ -148,8 +148,8 @@ class Pattern:
         item, count = self.item, max(1, len(phase.taps))
         own = None
         if count < math.prod(item.kernel) or not phase.taps:
-            number = torch.full((math.prod(item.kernel),), -1)
-            number[list(phase.taps)] = torch.arange(len(phase.taps))
+            number = torch.full((math.prod(item.kernel),), -1, device="cpu")
+            number[list(phase.taps)] = torch.arange(len(phase.taps), device="cpu")
             own = (number[tap] >= 0).nonzero().flatten()
             out, channel, tap = out[own], channel[own], number[tap[own]]
         # What is sorted is by output channel already, so an order by input channel that keeps it is enough.

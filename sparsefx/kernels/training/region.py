@@ -345,4 +345,6 @@ def _empty_step(
     ctx.run, ctx.shapes = None, [tensor.shape for tensor in tensors]
     for layer in region._normalisations:
         layer.count()
-    return tuple(torch.empty(shape, dtype=torch.float32) for shape in region.output_shapes(0, images))
+    return tuple(
+        torch.empty(shape, dtype=torch.float32, device="cpu") for shape in region.output_shapes(0, images)
+    )

@@ -8,6 +8,7 @@ from training_networks import Add, Concatenate, Network, check_step, twins, whol
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.training.forms import as_int32
+from sparsefx.kernels.training.memory_pool import POOL
 
 X = torch.zeros(5, 2, 6, 6)
 
@@ -96,6 +97,7 @@ def test_torchs_default_type_and_device_do_not_matter():
     pair = twins(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), X, 0.5, seed=0, integers=False)
     x = whole_numbers(*X.shape)
     torch.set_default_dtype(torch.float64)
+    POOL.clear()
     try:
         with torch.device("meta"):
             output = pair.fast(x)
