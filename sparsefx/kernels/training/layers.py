@@ -71,7 +71,7 @@ class ConvolutionLayer:
         if packing is None:
             version: Any = "dense"
             if self._version != version:
-                self._set(torch.arange(self.module.weight.numel(), device="cpu"), version)
+                self._set(torch.arange(self.tensors[0].numel(), device="cpu"), version)
             return version, False
         if self._version != packing.version:
             self._set(packing.positions, packing.version)
