@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from torch import fx, nn
@@ -136,7 +136,7 @@ def _accelerate(model: TwoModeGraphModule, inputs: tuple[Any, ...], measured: bo
     result = TwoModeGraphModule(model, graphs[True], graphs[False], model.__dict__.get("_held_back"))
     regions = {name: one for name, one in result.named_modules() if isinstance(one, TrainingRegion)}
     keep_plain(result, PlainGraphs(*before, [*regions], (*reports, *_outside(result, reports))))
-    _detach_packings(result, reports)
+    _detach_packings(result, reports, _read_weights(graphs.values()))
     leave_packed_out(result)
     for region in regions.values():
         region.is_new = True
@@ -171,12 +171,19 @@ def _outside(model: nn.Module, reports: Sequence[RegionReport]) -> Iterator[Regi
             yield RegionReport((name,), None, None, False, reason)
 
 
-def _detach_packings(model: nn.Module, reports: Sequence[RegionReport]) -> None:
-    """Let only those weights be packed whose layers are all in regions."""
+def _read_weights(graphs: Iterable[fx.Graph]) -> set[str]:
+    """What graphs read by name, as ``layer.weight`` in a forward, beside what layers read themselves."""
+    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+
+
+def _detach_packings(model: nn.Module, reports: Sequence[RegionReport], read: set[str]) -> None:
+    """Let only those weights be packed whose layers are all in regions, and that nothing else reads."""
+    shared = {id(model.get_parameter(name)) for name in read if name in dict(model.named_parameters())}
     taken = {name for report in reports if report.taken for name in report.layers}
     modules = {id(model.get_submodule(name)) for name in taken}
     for masked in masked_weights(model):
-        if not {id(module) for module, _, _ in masked.holders} <= modules:
+        in_regions = {id(module) for module, _, _ in masked.holders} <= modules
+        if not in_regions or id(masked.weight) in shared:
             for module, _, _ in masked.holders:
                 detach_packings(module)
     unpack_all(model)  # optimizers may ask for the shapes of weights

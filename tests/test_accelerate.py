@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx import ArgumentError, accelerate, sparsify
+from sparsefx.kernels.training.memory_pool import POOL
 from sparsefx.kernels.training.region import TrainingRegion
 
 X = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -209,3 +210,46 @@ def test_pickle_keeps_the_regions(sparse: nn.Module):
 def test_auto_computes_the_same(sparse: nn.Module):
     fast = accelerate(sparse, (X,)).eval()
     torch.testing.assert_close(fast(X), sparse.eval()(X), rtol=1e-4, atol=1e-5)
+
+
+def test_a_validation_in_inference_mode_comes_before_training(sparse: nn.Module):
+    POOL.clear()
+    model = accelerate(sparse, (X,), kernels="sparse")
+    with torch.inference_mode():
+        model.eval()(X)
+        model.state_dict()
+        model(X)
+    for _ in range(2):
+        model.train()(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class Tied(nn.Module):
+    """Reads a layer's weight beside the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x).relu()
+        return self.second(y).sum(1, keepdim=True) + y @ self.first.weight + self.second.weight.mean()
+
+
+def test_weights_that_the_forward_reads_stay_dense() -> None:
+    x = torch.randn(9, 6)
+    plain = sparsefx.sparsify(Tied(), 0.4, seed=0)
+    fast = sparsefx.accelerate(plain, (x,), kernels="sparse")
+    for model in (plain, fast):
+        model(x).square().sum().backward()
+    for (name, expected), (_, actual) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, msg=name, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_that_comes_later_is_told_of(sparse: nn.Module):
+    model = accelerate(sparse, (X,), kernels="sparse")
+    handle = next(m for m in model.modules() if isinstance(m, nn.Linear)).register_forward_hook(print)
+    with pytest.warns(UserWarning, match="a MaskedLinear has a hook since it was accelerated"):
+        model(X)
+    model(X)  # once
+    handle.remove()

@@ -48,6 +48,11 @@ _restored: Any = weakref.WeakSet()
 """Packings of copies and of what was loaded, which are registered when somebody asks for packings."""
 
 
+def _ordinary_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function make tensors that can be trained on, where it is first called in a validation, too."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
+
+
 class Packing:
     """How one masked weight is packed.
 
@@ -114,7 +119,7 @@ class Packing:
         elif self.version:
             self._change_states([optimizer], self._dense, self.positions.shape)
 
-    @torch.no_grad()
+    @_ordinary_tensors
     def pack(self) -> None:
         """Keep the active values alone; nothing where they are packed already."""
         self._register()
@@ -125,7 +130,7 @@ class Packing:
         if "ranks" not in self._held:
             self._change(self._packed, self.shape)
 
-    @torch.no_grad()
+    @_ordinary_tensors
     def unpack(self) -> None:
         """Keep the weight with its zeros; nothing where it is dense already."""
         self._register()
@@ -145,7 +150,7 @@ class Packing:
         self._find_positions()
         return self._packed(self.parameter)
 
-    @torch.no_grad()
+    @_ordinary_tensors
     def set_values(self, values: Tensor) -> None:
         """Give the active positions other values, [active]."""
         self.parameter.copy_(values if self.is_packed else self._dense(values))
@@ -178,7 +183,7 @@ class Packing:
             )
         self.hold("ranks")
 
-    @torch.no_grad()
+    @_ordinary_tensors
     def _find_positions(self) -> None:
         mask: Any = self._module._buffers[self._mask]
         seen = id(mask), mask._version

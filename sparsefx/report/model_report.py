@@ -114,7 +114,7 @@ def _region_notes(regions: Sequence[RegionReport]) -> list[str]:
     if not regions:
         return []
     taken = [len(region.layers) for region in regions if region.taken]
-    total = f"{sum(taken)} layers train by sparse kernels, in {len(taken)} regions"
+    total = f"{sum(taken)} layers train by sparse kernels, in {len(taken)} region{'s' * (len(taken) != 1)}"
     return [total, *map(str, regions)]
 
 

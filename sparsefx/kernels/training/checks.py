@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.ir.program import DHW
@@ -47,17 +47,25 @@ def check_inputs(program: TrainingProgram, inputs: Sequence[Tensor]) -> None:
             )
         if tensor.dtype not in types:
             raise ArgumentError(
-                f"an input is of {tensor.dtype}; sparse kernels compute in float32: input.float()"
+                f"an input is of {tensor.dtype}; sparse kernels compute in float32: input.float(), and a "
+                "model in float32; torch.autocast may be around"
             )
         dims = 2 if index in program.flat or not program.dims else program.dims + 2
         if tensor.dim() != dims:
             raise ArgumentError(
-                f"an input of {tuple(tensor.shape)} has not {dims} dimensions, as the example had"
+                f"an input of {tuple(tensor.shape)} has not {dims} dimensions, as the example had; "
+                "give a batch of samples"
             )
         if len(tensor) != len(inputs[0]):
             raise ArgumentError(
                 f"inputs have {len(inputs[0])} and {len(tensor)} images; give as many of each"
             )
+
+
+def first_hooked(layers: Sequence[nn.Module]) -> nn.Module | None:
+    """The first of a region's layers with a hook, which kernels do not call; None if there is none."""
+    hooked = (one for one in layers if one._forward_hooks or one._forward_pre_hooks or one._backward_hooks)
+    return next(hooked, None)
 
 
 def check_parameters(tensors: Sequence[Tensor]) -> None:

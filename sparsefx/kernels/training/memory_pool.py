@@ -29,7 +29,8 @@ class MemoryPool:
                 chosen = min(fitting, key=Tensor.numel)
                 self._free = [piece for piece in self._free if piece is not chosen]
                 return chosen
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+        with torch.inference_mode(False):  # a piece that a validation has made is trained with later
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
 
     def give_back(self, piece: Tensor) -> None:
         """Let others use a piece: uint8 ``[bytes]``."""

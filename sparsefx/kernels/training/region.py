@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 
 from sparsefx.errors import ArgumentError
 from sparsefx.kernels.runtime.threads import available_threads
-from sparsefx.kernels.training.checks import Image, check_inputs, check_parameters, images_of
+from sparsefx.kernels.training.checks import Image, check_inputs, check_parameters, first_hooked, images_of
 from sparsefx.kernels.training.forms import TensorForm, contiguous_form
 from sparsefx.kernels.training.layers import ConvolutionLayer, NormalisationLayer
 from sparsefx.kernels.training.memory_pool import POOL, return_free_memory
@@ -84,7 +85,7 @@ class TrainingRegion(nn.Module):
             *_names("norm ", self._normalisations),
         )
         self._steps: dict[Any, Any] = {}
-        self.is_new = True
+        self.is_new, self._has_told = True, False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": {}}
@@ -109,6 +110,7 @@ class TrainingRegion(nn.Module):
                 "was not accelerated"
             )
         check_inputs(self.program, rows)
+        self._tell_of_hooks()
         rows += self._noises(rows)
         versions = self.versions()
         parameters = self.trained()
@@ -122,6 +124,23 @@ class TrainingRegion(nn.Module):
             for output, flat in zip(outputs, self._flattened, strict=True)
         )
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _tell_of_hooks(self) -> None:
+        """Warn once of hooks that came after the region, and are not called."""
+        hooked = None if self._has_told else first_hooked(self.layers)
+        if hooked is not None:
+            self._has_told = True
+            warnings.warn(
+                f"a {type(hooked).__name__} has a hook since it was accelerated, which sparse kernels do not "
+                "call; register it before sparsefx.accelerate, which leaves the layer to torch then",
+                stacklevel=2,
+            )
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that it stands for, but for those without parameters and settings."""
+        convolutions = (layer.module for layer in self._convolutions)
+        return [*convolutions, *(layer.module for layer in self._normalisations), *self._dropouts]
 
     def _noises(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """What each dropout multiplies by, ``[N, C, *size]``, by torch's generator."""
