@@ -78,12 +78,17 @@ def gelu_tanh(code: Code, x: IRValue) -> IRValue:
     return code.fmul(code.fmul(x, constant(0.5)), code.fadd(inner, constant(1.0)))
 
 
-def mish(code: Code, x: IRValue) -> IRValue:
-    """X times the hyperbolic tangent of ln(1 + exp(x)): of n / (n + 2) with n = exp(x) (exp(x) + 2)."""
+def mish_factor(code: Code, x: IRValue) -> IRValue:
+    """The hyperbolic tangent of ln(1 + exp(x)): n / (n + 2) with n = exp(x) (exp(x) + 2)."""
     power = exponential(code, code.select(code.fcmp_ordered(">", x, constant(20.0)), constant(20.0), x))
     n = code.fmul(power, code.fadd(power, constant(2.0)))
     factor = code.fdiv(n, code.fadd(n, constant(2.0)))
-    return code.fmul(x, code.select(code.fcmp_ordered("<", x, constant(-88.0)), constant(0.0), factor))
+    return code.select(code.fcmp_ordered("<", x, constant(-88.0)), constant(0.0), factor)
+
+
+def mish(code: Code, x: IRValue) -> IRValue:
+    """X times its factor."""
+    return code.fmul(x, mish_factor(code, x))
 
 
 def elu(code: Code, x: IRValue) -> IRValue:

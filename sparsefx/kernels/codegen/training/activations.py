@@ -10,6 +10,7 @@ from sparsefx.kernels.codegen.functions import (
     FUNCTIONS,
     constant,
     exponential,
+    mish_factor,
     normal,
     sigmoid,
     tanh,
@@ -61,9 +62,7 @@ def _silu(code: Code, x: IRValue) -> IRValue:
 
 def _mish(code: Code, x: IRValue) -> IRValue:
     """Of x t, where t is the hyperbolic tangent of ln(1 + exp(x)), whose slope is the sigmoid."""
-    power = exponential(code, code.select(code.fcmp_ordered(">", x, constant(20.0)), constant(20.0), x))
-    n = code.fmul(power, code.fadd(power, constant(2.0)))
-    t = code.fdiv(n, code.fadd(n, constant(2.0)))
+    t = mish_factor(code, x)
     inner = code.fmul(_rest_of_square(code, t), sigmoid(code, x))
     return code.call_vector("llvm.fma", x, inner, t)
 
