@@ -178,7 +178,8 @@ def _read_weights(graphs: Iterable[fx.Graph]) -> set[str]:
 
 def _detach_packings(model: nn.Module, reports: Sequence[RegionReport], read: set[str]) -> None:
     """Let only those weights be packed whose layers are all in regions, and that nothing else reads."""
-    shared = {id(model.get_parameter(name)) for name in read if name in dict(model.named_parameters())}
+    named = model.named_parameters(remove_duplicate=False)
+    shared = {id(parameter) for name, parameter in named if name in read}
     taken = {name for report in reports if report.taken for name in report.layers}
     modules = {id(model.get_submodule(name)) for name in taken}
     for masked in masked_weights(model):
